@@ -1,0 +1,16 @@
+//! The crate's error: each module's own, wrapped without a second message.
+
+/// Any error of the crate; its message is the inner module's, one line: what, where, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Data(#[from] crate::data::Error),
+    #[error(transparent)]
+    Hooks(#[from] crate::hooks::Error),
+    #[error(transparent)]
+    Model(#[from] crate::model::Error),
+    #[error(transparent)]
+    Store(#[from] crate::store::Error),
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;

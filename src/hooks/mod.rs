@@ -1,0 +1,5 @@
+//! Front door of `hooks`.
+
+/// What can go wrong in this module.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {}

@@ -1,0 +1,10 @@
+//! streamgauge: runs Mistral-family language models over large datasets and reads any activation at full speed.
+
+pub mod data;
+pub mod hooks;
+pub mod model;
+pub mod store;
+pub mod sys;
+
+mod error;
+pub use error::{Error, Result};
