@@ -1,5 +1,27 @@
-//! Front door of `hooks`.
+//! Hook points of the forward pass, and what can be asked at them.
+//!
+//! [`HookPoint`] names one place (canonical, Hugging Face and TransformerLens-Bridge spellings),
+//! [`HookPattern`] many; [`Selection`] picks rows of a sample, [`Reduction`] shrinks what is kept,
+//! and a [`TapSpec`] (`PATTERN[@SELECTION][|REDUCTION]`) resolves to [`Tap`]s against a model's [`Dims`].
+//! Nothing here runs a model: names in, positions and shapes out. The table for users is `docs/hooks.md`.
 
-/// What can go wrong in this module.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {}
+mod alias;
+mod dims;
+mod error;
+mod nearest;
+mod number;
+mod pattern;
+mod point;
+mod reduction;
+mod rows;
+mod selection;
+mod tap;
+
+pub use dims::Dims;
+pub use error::{Error, Result};
+pub use pattern::{HookPattern, Resolved};
+pub use point::{HookPoint, Site};
+pub use reduction::Reduction;
+pub use rows::{SampleView, SelectedRows, TokenSpan, TokenTurn};
+pub use selection::Selection;
+pub use tap::{Tap, TapSpec};
