@@ -4,6 +4,8 @@
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
+    Backend(#[from] crate::backend::Error),
+    #[error(transparent)]
     Data(#[from] crate::data::Error),
     #[error(transparent)]
     Hooks(#[from] crate::hooks::Error),

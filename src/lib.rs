@@ -1,6 +1,8 @@
 //! streamgauge: runs Mistral-family language models over large datasets and reads any activation at full speed.
 
+pub mod backend;
 pub mod data;
+pub mod engine;
 pub mod hooks;
 pub mod model;
 pub mod store;

@@ -1,0 +1,113 @@
+//! Where one tap's rows of one batch go, and what is done to a row on its way.
+
+use std::sync::Arc;
+
+/// What a row is stored as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SinkDtype {
+    F32,
+    F16,
+    BF16,
+}
+
+impl SinkDtype {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            SinkDtype::F32 => 4,
+            SinkDtype::F16 | SinkDtype::BF16 => 2,
+        }
+    }
+}
+
+/// What becomes of a row (`[width]`, after the choice of heads) before it is stored.
+#[derive(Debug, Clone)]
+pub enum Reduce {
+    /// The row as it is.
+    None,
+    /// One row per sample: the mean of its selected rows, summed in f64 in row order.
+    Mean,
+    /// Projection on directions, `[n_dirs, width]`: `[n_dirs]` per row.
+    Dot(Arc<[f32]>),
+    /// L2 norm: `[1]` per row.
+    Norm,
+    /// The largest `K` components, largest first, ties by the lower index: values `[K]` and indices `[K]`.
+    TopK(usize),
+    /// As `TopK`, of the row's log-softmax.
+    LogProbTopK(usize),
+}
+
+/// What does not change from batch to batch.
+#[derive(Debug, Clone)]
+pub struct SinkSpec {
+    /// Columns of the activation to keep, as ranges in order; empty: all of them.
+    pub columns: Vec<std::ops::Range<usize>>,
+    /// For ragged points: the query heads to keep, in order; empty: all of them.
+    pub heads: Vec<usize>,
+    pub reduce: Reduce,
+    pub dtype: SinkDtype,
+}
+
+impl SinkSpec {
+    /// The whole row, as f32.
+    pub fn plain() -> Self {
+        SinkSpec { columns: Vec::new(), heads: Vec::new(), reduce: Reduce::None, dtype: SinkDtype::F32 }
+    }
+
+    /// Width of a stored row, given the activation's.
+    pub fn stored_width(&self, act_width: usize) -> usize {
+        let width = self.width(act_width);
+        match &self.reduce {
+            Reduce::None | Reduce::Mean => width,
+            Reduce::Dot(directions) => directions.len() / width,
+            Reduce::Norm => 1,
+            Reduce::TopK(k) | Reduce::LogProbTopK(k) => *k,
+        }
+    }
+
+    /// Width after the choice of columns, before the reduction.
+    pub fn width(&self, act_width: usize) -> usize {
+        if self.columns.is_empty() { act_width } else { self.columns.iter().map(|c| c.len()).sum() }
+    }
+}
+
+/// One tap's share of one batch: which rows, and the memory they go to.
+#[derive(Debug)]
+pub struct Sink<'s> {
+    pub spec: Arc<SinkSpec>,
+    /// Rows of the batch, rising.
+    pub rows: Vec<u32>,
+    /// How many of `rows` belong to each sample of the batch, in order. Sums to `rows.len()`.
+    pub per_sample: Vec<u32>,
+    /// The stored rows, `[rows or samples, …]`; for ragged points each sample's `[heads, rows, tokens]` in turn.
+    pub bytes: &'s mut [u8],
+    /// For `TopK` and `LogProbTopK`: the indices, I32 `[rows, K]`.
+    pub index: Option<&'s mut [u8]>,
+    /// How far the sink is written (rows seen); `emit_rows` goes on from here.
+    pub(super) seen: usize,
+    /// Running sum of the sample whose mean is being taken.
+    pub(super) sum: Vec<f64>,
+}
+
+impl<'s> Sink<'s> {
+    /// A sink that nothing has been written to.
+    pub fn new(
+        spec: Arc<SinkSpec>,
+        rows: Vec<u32>,
+        per_sample: Vec<u32>,
+        bytes: &'s mut [u8],
+        index: Option<&'s mut [u8]>,
+    ) -> Self {
+        debug_assert_eq!(per_sample.iter().sum::<u32>() as usize, rows.len());
+        Sink { spec, rows, per_sample, bytes, index, seen: 0, sum: Vec::new() }
+    }
+
+    /// True if an op may write into the sink's memory itself: every row of the batch, whole and as f32.
+    pub fn is_direct(&self, batch_rows: usize) -> bool {
+        self.rows.len() == batch_rows
+            && self.spec.columns.is_empty()
+            && self.spec.dtype == SinkDtype::F32
+            && matches!(self.spec.reduce, Reduce::None)
+            && self.bytes.as_ptr().addr().is_multiple_of(align_of::<f32>())
+    }
+}

@@ -1,0 +1,124 @@
+//! The transformer, once for every backend: each hook point is one line, in the order of the pass.
+
+use std::ops::ControlFlow::{self, Break, Continue};
+
+use super::Plan;
+use crate::backend::{Act, Ops, SinkId, Weight};
+use crate::hooks::{HookPoint, Site};
+
+/// Runs the batch that `ops` holds, feeding every tap of the plan, and ends after the last hook point that has one.
+pub fn forward(ops: &mut impl Ops, n_layers: usize, plan: &Plan) {
+    if plan.last().is_some() {
+        let _ = transformer(&mut Flow { ops, plan }, n_layers);
+    }
+}
+
+fn transformer(f: &mut Flow<impl Ops>, n_layers: usize) -> ControlFlow<()> {
+    use Act::*;
+    f.write(Site::Embed, 0, ResidPre, |o, x| o.embed(x))?;
+    for l in 0..n_layers {
+        f.read(Site::ResidPre, l, ResidPre)?;
+        f.norm([Site::Ln1Scale, Site::Ln1Normalized, Site::Ln1Out], l, ResidPre, Weight::Ln1(l))?;
+        f.write(Site::Q, l, Q, |o, q| o.linear(Normed, Weight::Q(l), q))?;
+        f.write(Site::K, l, K, |o, k| o.linear(Normed, Weight::K(l), k))?;
+        f.write(Site::V, l, V, |o, v| o.linear(Normed, Weight::V(l), v))?;
+        f.write(Site::RotQ, l, RotQ, |o, q| o.rope(Q, q))?;
+        f.write(Site::RotK, l, RotK, |o, k| o.rope(K, k))?;
+        f.attention(l, |o, z, scores, patterns| o.attention(z, scores, patterns))?;
+        f.on_rows(Site::Result, l, HeadOut, |o, rows, r| o.head_results(rows, l, r))?;
+        f.write(Site::AttnOut, l, AttnOut, |o, a| o.linear(Z, Weight::O(l), a))?;
+        f.write(Site::ResidMid, l, ResidMid, |o, x| o.add(ResidPre, AttnOut, x))?;
+        f.norm([Site::Ln2Scale, Site::Ln2Normalized, Site::Ln2Out], l, ResidMid, Weight::Ln2(l))?;
+        f.write(Site::MlpPre, l, Gate, |o, g| o.linear(Normed, Weight::Gate(l), g))?;
+        f.write(Site::MlpPreLinear, l, Up, |o, u| o.linear(Normed, Weight::Up(l), u))?;
+        f.write(Site::MlpPost, l, Post, |o, p| o.swiglu(p))?;
+        f.write(Site::MlpOut, l, MlpOut, |o, m| o.linear(Post, Weight::Down(l), m))?;
+        f.write(Site::ResidPost, l, ResidPost, |o, x| o.add(ResidMid, MlpOut, x))?;
+        f.ops.swap(ResidPre, ResidPost); // the block's output is the next one's input
+    }
+    f.norm([Site::LnFinalScale, Site::LnFinalNormalized, Site::LnFinalOut], 0, ResidPre, Weight::LnFinal)?;
+    f.on_rows(Site::Logits, 0, Logits, |o, rows, y| o.linear_rows(Normed, rows, Weight::LmHead, y))
+}
+
+/// The pass under way; `Break` once the last tap is served.
+struct Flow<'a, O> {
+    ops: &'a mut O,
+    plan: &'a Plan,
+}
+
+/// Rows of logits or per-head results that exist at a time: they are wide (V or H·d).
+const WIDE_ROWS: usize = 128;
+
+impl<'a, O: Ops> Flow<'a, O> {
+    /// Runs `op`, which writes `act`, into the hook point's first willing sink or the backend's own memory; then taps it.
+    fn write(&mut self, site: Site, layer: usize, act: Act, op: impl FnOnce(&mut O, Act)) -> ControlFlow<()> {
+        self.destine(site, layer, act);
+        op(self.ops, act);
+        self.read(site, layer, act)
+    }
+
+    /// Feeds the taps of a hook point whose value `act` holds.
+    fn read(&mut self, site: Site, layer: usize, act: Act) -> ControlFlow<()> {
+        for &sink in self.sinks(site, layer) {
+            self.ops.emit(act, sink);
+        }
+        self.after(site, layer)
+    }
+
+    /// RMSNorm and its three hook points.
+    fn norm(&mut self, sites: [Site; 3], layer: usize, x: Act, gain: Weight) -> ControlFlow<()> {
+        let acts = [Act::NormScale, Act::Normalized, Act::Normed];
+        for (&site, act) in sites.iter().zip(acts) {
+            self.destine(site, layer, act);
+        }
+        let normalized = !self.sinks(sites[1], layer).is_empty();
+        self.ops.rms_norm(x, gain, normalized, Act::Normed);
+        for (site, act) in sites.into_iter().zip(acts) {
+            self.read(site, layer, act)?;
+        }
+        Continue(())
+    }
+
+    /// Attention and its three hook points; scores and patterns go from the op to their sinks.
+    fn attention(&mut self, layer: usize, op: impl FnOnce(&mut O, Act, &[SinkId], &[SinkId])) -> ControlFlow<()> {
+        self.destine(Site::Z, layer, Act::Z);
+        let (scores, patterns) = (self.sinks(Site::AttnScores, layer), self.sinks(Site::Pattern, layer));
+        op(self.ops, Act::Z, scores, patterns);
+        self.after(Site::AttnScores, layer)?;
+        self.after(Site::Pattern, layer)?;
+        self.read(Site::Z, layer, Act::Z)
+    }
+
+    /// A hook point that is computed only when tapped and only on the rows tapped, a few at a time.
+    fn on_rows(&mut self, site: Site, layer: usize, act: Act, op: impl Fn(&mut O, &[u32], Act)) -> ControlFlow<()> {
+        let sinks = self.sinks(site, layer);
+        let mut rows: Vec<u32> = sinks.iter().flat_map(|&s| self.ops.sink_rows(s)).copied().collect();
+        rows.sort_unstable();
+        rows.dedup();
+        self.ops.unbind(act);
+        for rows in rows.chunks(WIDE_ROWS) {
+            op(self.ops, rows, act);
+            for &sink in sinks {
+                self.ops.emit_rows(act, rows, sink);
+            }
+        }
+        self.after(site, layer)
+    }
+
+    fn sinks(&self, site: Site, layer: usize) -> &'a [SinkId] {
+        self.plan.at(HookPoint { site, layer })
+    }
+
+    fn destine(&mut self, site: Site, layer: usize, act: Act) {
+        self.ops.unbind(act);
+        for &sink in self.sinks(site, layer) {
+            if self.ops.bind(act, sink) {
+                break;
+            }
+        }
+    }
+
+    fn after(&self, site: Site, layer: usize) -> ControlFlow<()> {
+        if self.plan.last() == Some(HookPoint { site, layer }) { Break(()) } else { Continue(()) }
+    }
+}
