@@ -27,7 +27,7 @@ ensure_venv() {
         python3 -m venv "$dir" ||
             fail "python3 -m venv $dir failed; on Debian and Ubuntu install the package python3-venv"
     fi
-    "$dir/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$@" ||
+    [ $# -eq 0 ] || "$dir/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$@" ||
         fail "pip could not install: $*; is the network up?"
     : >"$stamp"
 }
