@@ -1,0 +1,122 @@
+"""Makes the committed fixtures that say what a model computes:
+
+    tests/fixtures/models/NAME/                 small random models (tiny_models.py)
+    tests/fixtures/goldens/NAME.safetensors     their activations, and SmolLM2's, as sketches (sketch.py)
+    tests/fixtures/smollm2_samples.jsonl        SmolLM2's samples, ready for `extract --tokens-field tokens`
+    tests/fixtures/smollm2_tokens.json          texts, conversations and their token ids
+
+SmolLM2-135M-Instruct must be in .models (scripts/fetch-model).
+
+A golden file holds for each sample S, with the hook points in the order of the metadata's `points` (one name a line)
+and two groups of rows, token 0 and the later tokens:
+
+    S/tokens      I32 [n]              token ids
+    S/sketch      F32 [points, 2, 32]  sketch of the float64 reference, rows first ([token, …]; hook_attn_scores and
+                                       hook_pattern as [query token, head, key token] with all n keys), -inf as 0
+    S/norm        F64 [points, 2]      L2 norm of the same elements
+    S/hf_float32  F32 [points, 2]      relative L2 error of Hugging Face float32 against the reference
+    S/masked      I32 [points, 2]      how many elements were -inf
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from hf_reference import Reference, groups, hook_points, relative_error
+from samples import CHATS, SAMPLES, TOKENIZER_TEXTS
+from sketch import PROJECTIONS, sketch
+from tiny_models import MODELS, make, samples
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "lib"))
+from safetensors_file import write_safetensors  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+FIXTURES = ROOT / "tests" / "fixtures"
+SMOLLM2 = ROOT / ".models" / "SmolLM2-135M-Instruct"
+
+
+def goldens(name, folder, inputs):
+    """`inputs`: {sample name: token ids}."""
+    reference = Reference(folder)
+    points = hook_points(reference.n_layers)
+    tensors, worst = {}, 0.0
+    for sample, ids in inputs.items():
+        truth, float32 = reference.truth(ids), reference.float32(ids)
+        sketches = np.zeros((len(points), 2, PROJECTIONS), np.float32)
+        norms = np.zeros((len(points), 2), np.float64)
+        errors = np.zeros((len(points), 2), np.float32)
+        masked = np.zeros((len(points), 2), np.int32)
+        for i, point in enumerate(points):
+            both = zip(groups(point, truth.pop(point)), groups(point, float32.pop(point)))
+            for group, (exact, rounded) in enumerate(both):
+                s, norms[i, group], masked[i, group] = sketch(exact)
+                sketches[i, group] = s.numpy()
+                errors[i, group] = relative_error(rounded, exact)
+        assert not truth and not float32
+        worst = max(worst, errors.max())
+        tensors |= {
+            f"{sample}/tokens": ("I32", np.array(ids, np.int32)),
+            f"{sample}/sketch": ("F32", sketches),
+            f"{sample}/norm": ("F64", norms),
+            f"{sample}/hf_float32": ("F32", errors),
+            f"{sample}/masked": ("I32", masked),
+        }
+    path = FIXTURES / "goldens" / f"{name}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    metadata = {"made_by": "scripts/reference/make_fixtures.py", "points": "\n".join(points)}
+    write_safetensors(path, tensors, metadata)
+    print(f"{path.relative_to(ROOT)}: {len(inputs)} samples, Hugging Face float32 at worst {worst:.1e}", flush=True)
+
+
+def smollm2_inputs():
+    tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
+    ids = {}
+    for name, content in SAMPLES.items():
+        if isinstance(content, list):
+            content = tokenizer.apply_chat_template(content, tokenize=False)
+        ids[name] = tokenizer(content)["input_ids"]
+    return ids
+
+
+def smollm2_tokens():
+    library = Tokenizer.from_file(str(SMOLLM2 / "tokenizer.json"))
+    tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
+    texts = [{"text": text, "ids": library.encode(text).ids} for text in TOKENIZER_TEXTS]
+    for entry in texts:
+        assert entry["ids"] == tokenizer(entry["text"])["input_ids"], entry
+    chats = []
+    for chat in CHATS:
+        text = tokenizer.apply_chat_template(
+            chat["messages"], add_generation_prompt=chat["add_generation_prompt"], tokenize=False
+        )
+        chats.append({**chat, "text": text, "ids": library.encode(text, add_special_tokens=False).ids})
+    parts = []
+    for key, entries in (("texts", texts), ("chats", chats)):
+        lines = ",\n".join("  " + json.dumps(entry, ensure_ascii=True) for entry in entries)
+        parts.append(f' "{key}": [\n{lines}\n ]')
+    path = FIXTURES / "smollm2_tokens.json"
+    path.write_text('{"made_by": "scripts/reference/make_fixtures.py",\n' + ",\n".join(parts) + "\n}\n")
+
+
+def main():
+    torch.manual_seed(0)
+    if not SMOLLM2.is_dir():
+        sys.exit(f"error: {SMOLLM2} is missing; run scripts/fetch-model")
+    FIXTURES.mkdir(parents=True, exist_ok=True)
+    for name in MODELS:
+        make(name, FIXTURES / "models" / name)
+        goldens(name, FIXTURES / "models" / name, samples(name))
+    smollm2_tokens()
+    inputs = smollm2_inputs()
+    with open(FIXTURES / "smollm2_samples.jsonl", "w", encoding="utf-8") as file:
+        for name, ids in inputs.items():
+            file.write(json.dumps({"name": name, "tokens": ids}) + "\n")
+    goldens("SmolLM2-135M-Instruct", SMOLLM2, inputs)
+
+
+if __name__ == "__main__":
+    main()
