@@ -1,1 +1,3 @@
 //! The operating system behind safe faces: mappings, locks, signals.
+
+pub mod map;
