@@ -1,0 +1,284 @@
+//! The dataset: its files one after another, a record at a time.
+
+use super::csv::TableReader;
+use super::error::{Error, Result};
+use super::fields::{Wanted, interpret};
+use super::files::{self, Form, Source};
+use super::json::JsonReader;
+use super::jsonl::JsonlReader;
+use super::lines::text_input;
+use super::parquet::ParquetReader;
+use super::source::{MAX_RECORD_BYTES, RecordReader};
+use super::txt::TxtReader;
+use super::{ReadOptions, Record};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+use xxhash_rust::xxh3::Xxh3;
+
+/// Of the bad records that were skipped, the first few reasons are kept for the report.
+const REASONS_KEPT: usize = 5;
+
+/// A dataset, read in order: an iterator of records that ends after its first error.
+///
+/// It holds about one record at a time, whatever the size of the files, and may be moved to a thread of
+/// its own. With [`ReadOptions::skip_bad`] bad records are counted and passed over; they keep their index.
+pub struct Dataset {
+    sources: Vec<Source>,
+    paths: Vec<PathBuf>,
+    wanted: Wanted,
+    skip_bad: bool,
+    limit: Option<u64>,
+    current: Option<Box<dyn RecordReader>>,
+    /// Sources begun.
+    opened: usize,
+    /// Records seen, bad ones counted.
+    seen: u64,
+    skipped: u64,
+    skip_reasons: Vec<String>,
+    done: bool,
+}
+
+impl std::fmt::Debug for Dataset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dataset")
+            .field("paths", &self.paths)
+            .field("seen", &self.seen)
+            .field("skipped", &self.skipped)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Dataset {
+    /// The files that `patterns` stand for: files, globs, directories, or `-` for JSONL on stdin.
+    ///
+    /// Fails on a missing or unreadable file, a glob or directory without data files, an extension that
+    /// names no form, a file named twice, and fields asked of `.txt` files, which have none. What the
+    /// files hold is looked at only as they are read.
+    pub fn open(patterns: &[String], options: ReadOptions) -> Result<Dataset> {
+        let wanted = Wanted::new(&options)?;
+        let sources = files::find(patterns)?;
+        for source in sources.iter().filter(|s| s.form == Form::Txt) {
+            refuse_fields(source, &wanted)?;
+        }
+        Ok(Dataset {
+            paths: sources.iter().map(|s| s.path.clone()).collect(),
+            sources,
+            wanted,
+            skip_bad: options.skip_bad,
+            limit: options.limit,
+            current: None,
+            opened: 0,
+            seen: 0,
+            skipped: 0,
+            skip_reasons: Vec::new(),
+            done: false,
+        })
+    }
+
+    /// The files, in the order they are read; `-` for standard input.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// Bad records passed over so far.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    /// Why the first few of them were bad, each with its file and place.
+    pub fn skip_reasons(&self) -> &[String] {
+        &self.skip_reasons
+    }
+
+    /// xxh3-128, in hex, over each file's base name, its length and its contents, in order; `None` where
+    /// standard input is among them, which cannot be read twice. Reads the files whole, in pieces.
+    pub fn fingerprint(&self) -> Result<Option<String>> {
+        if self.sources.iter().any(Source::is_stdin) {
+            return Ok(None);
+        }
+        let mut hash = Xxh3::new();
+        let mut piece = vec![0; 1 << 20];
+        for source in &self.sources {
+            let name = source.path.file_name().unwrap_or_default();
+            let name = name.as_encoded_bytes();
+            hash.update(&(name.len() as u64).to_le_bytes());
+            hash.update(name);
+            let length =
+                hash_file(source, &mut hash, &mut piece).map_err(|e| io_error(source, e))?;
+            hash.update(&length.to_le_bytes());
+        }
+        Ok(Some(format!("{:032x}", hash.digest128())))
+    }
+
+    /// The next record, bad or good.
+    fn read_one(&mut self) -> Option<Result<Record>> {
+        loop {
+            let reader = match &mut self.current {
+                Some(reader) => reader,
+                None => {
+                    let source = self.sources.get(self.opened)?;
+                    self.opened += 1;
+                    match open_reader(source, &self.wanted) {
+                        Ok(reader) => self.current.insert(reader),
+                        Err(error) => return Some(Err(error)),
+                    }
+                }
+            };
+            let raw = match reader.next_record(&self.wanted) {
+                None => {
+                    self.current = None;
+                    continue;
+                }
+                Some(Err(error)) => {
+                    self.seen += u64::from(matches!(error, Error::Record { .. }));
+                    return Some(Err(error));
+                }
+                Some(Ok(raw)) => raw,
+            };
+            let index = self.seen;
+            self.seen += 1;
+            let file = self.sources[self.opened - 1].file.clone();
+            return Some(match interpret(raw.body, &self.wanted) {
+                Ok((input, spans, kept)) => Ok(Record {
+                    index,
+                    file,
+                    line: raw.place.number(),
+                    input,
+                    spans,
+                    kept,
+                }),
+                Err((what, remedy)) => Err(Error::Record {
+                    file,
+                    place: raw.place,
+                    what,
+                    remedy,
+                }),
+            });
+        }
+    }
+
+    /// What is wrong with a dataset that ended without one good record, if that is so.
+    fn nothing_read(&self) -> Option<Error> {
+        if self.seen > self.skipped || self.limit == Some(0) {
+            return None;
+        }
+        let file = match self.sources.as_slice() {
+            [only] => only.file.to_string(),
+            all => format!("{} and {} more", all.first()?.file, all.len() - 1),
+        };
+        Some(match self.skip_reasons.first() {
+            None => Error::NoRecords(file),
+            Some(first) => Error::AllBad {
+                file,
+                skipped: self.skipped,
+                first: first.clone(),
+            },
+        })
+    }
+}
+
+impl Iterator for Dataset {
+    type Item = Result<Record>;
+
+    fn next(&mut self) -> Option<Result<Record>> {
+        while !self.done {
+            let within = self.limit.is_none_or(|limit| self.seen < limit);
+            match within.then(|| self.read_one()).flatten() {
+                Some(Err(error @ Error::Record { .. })) if self.skip_bad => {
+                    self.skipped += 1;
+                    if self.skip_reasons.len() < REASONS_KEPT {
+                        self.skip_reasons.push(error.to_string());
+                    }
+                }
+                Some(Ok(record)) => return Some(Ok(record)),
+                Some(Err(error)) => {
+                    self.done = true;
+                    return Some(Err(error));
+                }
+                None => {
+                    self.done = true;
+                    return self.nothing_read().map(Err);
+                }
+            }
+        }
+        None
+    }
+}
+
+impl std::iter::FusedIterator for Dataset {}
+
+fn io_error(source: &Source, error: io::Error) -> Error {
+    Error::Io {
+        file: source.file.to_string(),
+        line: None,
+        source: error,
+    }
+}
+
+fn open_reader(source: &Source, wanted: &Wanted) -> Result<Box<dyn RecordReader>> {
+    let input: Box<dyn Read + Send> = if source.is_stdin() {
+        Box::new(io::stdin())
+    } else {
+        let file = File::open(&source.path).map_err(|e| io_error(source, e))?;
+        if source.form == Form::Parquet {
+            return Ok(Box::new(ParquetReader::new(
+                source.file.clone(),
+                file,
+                wanted,
+            )?));
+        }
+        Box::new(file)
+    };
+    open_text(source.form, source.file.clone(), input, wanted)
+}
+
+/// The reader of a form that is text.
+pub(super) fn open_text(
+    form: Form,
+    file: Arc<str>,
+    input: Box<dyn Read + Send>,
+    wanted: &Wanted,
+) -> Result<Box<dyn RecordReader>> {
+    let input = text_input(&file, input)?;
+    let limit = MAX_RECORD_BYTES;
+    Ok(match form {
+        Form::Json => Box::new(JsonReader::new(file, input, limit)),
+        Form::Csv => Box::new(TableReader::new(file, input, b',', limit, wanted)?),
+        Form::Tsv => Box::new(TableReader::new(file, input, b'\t', limit, wanted)?),
+        Form::Txt => Box::new(TxtReader::new(file, input, limit)),
+        Form::Jsonl | Form::Parquet => Box::new(JsonlReader::new(file, input, limit)),
+    })
+}
+
+/// A `.txt` file holds text and nothing else.
+fn refuse_fields(source: &Source, wanted: &Wanted) -> Result<()> {
+    let asked = match wanted.kept_names().next() {
+        Some(kept) => format!("the field `{kept}` was asked for (--keep)"),
+        None if !wanted.takes_text() => "tokens or messages were asked for".to_owned(),
+        None => return Ok(()),
+    };
+    Err(Error::File {
+        file: source.file.clone(),
+        place: None,
+        what: format!("a .txt file has no fields, and {asked}"),
+        remedy: "use .jsonl, .csv or .parquet for that".into(),
+    })
+}
+
+fn hash_file(source: &Source, hash: &mut Xxh3, piece: &mut [u8]) -> io::Result<u64> {
+    let mut file = File::open(&source.path)?;
+    let mut length = 0;
+    loop {
+        match file.read(piece) {
+            Ok(0) => return Ok(length),
+            Ok(n) => {
+                hash.update(&piece[..n]);
+                length += n as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
