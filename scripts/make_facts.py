@@ -12,8 +12,9 @@ two classes are the same text: length, first word, last word and any sum of word
 label. A probe that reads truth from this set has to combine subject and object.
 
 Statements of a square share words, so they belong on one side of a train/test split. The column
-`group` names the square; split by it (whole groups), or a probe meets in the test half the twin,
-with the opposite label, of what it learned by heart, and falls below chance.
+`group` names the square; split by it (whole groups): bag-of-words probes then score exactly one half.
+Split statement by statement, a probe meets in the test half the twin, with the opposite label, of
+what it learned by heart, and falls below chance (bag of words: 0.07).
 
 The facts are written by hand below, a square a line, so that the false statements can be read off
 as easily as the true ones. Chosen to be old, undisputed and singular: no records, no populations,
