@@ -9,7 +9,7 @@ use serde_json::json;
 use super::mass_mean::MassMeanResult;
 use super::{Error, Result};
 
-/// Write one tensor per layer, `direction.{layer}`, F32 [width], unit norm, pointing from false to true.
+/// Write one tensor per layer, `direction.{layer}`, F32 `[width]`, unit norm, pointing from false to true.
 ///
 /// `__metadata__` has one entry, `provenance`, a JSON object: `method`, `source` (what the caller knows: store, model
 /// fingerprint, seed of the split, command) and per layer the hook, threshold, norm and number of training statements.

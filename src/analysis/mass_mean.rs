@@ -151,7 +151,7 @@ pub struct MassMeanResult {
     pub threshold: f64,
     /// Distance of the two training means.
     pub norm: f64,
-    /// Unit norm, [width].
+    /// Unit norm, `[width]`.
     #[serde(skip)]
     pub direction: Vec<f32>,
 }
