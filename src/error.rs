@@ -4,6 +4,8 @@
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
+    Analysis(#[from] crate::analysis::Error),
+    #[error(transparent)]
     Backend(#[from] crate::backend::Error),
     #[error(transparent)]
     Data(#[from] crate::data::Error),
@@ -11,6 +13,8 @@ pub enum Error {
     Hooks(#[from] crate::hooks::Error),
     #[error(transparent)]
     Model(#[from] crate::model::Error),
+    #[error(transparent)]
+    Report(#[from] crate::report::Error),
     #[error(transparent)]
     Store(#[from] crate::store::Error),
 }

@@ -1,10 +1,12 @@
 //! streamgauge: runs Mistral-family language models over large datasets and reads any activation at full speed.
 
+pub mod analysis;
 pub mod backend;
 pub mod data;
 pub mod engine;
 pub mod hooks;
 pub mod model;
+pub mod report;
 pub mod store;
 pub mod sys;
 

@@ -3,6 +3,8 @@
 
 mod forward;
 mod plan;
+mod weights;
 
 pub use forward::forward;
 pub use plan::Plan;
+pub use weights::{dims, shape};

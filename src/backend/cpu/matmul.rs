@@ -13,6 +13,11 @@ pub(super) struct Rows<'a> {
     pub stride: usize,
 }
 
+/// Longest run of products that is summed in one register before it is added to the rest. Left to itself `gemm` sums
+/// runs of up to 512, and over SmolLM2's hook points its error is 1.3 × that of PyTorch's product (2 × at token 0);
+/// with 256 the two are equal.
+const DEPTH: usize = 256;
+
 /// Fewest rows with which a product onto `n` columns takes the general path.
 fn fewest_rows(n: usize) -> usize {
     if n > 64 { 4 } else { (257_usize.div_ceil(n.max(1))).max(65) }
@@ -57,30 +62,34 @@ pub(super) fn product(
     assert!(k <= x.stride && (m - 1) * x.stride + k <= x.data.len(), "x holds m rows of k");
     assert!(k <= w.stride && (n - 1) * w.stride + k <= w.data.len(), "w holds n rows of k");
     assert!(n <= out_stride && (m - 1) * out_stride + n <= out.len(), "out holds m rows of n");
-    // SAFETY: the three asserts keep every element that gemm addresses inside its slice; `out` is borrowed mutably,
-    // so it overlaps neither `x` nor `w`.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            out_stride as isize,
-            false,
-            x.data.as_ptr(),
-            1,
-            x.stride as isize,
-            w.data.as_ptr(),
-            w.stride as isize,
-            1,
-            0.0,
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    let depth = k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(8);
+    for first in (0..k).step_by(depth) {
+        let depth = depth.min(k - first);
+        // SAFETY: the three asserts keep every element that gemm addresses inside its slice; `out` is borrowed mutably,
+        // so it overlaps neither `x` nor `w`.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                depth,
+                out.as_mut_ptr(),
+                1,
+                out_stride as isize,
+                first > 0,
+                x.data.as_ptr().add(first),
+                1,
+                x.stride as isize,
+                w.data.as_ptr().add(first),
+                w.stride as isize,
+                1,
+                1.0,
+                scale,
+                false,
+                false,
+                false,
+                parallelism,
+            );
+        }
     }
 }
 
