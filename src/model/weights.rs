@@ -13,8 +13,8 @@ use super::error::{Error, Result, json_object, read_if_present};
 use super::header::{self, TensorEntry};
 use crate::sys::map::MappedFile;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const SINGLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 const EMBED: &str = "model.embed_tokens.weight";
 const LM_HEAD: &str = "lm_head.weight";
 const NORM: &str = "model.norm.weight";
