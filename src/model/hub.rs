@@ -3,6 +3,7 @@
 //! The environment variables are those of `huggingface_hub`, and so is the cache's layout
 //! (`models--ORG--NAME/{refs,snapshots,blobs}`): what Python has fetched is found, and the other way round.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use hf_hub::api::Progress;
@@ -24,7 +25,7 @@ const SMALL_FILES: [&str; 6] = [
 ];
 
 /// How to reach the hub and its cache.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct HubEnv {
     /// The directory that holds `models--ORG--NAME`.
     pub cache: PathBuf,
@@ -36,6 +37,17 @@ pub struct HubEnv {
     pub token: Option<String>,
     /// Whether downloads show a bar on stderr (only on a terminal).
     pub progress: bool,
+}
+
+impl fmt::Debug for HubEnv {
+    /// All but the token, which has no place in a log.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("HubEnv")
+            .field("cache", &self.cache)
+            .field("offline", &self.offline)
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
+    }
 }
 
 impl HubEnv {

@@ -36,13 +36,14 @@ pub struct ChatEncoding {
     pub turns: Vec<TurnTokens>,
 }
 
-/// Half-open token ranges of one turn: every token that holds at least one byte of it.
+/// Half-open token ranges of one turn.
 ///
-/// A token across a border (a template's space merged with the first word) belongs to both sides.
+/// A token across a border (a template's space merged with the first word) is content if any byte of it is, and belongs
+/// to the turn that has its last byte.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TurnTokens {
     pub role: String,
-    /// What the message says.
+    /// What the message says: every token that holds at least one byte of it.
     pub content: Range<u32>,
     /// With its header and its end-of-turn tokens.
     pub whole: Range<u32>,
@@ -123,10 +124,13 @@ impl Tokenizer {
         let turns = chat
             .turns
             .iter()
-            .map(|turn| TurnTokens {
-                role: turn.role.clone(),
-                content: token_range(&offsets, &turn.content),
-                whole: token_range(&offsets, &turn.whole),
+            .map(|turn| {
+                let content = token_range(&offsets, &turn.content);
+                TurnTokens {
+                    role: turn.role.clone(),
+                    whole: whole_range(&offsets, &turn.whole, &content),
+                    content,
+                }
             })
             .collect();
         Ok(ChatEncoding {
@@ -186,12 +190,34 @@ impl Tokenizer {
 
 /// The tokens that hold at least one byte of `bytes`; empty, and in its place, for an empty range.
 fn token_range(offsets: &[Range<usize>], bytes: &Range<usize>) -> Range<u32> {
-    let holds = |token: &Range<usize>| token.start < bytes.end && token.end > bytes.start;
+    range_of(offsets, bytes, |token| {
+        token.start < bytes.end && token.end > bytes.start
+    })
+}
+
+/// The tokens whose last byte is in `bytes`, and all of `content`.
+fn whole_range(offsets: &[Range<usize>], bytes: &Range<usize>, content: &Range<u32>) -> Range<u32> {
+    let ends = range_of(offsets, bytes, |token| {
+        !token.is_empty() && bytes.contains(&(token.end - 1))
+    });
+    match (ends.is_empty(), content.is_empty()) {
+        (false, false) => ends.start.min(content.start)..ends.end.max(content.end),
+        (true, _) => content.clone(),
+        (_, true) => ends,
+    }
+}
+
+/// From the first to the last token that `holds`.
+fn range_of(
+    offsets: &[Range<usize>],
+    bytes: &Range<usize>,
+    holds: impl Fn(&Range<usize>) -> bool,
+) -> Range<u32> {
     let found = if bytes.is_empty() {
         None
     } else {
-        let first = offsets.iter().position(holds);
-        first.zip(offsets.iter().rposition(holds))
+        let first = offsets.iter().position(&holds);
+        first.zip(offsets.iter().rposition(&holds))
     };
     let (first, end) = match found {
         Some((first, last)) => (first, last + 1),

@@ -126,6 +126,17 @@ fn an_empty_range_is_an_empty_token_range_in_its_place() {
 }
 
 #[test]
+fn a_token_across_turns_belongs_to_the_one_that_has_its_last_byte() {
+    let offsets = [0..3, 3..6, 6..9];
+    // A border inside the second token, as when a turn ends in a space that merges with the next header.
+    assert_eq!(whole_range(&offsets, &(0..4), &(0..1)), 0..1);
+    assert_eq!(whole_range(&offsets, &(4..9), &(2..3)), 1..3);
+    // Unless it is content.
+    assert_eq!(whole_range(&offsets, &(0..4), &(0..2)), 0..2);
+    assert_eq!(whole_range(&offsets, &(3..3), &(1..1)), 1..1);
+}
+
+#[test]
 fn fingerprints_tell_tokenizers_and_their_bos_apart() {
     let print = |config| {
         Tokenizer::open(directory(config).path())

@@ -71,7 +71,7 @@ pub struct Tensor<'a> {
 /// The tensors of one block. Projections are [out, in]: `y = x · Wᵀ`.
 #[derive(Debug, Clone, Copy)]
 pub struct LayerTensors<'a> {
-    /// [d]: gain of the norm before attention.
+    /// `[d]`: gain of the norm before attention.
     pub input_norm: Tensor<'a>,
     /// [H·h, d]
     pub q: Tensor<'a>,
@@ -81,7 +81,7 @@ pub struct LayerTensors<'a> {
     pub v: Tensor<'a>,
     /// [d, H·h]
     pub o: Tensor<'a>,
-    /// [d]: gain of the norm before the MLP.
+    /// `[d]`: gain of the norm before the MLP.
     pub post_norm: Tensor<'a>,
     /// [f, d]
     pub gate: Tensor<'a>,
@@ -268,7 +268,7 @@ impl Weights {
         self.lm_head == self.embed
     }
 
-    /// Gain [d] of the final norm.
+    /// Gain `[d]` of the final norm.
     pub fn norm(&self) -> Tensor<'_> {
         self.tensor(self.norm)
     }
