@@ -10,6 +10,8 @@ pub enum Error {
     #[error(transparent)]
     Data(#[from] crate::data::Error),
     #[error(transparent)]
+    Engine(#[from] crate::engine::Error),
+    #[error(transparent)]
     Hooks(#[from] crate::hooks::Error),
     #[error(transparent)]
     Model(#[from] crate::model::Error),

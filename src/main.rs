@@ -1,1 +1,7 @@
-fn main() {}
+//! The `streamgauge` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    streamgauge::cli::run()
+}

@@ -1,3 +1,50 @@
 //! The operating system behind safe faces: mappings, locks, signals.
 
+pub mod lock;
 pub mod map;
+pub mod read_map;
+pub mod writable;
+
+/// Bytes of memory that can be had without swapping (`MemAvailable`); 0 where the system does not say.
+pub fn free_memory() -> u64 {
+    proc_field("/proc/meminfo", "MemAvailable")
+        .and_then(|v| v.split_whitespace().next()?.parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
+}
+
+/// The processor's name and how many threads are used.
+pub fn cpu_name() -> String {
+    let name = proc_field("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into());
+    format!("{name}, {} threads", rayon::current_num_threads())
+}
+
+/// The value of the first `name : value` line of a file under /proc.
+fn proc_field(file: &str, name: &str) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
+    text.lines().find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        (key.trim() == name).then(|| value.trim().to_owned())
+    })
+}
+
+/// Bytes per second that a fresh file in `dir`, or in its nearest parent that is there, takes, made durable; `None` where none
+/// can be written. Writes and removes 64 MiB.
+pub fn write_rate(dir: &std::path::Path) -> Option<f64> {
+    use std::io::Write;
+    const BYTES: usize = 64 << 20;
+    let absolute = std::path::absolute(dir).ok()?;
+    let dir = absolute.ancestors().find(|d| d.is_dir())?;
+    let path = dir.join(format!(".streamgauge-write-rate-{}", std::process::id()));
+    let block = vec![0x5A_u8; 1 << 20];
+    let measured = (|| {
+        let mut file = std::fs::File::create(&path)?;
+        let start = std::time::Instant::now();
+        for _ in 0..BYTES / block.len() {
+            file.write_all(&block)?;
+        }
+        file.sync_data()?;
+        Ok::<_, std::io::Error>(BYTES as f64 / start.elapsed().as_secs_f64())
+    })();
+    let _ = std::fs::remove_file(&path);
+    measured.ok()
+}

@@ -18,7 +18,7 @@ use super::matmul::{Rows, product};
 use crate::backend::Sink;
 
 /// Queries per tile.
-const TILE: usize = 64;
+pub const TILE: usize = 64;
 
 /// The sizes of attention.
 #[derive(Debug, Clone, Copy)]

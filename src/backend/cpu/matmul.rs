@@ -18,6 +18,9 @@ pub(super) struct Rows<'a> {
 /// with 256 the two are equal.
 const DEPTH: usize = 256;
 
+/// The matrix product, for the numeric record: another one, or another depth, sums in another order.
+pub const GEMM: &str = "gemm 0.19, depth 256";
+
 /// Fewest rows with which a product onto `n` columns takes the general path.
 fn fewest_rows(n: usize) -> usize {
     if n > 64 { 4 } else { (257_usize.div_ceil(n.max(1))).max(65) }

@@ -11,6 +11,7 @@ mod matmul;
 mod pass;
 mod weights;
 
-pub use matmul::{gemm_gflops, instruction_set};
+pub use attention::TILE as ATTENTION_TILE;
+pub use matmul::{GEMM, gemm_gflops, instruction_set};
 pub use pass::{Cpu, Pass, Shape};
 pub use weights::{StoredDtype, StoredTensor, StoredWeights};

@@ -1,0 +1,92 @@
+//! `streamgauge extract`
+
+use clap::Args;
+
+use super::job_args::JobArgs;
+use super::progress::Meter;
+use super::{CliResult, Usage, format, out};
+use crate::engine::{Extracted, Prepared, extract};
+
+/// Run a dataset through a model and store activations.
+///
+/// The store is a directory of safetensors files, one folder per tap, with a Parquet table of the samples and a manifest.
+/// It never looks finished unless it is.
+#[derive(Debug, Args)]
+pub struct ExtractArgs {
+    #[command(flatten)]
+    job: JobArgs,
+    /// No progress, no summary.
+    #[arg(long)]
+    quiet: bool,
+    /// Print the summary as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &ExtractArgs) -> CliResult {
+    let Some(dir) = &args.job.out else {
+        return Err(Usage("--out DIR is missing: say where the store goes".into()).into());
+    };
+    let prepared = Prepared::open(args.job.job()?)?;
+    let mut meter = Meter::new(args.quiet, None);
+    let result = extract(&prepared, dir, &mut |progress| meter.show(progress));
+    meter.done();
+    let done = result?;
+    if done.skipped > 0 {
+        eprintln!("skipped {} bad records:", format::count(done.skipped));
+        for reason in &done.skip_reasons {
+            eprintln!("  {reason}");
+        }
+    }
+    if done.clipped > 0 {
+        eprintln!("{} selected positions lie outside their samples and have no row", format::count(done.clipped));
+    }
+    if args.json {
+        out(format_args!("{}\n", summary_json(&done, dir)));
+    } else if !args.quiet {
+        out(summary(&done, dir));
+    }
+    Ok(())
+}
+
+fn summary(done: &Extracted, dir: &std::path::Path) -> String {
+    let p = &done.progress;
+    let seconds = p.elapsed.as_secs_f64();
+    let share = |d: std::time::Duration| format!("{:.0} %", 100.0 * d.as_secs_f64() / seconds.max(1e-9));
+    format!(
+        "{} samples, {} tokens, {} rows in {} taps, {} shards, {} in {} ({} tokens/s)\n\
+         time: model {}, waiting for the tokeniser {}, waiting for the disk {}\n\
+         {}\n",
+        format::count(p.samples),
+        format::count(p.tokens),
+        format::count(done.rows.iter().sum()),
+        done.rows.len(),
+        done.shards,
+        format::bytes(p.bytes),
+        format::duration(seconds),
+        format::count((p.tokens as f64 / seconds.max(1e-9)) as u64),
+        share(done.computing),
+        share(p.waited_for_tokeniser),
+        share(p.waited_for_disk),
+        dir.display(),
+    )
+}
+
+fn summary_json(done: &Extracted, dir: &std::path::Path) -> serde_json::Value {
+    let p = &done.progress;
+    serde_json::json!({
+        "store": dir,
+        "samples": p.samples,
+        "tokens": p.tokens,
+        "rows": done.rows,
+        "shards": done.shards,
+        "activation_bytes": p.bytes,
+        "wall_s": p.elapsed.as_secs_f64(),
+        "compute_s": done.computing.as_secs_f64(),
+        "waited_for_tokeniser_s": p.waited_for_tokeniser.as_secs_f64(),
+        "waited_for_disk_s": p.waited_for_disk.as_secs_f64(),
+        "skipped": done.skipped,
+        "skip_reasons": done.skip_reasons,
+        "clipped_rows": done.clipped,
+    })
+}

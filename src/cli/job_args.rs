@@ -1,0 +1,180 @@
+//! The flags that `extract` and `plan` share, and the job they make.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::Usage;
+use super::format::parse_bytes;
+use crate::engine::{InputKind, Job, OnLong};
+use crate::store::StoreDtype;
+
+/// What to run, over what, and what to keep.
+#[derive(Debug, Clone, Args)]
+pub struct JobArgs {
+    /// Model: a directory in Hugging Face layout, or a hub id (ORG/NAME, ORG/NAME@REVISION).
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    /// Dataset: .jsonl, .json, .csv, .tsv, .txt (a line a sample), .parquet, a directory or glob of these, or `-` for
+    /// JSONL on stdin. May be given several times.
+    #[arg(long, value_name = "F", required = true, num_args = 1..)]
+    pub data: Vec<String>,
+    /// What to read: PATTERN[@SELECTION][|REDUCTION], as in 'blocks.*.hook_resid_post@last', 'blocks.{0,5}.attn.hook_z[8,24]',
+    /// 'logits@last|logprob:20'. May be given several times.
+    #[arg(long, value_name = "P", required = true, num_args = 1..)]
+    pub tap: Vec<String>,
+    /// Where the store goes: a directory that is empty or not there.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Rows of taps that name no selection: all, first, last, -1, -5..-1, no-bos, role:assistant, turn:-1, span:NAME, every:8,
+    /// sample:32#SEED, or 'A & B'.
+    #[arg(long, value_name = "SELECTION", default_value = "all", allow_hyphen_values = true)]
+    pub select: String,
+    /// Compute dtype. The CPU computes in f32.
+    #[arg(long, value_enum, default_value = "f32")]
+    pub dtype: DtypeArg,
+    /// Dtype of stored rows; `same` is the compute dtype. (hook_scale is always f32.)
+    #[arg(long, value_enum, default_value = "same")]
+    pub store_dtype: StoreDtypeArg,
+    /// Where to run: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Field that holds the text.
+    #[arg(long, value_name = "FIELD", group = "input")]
+    pub text_field: Option<String>,
+    /// Field that holds token ids; no tokenizer is needed then.
+    #[arg(long, value_name = "FIELD", group = "input")]
+    pub tokens_field: Option<String>,
+    /// Field that holds chat messages, a list of {"role", "content"}.
+    #[arg(long, value_name = "FIELD", group = "input")]
+    pub messages_field: Option<String>,
+    /// Fields that the samples table carries along, as in --keep label,id.
+    #[arg(long, value_name = "FIELD,…", value_delimiter = ',')]
+    pub keep: Vec<String>,
+    /// Wrap plain text as one turn of this role, by the model's chat template.
+    #[arg(long, value_name = "ROLE", num_args = 0..=1, default_missing_value = "user")]
+    pub chat: Option<String>,
+    /// End chats with the header of the assistant's turn.
+    #[arg(long)]
+    pub add_generation_prompt: bool,
+    /// Most tokens of a sample [default: the model's positions].
+    #[arg(long, value_name = "N")]
+    pub max_length: Option<usize>,
+    /// What to do with a longer one.
+    #[arg(long, value_enum, default_value = "error")]
+    pub on_long: OnLongArg,
+    /// Don't let the tokenizer add BOS to plain text (a chat template writes its own).
+    #[arg(long)]
+    pub no_special_tokens: bool,
+    /// Pass over bad records, and report how many and why.
+    #[arg(long)]
+    pub skip_bad: bool,
+    /// Read the first N records only.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u64>,
+    /// Bytes of a shard, summed over taps.
+    #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = parse_bytes)]
+    pub shard_size: u64,
+    /// Most tokens of a batch; a longer sample makes one of its own. Changes speed and memory, never a bit of the result.
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub batch_tokens: usize,
+    /// Go on with a store that a stopped run left.
+    #[arg(long)]
+    pub resume: bool,
+    /// An edit at a hook point.
+    #[arg(long, value_name = "E")]
+    pub edit: Vec<String>,
+    /// Edits from a file.
+    #[arg(long, value_name = "FILE")]
+    pub edits: Option<PathBuf>,
+    /// Read the samples in random order.
+    #[arg(long, value_name = "SEED")]
+    pub shuffle: Option<u64>,
+    /// Make contexts of N tokens out of concatenated samples.
+    #[arg(long, value_name = "N")]
+    pub pack_context: Option<usize>,
+    /// Extract the i-th of n slices of the dataset.
+    #[arg(long, value_name = "i/n")]
+    pub shard: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArg {
+    F32,
+    Bf16,
+    F16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StoreDtypeArg {
+    Same,
+    F32,
+    Bf16,
+    F16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnLongArg {
+    Error,
+    Truncate,
+    Chunk,
+}
+
+impl JobArgs {
+    /// The job that these flags ask for.
+    ///
+    /// # Errors
+    /// A flag whose work this version cannot do, by name.
+    pub fn job(&self) -> Result<Job, Usage> {
+        self.refuse_what_is_missing()?;
+        let field = |kind, name: &Option<String>| name.clone().map(|name| (kind, name));
+        Ok(Job {
+            store_dtype: match self.store_dtype {
+                StoreDtypeArg::Same => None,
+                StoreDtypeArg::F32 => Some(StoreDtype::F32),
+                StoreDtypeArg::Bf16 => Some(StoreDtype::BF16),
+                StoreDtypeArg::F16 => Some(StoreDtype::F16),
+            },
+            select: self.select.clone(),
+            input_field: field(InputKind::Text, &self.text_field)
+                .or_else(|| field(InputKind::Tokens, &self.tokens_field))
+                .or_else(|| field(InputKind::Messages, &self.messages_field)),
+            keep: self.keep.clone(),
+            chat: self.chat.clone(),
+            add_generation_prompt: self.add_generation_prompt,
+            special_tokens: !self.no_special_tokens,
+            max_length: self.max_length,
+            on_long: match self.on_long {
+                OnLongArg::Error => OnLong::Error,
+                OnLongArg::Truncate => OnLong::Truncate,
+                OnLongArg::Chunk => OnLong::Chunk,
+            },
+            skip_bad: self.skip_bad,
+            limit: self.limit,
+            shard_bytes: self.shard_size,
+            batch_tokens: self.batch_tokens,
+            ..Job::new(self.model.clone(), self.data.clone(), self.tap.clone())
+        })
+    }
+
+    fn refuse_what_is_missing(&self) -> Result<(), Usage> {
+        let missing = [
+            (self.device.starts_with("cuda"), "--device cuda", "this version computes on the CPU: pass --device cpu"),
+            (self.dtype != DtypeArg::F32, "--dtype bf16 and f16", "the CPU computes in f32; --store-dtype sets what is stored"),
+            (self.resume, "--resume", "extract anew into an empty directory"),
+            (!self.edit.is_empty() || self.edits.is_some(), "--edit", "this version reads activations and cannot write them"),
+            (self.shuffle.is_some(), "--shuffle", "shuffle the dataset's lines beforehand"),
+            (self.pack_context.is_some(), "--pack-context", "give token ids of the contexts in `tokens`"),
+            (self.shard.is_some(), "--shard", "split the dataset beforehand"),
+        ];
+        for (asked, flag, instead) in missing {
+            if asked {
+                return Err(Usage(format!("{flag} is not available yet: {instead}")));
+            }
+        }
+        if !matches!(self.device.as_str(), "auto" | "cpu") {
+            return Err(Usage(format!("--device {}: there are auto, cpu, cuda and cuda:N", self.device)));
+        }
+        Ok(())
+    }
+}

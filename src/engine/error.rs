@@ -1,0 +1,60 @@
+//! What can go wrong in a job.
+
+/// An error of a job: one line that says what, where and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The record has no token.
+    #[error("{place}: the sample has no tokens: drop it, or pass --skip-bad")]
+    NoTokens { place: String },
+    #[error("{place}: token id {id} is not below the model's vocabulary size {vocab}: use ids of this model's tokenizer")]
+    TokenOutOfRange { place: String, id: u32, vocab: usize },
+    #[error("{place}: the sample is text, but {dir} has no tokenizer.json: add one, or give `tokens` instead")]
+    NoTokenizer { place: String, dir: String },
+    #[error("{place}: the sample is a chat, but {dir} has no chat template: add chat_template.jinja, or give `text` or `tokens`")]
+    NoTemplate { place: String, dir: String },
+    #[error("{place}: {source}")]
+    Chat {
+        place: String,
+        #[source]
+        source: crate::model::Error,
+    },
+    #[error("{place}: the span '{name}' [{start}, {end}) is not in its text ({why}): spans count characters from 0, the end not included")]
+    Span { place: String, name: String, start: usize, end: usize, why: String },
+    #[error("{place}: the sample has {tokens} tokens, more than the limit of {limit}: pass --on-long truncate or --on-long chunk, or raise --max-length")]
+    TooLong { place: String, tokens: usize, limit: usize },
+    #[error("--max-length {asked} is more than the model's {positions} positions: lower it")]
+    MaxLength { asked: usize, positions: usize },
+    /// A flag that names what this version cannot do.
+    #[error("{what} is not available yet{instead}")]
+    NotYet { what: String, instead: String },
+    #[error("no taps: pass --tap, for example --tap 'blocks.*.hook_resid_post'")]
+    NoTaps,
+    #[error("--{flag} must be at least 1")]
+    Zero { flag: &'static str },
+    #[error("the selection '{selection}' needs chat turns, but no sample can have them: give messages, or wrap text with --chat user")]
+    NeedsMessages { selection: String },
+    #[error("directions in {file}: {why}")]
+    Directions { file: String, why: String },
+    #[error("no sample has a row for the tap {tap}: its selection picked nothing in any of the {samples} samples")]
+    NothingSelected { tap: String, samples: u64 },
+    #[error("all {records} records are bad; the first: {first}")]
+    AllBad { records: u64, first: String },
+    #[error("reading ahead stopped unexpectedly: {0}")]
+    Thread(&'static str),
+    #[error("{dir}: the manifest's job cannot be run again ({why})")]
+    ForeignJob { dir: String, why: String },
+    #[error("{what} is not what the store was made from ({found}, the store has {stored}): pass {flag} with the original")]
+    Different { what: &'static str, found: String, stored: String, flag: &'static str },
+    #[error("{dir}: sample {sample} of the store is not in the dataset any more")]
+    MissingSample { dir: String, sample: u64 },
+}
+
+impl Error {
+    /// True for what is wrong with one record alone: `--skip-bad` passes over it.
+    pub fn is_of_one_record(&self) -> bool {
+        use Error::{Chat, NoTokens, Span, TokenOutOfRange};
+        matches!(self, NoTokens { .. } | TokenOutOfRange { .. } | Span { .. } | Chat { .. })
+    }
+}
+
+pub type Result<T, E = crate::Error> = std::result::Result<T, E>;

@@ -1,0 +1,358 @@
+//! A job as asked for ([`Job`], what the manifest records field by field) and as opened ([`Prepared`]):
+//! model, tokenizer, taps, and how each tap's rows are stored.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::sample::{OnLong, Sample, Tokenising};
+use super::{Error, Plan, Result, dims, shape};
+use crate::backend::cpu::Cpu;
+use crate::backend::{Reduce, SinkDtype, SinkSpec};
+use crate::data::{Dataset, Fields, ReadOptions};
+use crate::hooks::{Dims, Reduction, Selection, Tap, TapSpec};
+use crate::model::{ChatTemplate, Model, Tokenizer};
+use crate::store::{ShardLimits, StoreDtype, TapInfo, TapRows};
+
+/// Everything that decides what a run computes and stores. Two runs with equal jobs write equal tap files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// Directory or hub id.
+    pub model: String,
+    /// Files, globs, directories or `-`.
+    pub data: Vec<String>,
+    /// `PATTERN[@SELECTION][|REDUCTION]`
+    pub taps: Vec<String>,
+    /// Selection of taps that name none.
+    pub select: String,
+    /// `None`: the compute dtype.
+    pub store_dtype: Option<StoreDtype>,
+    /// Which field holds the input: (`text`, `tokens` or `messages`; its name). `None`: decided per record.
+    pub input_field: Option<(InputKind, String)>,
+    /// Fields that the samples table carries along.
+    pub keep: Vec<String>,
+    /// Role that plain text is wrapped in.
+    pub chat: Option<String>,
+    pub add_generation_prompt: bool,
+    pub special_tokens: bool,
+    /// `None`: the model's positions.
+    pub max_length: Option<usize>,
+    pub on_long: OnLong,
+    pub skip_bad: bool,
+    pub limit: Option<u64>,
+    /// Bytes of a shard, summed over taps.
+    pub shard_bytes: u64,
+    /// Most tokens of a batch; a longer sample makes a batch of its own.
+    pub batch_tokens: usize,
+}
+
+/// What an input field holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InputKind {
+    Text,
+    Tokens,
+    Messages,
+}
+
+impl Job {
+    /// A job with every option at its default.
+    pub fn new(model: impl Into<String>, data: Vec<String>, taps: Vec<String>) -> Self {
+        Job {
+            model: model.into(),
+            data,
+            taps,
+            select: "all".into(),
+            store_dtype: None,
+            input_field: None,
+            keep: Vec::new(),
+            chat: None,
+            add_generation_prompt: false,
+            special_tokens: true,
+            max_length: None,
+            on_long: OnLong::Error,
+            skip_bad: false,
+            limit: None,
+            shard_bytes: 2 << 30,
+            batch_tokens: 2048,
+        }
+    }
+
+    /// The dataset, opened anew.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`].
+    pub fn dataset(&self, needs_spans: bool) -> Result<Dataset> {
+        let fields = self.input_field.clone().map(|(kind, name)| match kind {
+            InputKind::Text => Fields::Text(name),
+            InputKind::Tokens => Fields::Tokens(name),
+            InputKind::Messages => Fields::Messages(name),
+        });
+        let options = ReadOptions {
+            fields,
+            spans_field: if needs_spans { "spans".into() } else { String::new() },
+            keep: self.keep.clone(),
+            skip_bad: self.skip_bad,
+            limit: self.limit,
+        };
+        Ok(Dataset::open(&self.data, options)?)
+    }
+}
+
+/// An opened job: everything is checked that can be without reading the dataset.
+pub struct Prepared {
+    pub job: Job,
+    pub model: Model,
+    pub dims: Dims,
+    pub tokenising: Tokenising,
+    pub taps: Vec<Tap>,
+    pub plan: Plan,
+    /// How the store describes each tap.
+    pub infos: Vec<TapInfo>,
+    /// What the backend does to each tap's rows.
+    pub specs: Vec<Arc<SinkSpec>>,
+    /// The selections that differ, and which of them each tap has.
+    selections: Vec<Selection>,
+    selection_of: Vec<usize>,
+}
+
+/// One sample's rows: per distinct selection the positions, and how many asked-for rows lie outside the sample.
+pub struct SelectedSample {
+    positions: Vec<Vec<u32>>,
+    pub clipped: u64,
+}
+
+impl Prepared {
+    /// Resolves the model and opens it, its tokenizer and its template, and resolves every tap.
+    ///
+    /// # Errors
+    /// No such model, a checkpoint or tokenizer that is refused, unknown hook points, directions that do not fit.
+    pub fn open(job: Job) -> Result<Self> {
+        let dir = crate::model::resolve(&job.model)?;
+        let model = Model::open(&dir)?;
+        Self::with_model(job, model)
+    }
+
+    /// As [`Prepared::open`], for a model that is open.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_model(job: Job, model: Model) -> Result<Self> {
+        let dims = dims(&model.config);
+        for (flag, value) in [("batch-tokens", job.batch_tokens as u64), ("shard-size", job.shard_bytes)] {
+            if value == 0 {
+                return Err(Error::Zero { flag }.into());
+            }
+        }
+        let tokenising = tokenising(&job, &model)?;
+        let default: Selection = job.select.parse()?;
+        let mut taps = Vec::new();
+        for spec in &job.taps {
+            taps.extend(TapSpec::parse(spec)?.resolve(&dims, &default)?);
+        }
+        if taps.is_empty() {
+            return Err(Error::NoTaps.into());
+        }
+        let mut selections: Vec<Selection> = Vec::new();
+        let selection_of = taps
+            .iter()
+            .map(|tap| {
+                let known = selections.iter().position(|s| *s == tap.selection);
+                known.unwrap_or_else(|| {
+                    selections.push(tap.selection.clone());
+                    selections.len() - 1
+                })
+            })
+            .collect();
+        check_selections(&selections, &job)?;
+        let store_dtype = job.store_dtype.unwrap_or(StoreDtype::F32);
+        let (infos, specs) = describe(&taps, &dims, store_dtype)?;
+        Ok(Prepared { plan: Plan::new(&taps), job, model, dims, tokenising, taps, infos, specs, selections, selection_of })
+    }
+
+    /// Whether any selection is by span.
+    pub fn needs_spans(&self) -> bool {
+        self.selections.iter().any(|s| !s.needs_spans().is_empty())
+    }
+
+    /// The sample's rows under every selection.
+    ///
+    /// # Errors
+    /// A selection that needs turns, of a sample without any.
+    pub fn select(&self, sample: &Sample) -> Result<SelectedSample> {
+        let mut clipped = 0;
+        let positions = self
+            .selections
+            .iter()
+            .map(|selection| {
+                let rows = selection.rows(&sample.view())?;
+                clipped += rows.clipped;
+                Ok(rows.positions)
+            })
+            .collect::<Result<_>>()?;
+        Ok(SelectedSample { positions, clipped })
+    }
+
+    /// Positions that tap `tap` takes of the sample.
+    pub fn positions<'s>(&self, selected: &'s SelectedSample, tap: usize) -> &'s [u32] {
+        &selected.positions[self.selection_of[tap]]
+    }
+
+    /// Rows that tap `tap` stores of the sample.
+    pub fn stored_rows(&self, selected: &SelectedSample, tap: usize) -> u64 {
+        let rows = self.positions(selected, tap).len() as u64;
+        if self.is_mean(tap) { rows.min(1) } else { rows }
+    }
+
+    /// The sample's rows as the store lays them out, per tap.
+    pub fn tap_rows(&self, sample: &Sample, selected: &SelectedSample) -> Vec<TapRows> {
+        let mut made: BTreeMap<(usize, bool), TapRows> = BTreeMap::new();
+        (0..self.taps.len())
+            .map(|tap| {
+                let key = (self.selection_of[tap], self.is_mean(tap));
+                let rows = || {
+                    let positions = self.positions(selected, tap);
+                    if self.is_mean(tap) {
+                        let made_of_several = vec![-1; positions.len().min(1)];
+                        return TapRows { positions: made_of_several.clone().into(), tokens: made_of_several.into() };
+                    }
+                    TapRows {
+                        tokens: positions.iter().map(|&p| sample.row.tokens[p as usize] as i32).collect(),
+                        positions: positions.iter().map(|&p| p as i32).collect(),
+                    }
+                };
+                made.entry(key).or_insert_with(rows).clone()
+            })
+            .collect()
+    }
+
+    /// When a shard is full.
+    pub fn shard_limits(&self) -> ShardLimits {
+        ShardLimits { bytes: self.job.shard_bytes, ..ShardLimits::default() }
+    }
+
+    /// The CPU backend for this model.
+    pub fn cpu(&self) -> Cpu<'_> {
+        Cpu::new(shape(&self.model.config), &self.model, crate::sys::free_memory())
+    }
+
+    fn is_mean(&self, tap: usize) -> bool {
+        matches!(self.taps[tap].reduction, Reduction::Mean)
+    }
+}
+
+fn tokenising(job: &Job, model: &Model) -> Result<Tokenising> {
+    let dir = &model.dir;
+    let tokenizer = dir.join("tokenizer.json").is_file().then(|| Tokenizer::open(dir)).transpose()?;
+    let positions = model.config.max_position_embeddings;
+    let max_length = job.max_length.unwrap_or(positions);
+    if max_length == 0 {
+        return Err(Error::Zero { flag: "max-length" }.into());
+    }
+    if max_length > positions {
+        return Err(Error::MaxLength { asked: max_length, positions }.into());
+    }
+    Ok(Tokenising {
+        bos: tokenizer.as_ref().and_then(Tokenizer::bos_id).or(model.config.bos_token_id),
+        tokenizer,
+        template: ChatTemplate::open(dir)?,
+        chat_role: job.chat.clone(),
+        add_generation_prompt: job.add_generation_prompt,
+        special_tokens: job.special_tokens,
+        max_length,
+        on_long: job.on_long,
+        vocab: model.config.vocab_size,
+        model_dir: dir.display().to_string(),
+    })
+}
+
+/// Refuses selections that no sample of this job can satisfy.
+fn check_selections(selections: &[Selection], job: &Job) -> Result<()> {
+    for selection in selections {
+        if selection.needs_generation() {
+            let what = format!("the selection '{selection}' (it picks among generated tokens) in extraction");
+            return Err(Error::NotYet { what, instead: ": choose positions, roles or spans".into() }.into());
+        }
+        let no_chat = job.chat.is_none() && matches!(job.input_field, Some((InputKind::Text | InputKind::Tokens, _)));
+        if selection.needs_messages() && no_chat {
+            return Err(Error::NeedsMessages { selection: selection.to_string() }.into());
+        }
+    }
+    Ok(())
+}
+
+/// What the store and the backend need to know of each tap.
+fn describe(taps: &[Tap], dims: &Dims, dtype: StoreDtype) -> Result<(Vec<TapInfo>, Vec<Arc<SinkSpec>>)> {
+    let mut folders: BTreeMap<String, usize> = BTreeMap::new();
+    let mut infos = Vec::new();
+    let mut specs = Vec::new();
+    for tap in taps {
+        let hook = tap.point.to_string();
+        let times = folders.entry(hook.clone()).or_default();
+        *times += 1;
+        let folder = if *times == 1 { hook.clone() } else { format!("{hook}~{times}") };
+        let row_shape = tap.row_shape(dims);
+        let width: usize = row_shape.iter().product();
+        let reduce = match &tap.reduction {
+            Reduction::None => Reduce::None,
+            Reduction::Mean => Reduce::Mean,
+            Reduction::Dot { file, key } => Reduce::Dot(super::directions::load(file, key, width)?.into()),
+            Reduction::Norm => Reduce::Norm,
+            Reduction::TopK(k) => Reduce::TopK(*k),
+            Reduction::LogProbTopK(k) => Reduce::LogProbTopK(*k),
+        };
+        let top_k = match reduce {
+            Reduce::TopK(k) | Reduce::LogProbTopK(k) => Some(k),
+            _ => None,
+        };
+        let dtype = if tap.point.site.is_always_f32() { StoreDtype::F32 } else { dtype };
+        let ragged = tap.point.site.is_ragged();
+        let heads = tap.heads.clone().unwrap_or_default();
+        let head_width = tap.point.site.row_shape(dims).get(1).copied().unwrap_or(1);
+        let spec = SinkSpec {
+            columns: if ragged { Vec::new() } else { head_columns(&heads, head_width) },
+            heads: if ragged { heads } else { Vec::new() },
+            reduce,
+            dtype: sink_dtype(dtype),
+        };
+        infos.push(TapInfo {
+            hook,
+            folder,
+            selection: tap.selection.to_string(),
+            reduction: tap.reduction.to_string(),
+            heads: tap.heads.clone(),
+            dtype,
+            row_shape: if matches!(spec.reduce, Reduce::None | Reduce::Mean) { row_shape } else { vec![stored_width(&spec.reduce, width)] },
+            ragged,
+            top_k,
+        });
+        specs.push(Arc::new(spec));
+    }
+    Ok((infos, specs))
+}
+
+/// Numbers per stored row that a reduction makes of `width`.
+fn stored_width(reduce: &Reduce, width: usize) -> usize {
+    SinkSpec { reduce: reduce.clone(), ..SinkSpec::plain() }.stored_width(width)
+}
+
+/// The columns of some heads, neighbours joined.
+fn head_columns(heads: &[usize], width: usize) -> Vec<std::ops::Range<usize>> {
+    let mut columns: Vec<std::ops::Range<usize>> = Vec::new();
+    for &head in heads {
+        match columns.last_mut() {
+            Some(last) if last.end == head * width => last.end += width,
+            _ => columns.push(head * width..(head + 1) * width),
+        }
+    }
+    columns
+}
+
+fn sink_dtype(dtype: StoreDtype) -> SinkDtype {
+    match dtype {
+        StoreDtype::F32 => SinkDtype::F32,
+        StoreDtype::F16 => SinkDtype::F16,
+        StoreDtype::BF16 => SinkDtype::BF16,
+    }
+}

@@ -1,0 +1,117 @@
+//! The thread that runs ahead of the model: reads records, tokenises them on all cores and fills shards, so that a
+//! shard's layout is known before its first row is computed.
+
+use std::ops::Range;
+use std::sync::mpsc::SyncSender;
+
+use rayon::prelude::*;
+
+use super::{Error, Prepared, Result, Sample, SelectedSample};
+use crate::data::Dataset;
+use crate::store::{ShardFill, sample_bytes};
+
+/// Records that are tokenised together.
+const RECORDS: usize = 256;
+/// Skipped records that are told apart.
+const REASONS: usize = 5;
+
+/// The samples of one shard, and their selected rows.
+#[derive(Default)]
+pub struct PlannedShard {
+    pub samples: Vec<(Sample, SelectedSample)>,
+}
+
+impl PlannedShard {
+    /// Consecutive samples of at most `batch_tokens` tokens together; a longer sample makes a batch of its own.
+    pub fn batches(&self, batch_tokens: usize) -> impl Iterator<Item = Range<usize>> + '_ {
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            let first = next;
+            let mut tokens = 0;
+            while let Some((sample, _)) = self.samples.get(next) {
+                tokens += sample.row.tokens.len();
+                if next > first && tokens > batch_tokens {
+                    break;
+                }
+                next += 1;
+            }
+            (next > first).then_some(first..next)
+        })
+    }
+}
+
+/// What reading the dataset to its end told.
+#[derive(Debug, Default)]
+pub struct ReadSummary {
+    /// Records in the dataset, skipped ones included.
+    pub records: u64,
+    pub skipped: u64,
+    pub skip_reasons: Vec<String>,
+}
+
+/// Sends the dataset's shards in order, until its end or until nobody listens any more.
+///
+/// # Errors
+/// The first bad record's, unless bad ones are skipped.
+pub fn read_ahead(prepared: &Prepared, mut dataset: Dataset, shards: &SyncSender<PlannedShard>) -> Result<ReadSummary> {
+    let mut summary = ReadSummary::default();
+    let mut fill = ShardFill::new(prepared.shard_limits());
+    let mut shard = PlannedShard::default();
+    loop {
+        let records = dataset.by_ref().take(RECORDS).collect::<Result<Vec<_>, _>>()?;
+        if records.is_empty() {
+            break;
+        }
+        summary.records += records.len() as u64;
+        let tokenised: Vec<_> = records.into_par_iter().map(|record| select_all(prepared, record)).collect();
+        for samples in tokenised {
+            let samples = match samples {
+                Ok(samples) => samples,
+                Err(crate::Error::Engine(bad)) if prepared.job.skip_bad && bad.is_of_one_record() => {
+                    summary.skipped += 1;
+                    if summary.skip_reasons.len() < REASONS {
+                        summary.skip_reasons.push(bad.to_string());
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            for (sample, selected) in samples {
+                let tokens = sample.row.tokens.len() as u64;
+                let rows_of = |(tap, info)| sample_bytes(info, tokens, prepared.stored_rows(&selected, tap));
+                let bytes: u64 = prepared.infos.iter().enumerate().map(rows_of).sum();
+                if !fill.add(tokens, bytes) {
+                    if shards.send(std::mem::take(&mut shard)).is_err() {
+                        return Ok(summary);
+                    }
+                    fill = ShardFill::new(prepared.shard_limits());
+                    fill.add(tokens, bytes);
+                }
+                shard.samples.push((sample, selected));
+            }
+        }
+    }
+    if !shard.samples.is_empty() {
+        // A closed channel means that the model stopped, and its error is the one that counts.
+        let _ = shards.send(shard);
+    }
+    summary.records += dataset.skipped();
+    summary.skipped += dataset.skipped();
+    summary.skip_reasons.extend(dataset.skip_reasons().iter().take(REASONS).cloned());
+    summary.skip_reasons.truncate(REASONS);
+    if summary.skipped > 0 && summary.skipped == summary.records {
+        return Err(Error::AllBad { records: summary.records, first: summary.skip_reasons.first().cloned().unwrap_or_default() }.into());
+    }
+    Ok(summary)
+}
+
+fn select_all(prepared: &Prepared, record: crate::data::Record) -> Result<Vec<(Sample, SelectedSample)>> {
+    let samples = prepared.tokenising.samples(record)?;
+    samples
+        .into_iter()
+        .map(|sample| {
+            let selected = prepared.select(&sample)?;
+            Ok((sample, selected))
+        })
+        .collect()
+}

@@ -1,0 +1,240 @@
+//! From a dataset's record to token ids, with the turns and spans that selections ask for.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Result};
+use crate::data::{CharSpan, Input, Kept, Record};
+use crate::hooks::{SampleView, TokenSpan, TokenTurn};
+use crate::model::{ChatTemplate, Message, Tokenizer};
+use crate::store::SampleRow;
+
+/// One input of the dataset, or one chunk of it, after tokenising.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    /// Its row of the samples table: place in the dataset, tokens, kept fields.
+    pub row: SampleRow,
+    pub has_bos: bool,
+    pub turns: Vec<TokenTurn>,
+    pub spans: Vec<TokenSpan>,
+}
+
+impl Sample {
+    /// What selections look at.
+    pub fn view(&self) -> SampleView<'_> {
+        SampleView {
+            index: self.row.sample,
+            n_tokens: self.row.tokens.len(),
+            has_bos: self.has_bos,
+            turns: &self.turns,
+            spans: &self.spans,
+            prompt_len: None,
+        }
+    }
+}
+
+/// What to do with a sample longer than the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLong {
+    /// Stop and say which.
+    Error,
+    /// Keep its first tokens.
+    Truncate,
+    /// Cut it into consecutive pieces, each a sample of its own with the same number.
+    Chunk,
+}
+
+/// How records become token ids.
+pub struct Tokenising {
+    pub tokenizer: Option<Tokenizer>,
+    pub template: Option<ChatTemplate>,
+    /// Role that plain text is wrapped in (`--chat user`).
+    pub chat_role: Option<String>,
+    pub add_generation_prompt: bool,
+    /// Whether plain text gets the tokenizer's special tokens (BOS).
+    pub special_tokens: bool,
+    pub max_length: usize,
+    pub on_long: OnLong,
+    pub vocab: usize,
+    pub bos: Option<u32>,
+    /// The model's directory, for messages.
+    pub model_dir: String,
+}
+
+impl Tokenising {
+    /// The samples of a record: one, or several chunks.
+    ///
+    /// # Errors
+    /// No tokenizer or chat template for such an input, ids outside the vocabulary, a sample that is too long, spans
+    /// outside the text; each names the record's file and line.
+    pub fn samples(&self, record: Record) -> Result<Vec<Sample>> {
+        let place = record.place();
+        let Record { index, file, line, input, spans, kept, .. } = record;
+        let mut token_spans = Vec::new();
+        let (ids, turns) = match input {
+            Input::Tokens(ids) => (ids, Vec::new()),
+            Input::Text(text) => match &self.chat_role {
+                Some(role) => self.chat(&[(role.clone(), text)], &spans, &mut token_spans, &place)?,
+                None => {
+                    let encoding = self.tokenizer(&place)?.encode(&text, self.special_tokens)?;
+                    for span in &spans {
+                        let bytes = byte_range(&text, span, &place)?;
+                        token_spans.push(token_span(span, bytes, &encoding.offsets));
+                    }
+                    (encoding.ids, Vec::new())
+                }
+            },
+            Input::Messages(messages) => self.chat(&messages, &spans, &mut token_spans, &place)?,
+        };
+        if ids.is_empty() {
+            return Err(Error::NoTokens { place }.into());
+        }
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.vocab) {
+            return Err(Error::TokenOutOfRange { place, id, vocab: self.vocab }.into());
+        }
+        let whole = Sample {
+            has_bos: self.bos.is_some() && ids.first() == self.bos.as_ref(),
+            row: SampleRow {
+                sample: index,
+                chunk: 0,
+                file,
+                line,
+                turns: stored_turns(&turns),
+                tokens: ids,
+                kept: kept.into_iter().map(|k| k.map(stored_kept)).collect(),
+            },
+            turns,
+            spans: token_spans,
+        };
+        self.fit(whole, place)
+    }
+
+    fn tokenizer(&self, place: &str) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| Error::NoTokenizer { place: place.into(), dir: self.model_dir.clone() }.into())
+    }
+
+    fn chat(
+        &self,
+        messages: &[(String, String)],
+        spans: &[CharSpan],
+        token_spans: &mut Vec<TokenSpan>,
+        place: &str,
+    ) -> Result<(Vec<u32>, Vec<TokenTurn>)> {
+        let template =
+            self.template.as_ref().ok_or_else(|| Error::NoTemplate { place: place.into(), dir: self.model_dir.clone() })?;
+        let chat: Vec<Message> = messages.iter().map(|(role, content)| Message::new(role, content)).collect();
+        let at = |source| Error::Chat { place: place.into(), source };
+        let rendered = template.render(&chat, self.add_generation_prompt).map_err(at)?;
+        let encoding = self.tokenizer(place)?.encode_chat(&rendered).map_err(at)?;
+        for span in spans {
+            // A span counts in its message; in the rendered chat when it names none and there are several messages.
+            let message = span.message.or((messages.len() == 1).then_some(0));
+            let bytes = match message {
+                None => byte_range(&rendered.text, span, place)?,
+                Some(m) => {
+                    let content = messages.get(m).map(|(_, content)| content.as_str());
+                    let content = content.ok_or_else(|| span_error(span, place, &format!("there are {} messages", messages.len())))?;
+                    let turn = &rendered.turns[m].content;
+                    let bytes = byte_range(content, span, place)?;
+                    // The template may have stripped the content's ends.
+                    let there = &rendered.text[turn.clone()];
+                    let cut = content.find(there).ok_or_else(|| span_error(span, place, "the template rewrites this message"))?;
+                    let clip = |b: usize| turn.start + b.saturating_sub(cut).min(there.len());
+                    clip(bytes.start)..clip(bytes.end)
+                }
+            };
+            token_spans.push(token_span(span, bytes, &encoding.offsets));
+        }
+        let turns = encoding
+            .turns
+            .into_iter()
+            .map(|t| TokenTurn { role: t.role, content: t.content, whole: t.whole })
+            .collect();
+        Ok((encoding.ids, turns))
+    }
+
+    /// Truncates, cuts or refuses what is longer than the limit.
+    fn fit(&self, sample: Sample, place: String) -> Result<Vec<Sample>> {
+        let tokens = sample.row.tokens.len();
+        if tokens <= self.max_length {
+            return Ok(vec![sample]);
+        }
+        match self.on_long {
+            OnLong::Error => Err(Error::TooLong { place, tokens, limit: self.max_length }.into()),
+            OnLong::Truncate => Ok(vec![piece(&sample, 0..self.max_length, 0)]),
+            OnLong::Chunk => Ok((0..tokens)
+                .step_by(self.max_length)
+                .enumerate()
+                .map(|(chunk, first)| piece(&sample, first..(first + self.max_length).min(tokens), chunk as u32))
+                .collect()),
+        }
+    }
+}
+
+/// The tokens `range` of a sample; turns and spans keep their places in the lists, empty where they are cut off.
+fn piece(sample: &Sample, range: Range<usize>, chunk: u32) -> Sample {
+    let cut = |r: &Range<u32>| {
+        let clip = |at: u32| at.clamp(range.start as u32, range.end as u32) - range.start as u32;
+        clip(r.start)..clip(r.end)
+    };
+    let turns: Vec<TokenTurn> = sample
+        .turns
+        .iter()
+        .map(|t| TokenTurn { role: t.role.clone(), content: cut(&t.content), whole: cut(&t.whole) })
+        .collect();
+    let spans = sample.spans.iter().map(|s| TokenSpan { name: s.name.clone(), tokens: cut(&s.tokens) }).collect();
+    Sample {
+        row: SampleRow {
+            chunk,
+            tokens: sample.row.tokens[range.clone()].to_vec(),
+            turns: stored_turns(&turns),
+            ..sample.row.clone()
+        },
+        has_bos: sample.has_bos && range.start == 0,
+        turns,
+        spans,
+    }
+}
+
+/// First and last token, both inclusive, of every turn that has any.
+fn stored_turns(turns: &[TokenTurn]) -> Vec<(String, u32, u32)> {
+    turns.iter().filter(|t| !t.content.is_empty()).map(|t| (t.role.clone(), t.content.start, t.content.end - 1)).collect()
+}
+
+fn stored_kept(kept: Kept) -> crate::store::Kept {
+    match kept {
+        Kept::Bool(v) => crate::store::Kept::Bool(v),
+        Kept::Int(v) => crate::store::Kept::Int(v),
+        Kept::Float(v) => crate::store::Kept::Float(v),
+        Kept::Text(v) => crate::store::Kept::Text(v),
+    }
+}
+
+/// The bytes of a span given in characters.
+fn byte_range(text: &str, span: &CharSpan, place: &str) -> Result<Range<usize>> {
+    let mut starts = text.char_indices().map(|(b, _)| b).chain([text.len()]);
+    let start = starts.nth(span.start);
+    let end = if span.end == span.start { start } else { starts.nth(span.end.wrapping_sub(span.start + 1)) };
+    match (start, end) {
+        (Some(start), Some(end)) if span.start <= span.end => Ok(start..end),
+        _ => Err(span_error(span, place, &format!("the text has {} characters", text.chars().count())).into()),
+    }
+}
+
+fn span_error(span: &CharSpan, place: &str, why: &str) -> Error {
+    Error::Span { place: place.into(), name: span.name.clone(), start: span.start, end: span.end, why: why.into() }
+}
+
+/// The tokens that hold any byte of the span.
+fn token_span(span: &CharSpan, bytes: Range<usize>, offsets: &[Range<usize>]) -> TokenSpan {
+    let holds = |o: &Range<usize>| o.start < bytes.end && bytes.start < o.end;
+    let first = offsets.iter().position(holds);
+    let last = offsets.iter().rposition(holds);
+    let tokens = match (first, last) {
+        (Some(first), Some(last)) => first as u32..last as u32 + 1,
+        _ => 0..0,
+    };
+    TokenSpan { name: span.name.clone(), tokens }
+}
