@@ -1,0 +1,167 @@
+//! A new file of a length known beforehand, mapped for writing. All its blocks are reserved first, so a full disk is an
+//! error at creation and never a SIGBUS while rows are written.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use memmap2::{MmapMut, MmapOptions, UncheckedAdvice};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
+/// A file whose blocks are all reserved, and its shared mapping. Starts as zeros.
+#[derive(Debug)]
+pub struct WritableMap {
+    file: File,
+    map: MmapMut,
+}
+
+impl WritableMap {
+    /// Creates the file at `path` (or empties the one there), reserves `len` > 0 bytes and maps them.
+    ///
+    /// # Errors
+    /// The file cannot be created or mapped, or there is no room for it: the error then carries `ENOSPC`, `EDQUOT` or `EFBIG`.
+    /// The file is left for the caller to remove.
+    pub fn create(path: &Path, len: u64) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)?;
+        reserve(&file, len)?;
+        let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        // SAFETY: the file was made by us and is this long. It lies in a directory that our lock keeps other writers out of,
+        // so nobody else changes the bytes that `bytes_mut` lends out.
+        let map = unsafe { MmapOptions::new().len(len).map_mut(&file)? };
+        Ok(Self { file, map })
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.map
+    }
+
+    /// Asks the kernel to begin writing `range` to disk, without waiting: what a later [`sync`](Self::sync) waits for is then short.
+    /// Only a hint: a file system that does not know it changes nothing.
+    pub fn start_writeback(&self, range: Range<usize>) {
+        let (Ok(offset), Ok(len)) = (i64::try_from(range.start), i64::try_from(range.len())) else {
+            return;
+        };
+        if len == 0 {
+            return; // to this call 0 means "to the end of the file"
+        }
+        // SAFETY: the descriptor is open for as long as `self` lives; the call touches no memory of ours.
+        unsafe {
+            libc::sync_file_range(
+                self.file.as_raw_fd(),
+                offset,
+                len,
+                libc::SYNC_FILE_RANGE_WRITE,
+            )
+        };
+    }
+
+    /// Takes the pages of `range` out of this process's memory. The bytes stay: they are the file's, and come back when touched.
+    ///
+    /// # Errors
+    /// The kernel refuses the advice.
+    pub fn drop_pages(&mut self, range: Range<usize>) -> io::Result<()> {
+        let page = rustix::param::page_size();
+        let start = range.start / page * page;
+        let end = range.end.min(self.map.len());
+        if start >= end {
+            return Ok(());
+        }
+        // SAFETY: the mapping is shared and backed by the file, so MADV_DONTNEED loses no byte: dirty pages stay in the page
+        // cache. `&mut self` means that no slice of the mapping is lent out meanwhile.
+        unsafe {
+            self.map
+                .unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start)
+        }
+    }
+
+    /// Returns when every byte is on disk: `msync`, then `fsync`.
+    ///
+    /// # Errors
+    /// The disk failed to take the bytes.
+    pub fn sync(&self) -> io::Result<()> {
+        self.map.flush()?;
+        self.file.sync_all()
+    }
+}
+
+/// Reserves the file's first `len` bytes: by `fallocate`, or by writing zeros where the file system has no `fallocate`.
+fn reserve(file: &File, len: u64) -> io::Result<()> {
+    loop {
+        return match fallocate(file, FallocateFlags::empty(), 0, len) {
+            Ok(()) => Ok(()),
+            Err(Errno::INTR) => continue,
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_zeros(file, len),
+            Err(e) => Err(e.into()),
+        };
+    }
+}
+
+fn write_zeros(file: &File, len: u64) -> io::Result<()> {
+    let zeros = vec![0u8; 1 << 20];
+    let mut done = 0;
+    while done < len {
+        let n = zeros
+            .len()
+            .min((len - done).try_into().unwrap_or(usize::MAX));
+        file.write_all_at(&zeros[..n], done)?;
+        done += n as u64;
+    }
+    Ok(())
+}
+
+/// Bytes that an unprivileged process may still write to the file system of `path`; `None` where it does not say.
+pub fn free_bytes(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    stat.f_bavail.checked_mul(stat.f_frsize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_written_survive_dropping_the_pages_and_reach_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let mut map = WritableMap::create(&path, 3 * 4096 + 5).unwrap();
+        assert!(map.bytes().iter().all(|&b| b == 0));
+        map.bytes_mut()[4000..4100].fill(7);
+        map.start_writeback(4000..4100);
+        map.drop_pages(4000..4100).unwrap();
+        map.drop_pages(0..usize::MAX).unwrap();
+        assert!(map.bytes()[4000..4100].iter().all(|&b| b == 7));
+        map.sync().unwrap();
+        drop(map);
+        let read = std::fs::read(&path).unwrap();
+        assert_eq!(read.len(), 3 * 4096 + 5);
+        assert_eq!(read.iter().filter(|&&b| b == 7).count(), 100);
+    }
+
+    #[test]
+    fn a_file_system_without_fallocate_gets_zeros_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let file = File::create(&path).unwrap();
+        write_zeros(&file, (1 << 20) + 3).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), vec![0; (1 << 20) + 3]);
+    }
+
+    #[test]
+    fn reserving_more_than_any_disk_holds_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(WritableMap::create(&dir.path().join("f"), 1 << 60).is_err());
+    }
+}
