@@ -1,5 +1,32 @@
-//! Front door of `store`.
+//! The store: a directory of safetensors files, one per tap and shard, a Parquet table of the samples, and the manifest that lists
+//! them. [`StoreWriter`] begins a store and its shards; a [`ShardWriter`] lends the mapped memory that rows are computed into, and
+//! commits it; [`Store`] reads; [`verify`] rechecks. Knows nothing of models: what a run was made from comes as [`Provenance`].
+//! The format is written down in `docs/store-format.md`.
 
-/// What can go wrong in this module.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {}
+mod error;
+mod format;
+mod layout;
+mod manifest;
+mod reader;
+mod samples;
+mod samples_read;
+mod shard;
+#[cfg(test)]
+mod tests;
+mod verify;
+mod view;
+mod writer;
+
+pub use error::{Error, Result};
+pub use format::{ALIGN, StoreDtype};
+pub use layout::{ShardFill, ShardLayout, ShardLimits, TapRows, sample_bytes};
+pub use manifest::{
+    Checksum, DatasetInfo, FORMAT_VERSION, KeptColumn, Manifest, ModelInfo, Provenance,
+    SamplesFile, ShardEntry, State, TapFile, TapInfo, Xxh3,
+};
+pub use reader::{RowView, Store, TapReader};
+pub use samples::{Kept, KeptType, RowRange, SampleRow, Selections};
+pub use shard::{ShardWriter, TapSlab};
+pub use verify::{Report, verify};
+pub use view::{RaggedView, ShardView};
+pub use writer::{StoreWriter, Summary};

@@ -1,0 +1,293 @@
+//! Reads a samples table back. Only tables of exactly the schema that the writer makes are taken, and every list is rebuilt with
+//! its bounds checked, so a damaged table is an error.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use parquet::column::reader::get_typed_column_reader;
+use parquet::data_type::{
+    BoolType, ByteArray, ByteArrayType, DataType, DoubleType, Int32Type, Int64Type,
+};
+use parquet::errors::ParquetError;
+use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
+
+use super::samples::{Kept, KeptType, RowRange, SampleRow, Selections, schema};
+
+type Fallible<T> = Result<T, ParquetError>;
+
+/// A samples table in memory.
+#[derive(Debug, Default)]
+pub(crate) struct ReadTable {
+    pub samples: Vec<SampleRow>,
+    /// Per sample: each tap's folder and the sample's rows in its file.
+    pub selections: Vec<Selections>,
+}
+
+/// Reads the table at `path`, whose kept columns are `keep` and which has `rows` rows.
+pub(crate) fn read_table(
+    path: &Path,
+    keep: &[(String, KeptType)],
+    rows: u64,
+) -> Fallible<ReadTable> {
+    // The crate's decoder panics on some forged pages (a dictionary encoding without a dictionary, for one). Nothing outlives
+    // the call but its result, so a panic in there is an error here.
+    std::panic::catch_unwind(|| decode(path, keep, rows))
+        .unwrap_or_else(|_| wrong("its pages contradict each other"))
+}
+
+fn decode(path: &Path, keep: &[(String, KeptType)], rows: u64) -> Fallible<ReadTable> {
+    let reader = SerializedFileReader::new(File::open(path)?)?;
+    let file = reader.metadata().file_metadata();
+    if file.schema() != &*schema(keep)? {
+        return wrong(
+            "its columns are not those of a samples table with the manifest's kept fields",
+        );
+    }
+    if u64::try_from(file.num_rows()) != Ok(rows) {
+        return wrong(format!(
+            "it has {} rows where the manifest says {rows}",
+            file.num_rows()
+        ));
+    }
+    let mut table = ReadTable::default();
+    for g in 0..reader.num_row_groups() {
+        read_group(&*reader.get_row_group(g)?, keep, &mut table)?;
+    }
+    if table.samples.len() as u64 != rows {
+        return wrong("its row groups do not hold all its rows");
+    }
+    Ok(table)
+}
+
+fn read_group(
+    group: &dyn RowGroupReader,
+    keep: &[(String, KeptType)],
+    table: &mut ReadTable,
+) -> Fallible<()> {
+    let Ok(rows) = usize::try_from(group.metadata().num_rows()) else {
+        return wrong("a row group of negative length");
+    };
+    let mut names = Names::default();
+    let sample = plain::<Int64Type>(group, 0, rows)?;
+    let file = plain::<ByteArrayType>(group, 1, rows)?;
+    let line = plain::<Int64Type>(group, 2, rows)?;
+    let chunk = plain::<Int32Type>(group, 3, rows)?;
+    let tokens = lists::<Int32Type>(group, 4, rows)?;
+    let roles = lists::<ByteArrayType>(group, 5, rows)?;
+    let firsts = lists::<Int32Type>(group, 6, rows)?;
+    let lasts = lists::<Int32Type>(group, 7, rows)?;
+    let taps = lists::<ByteArrayType>(group, 8, rows)?;
+    let starts = lists::<Int64Type>(group, 9, rows)?;
+    let counts = lists::<Int64Type>(group, 10, rows)?;
+    let mut kept = keep
+        .iter()
+        .enumerate()
+        .map(|(k, (_, kind))| {
+            let column = 11 + k;
+            Ok(match kind {
+                KeptType::Bool => optional::<BoolType>(group, column, rows, |v| Ok(Kept::Bool(v)))?,
+                KeptType::Int => optional::<Int64Type>(group, column, rows, |v| Ok(Kept::Int(v)))?,
+                KeptType::Float => {
+                    optional::<DoubleType>(group, column, rows, |v| Ok(Kept::Float(v)))?
+                }
+                KeptType::Text => optional::<ByteArrayType>(group, column, rows, |v| {
+                    Ok(Kept::Text(v.as_utf8()?.to_owned()))
+                })?,
+            }
+            .into_iter())
+        })
+        .collect::<Fallible<Vec<_>>>()?;
+
+    for i in 0..rows {
+        let (role, first, last) = (roles.row(i)?, firsts.row(i)?, lasts.row(i)?);
+        let (tap, start, count) = (taps.row(i)?, starts.row(i)?, counts.row(i)?);
+        if role.len() != first.len()
+            || role.len() != last.len()
+            || tap.len() != start.len()
+            || tap.len() != count.len()
+        {
+            return wrong("the fields of a list differ in length");
+        }
+        let turn = |((role, first), last): ((&ByteArray, &i32), &i32)| {
+            Ok((
+                role.as_utf8()?.to_owned(),
+                natural(*first)?,
+                natural(*last)?,
+            ))
+        };
+        let turns = role
+            .iter()
+            .zip(first)
+            .zip(last)
+            .map(turn)
+            .collect::<Fallible<_>>()?;
+        let selection = |((tap, start), count): ((&ByteArray, &i64), &i64)| {
+            Ok((
+                names.get(tap)?,
+                RowRange {
+                    start: natural(*start)?,
+                    rows: natural(*count)?,
+                },
+            ))
+        };
+        let selections = tap
+            .iter()
+            .zip(start)
+            .zip(count)
+            .map(selection)
+            .collect::<Fallible<_>>()?;
+        table.samples.push(SampleRow {
+            sample: natural(sample[i])?,
+            chunk: natural(chunk[i])?,
+            file: names.get(&file[i])?,
+            line: natural(line[i])?,
+            tokens: tokens
+                .row(i)?
+                .iter()
+                .map(|&t| natural(t))
+                .collect::<Fallible<_>>()?,
+            turns,
+            kept: kept
+                .iter_mut()
+                .map(|column| column.next().flatten())
+                .collect(),
+        });
+        table.selections.push(selections);
+    }
+    Ok(())
+}
+
+/// Shares equal strings: a file's name and the taps' recur in every row.
+#[derive(Default)]
+struct Names(HashMap<Vec<u8>, Arc<str>>);
+
+impl Names {
+    fn get(&mut self, bytes: &ByteArray) -> Fallible<Arc<str>> {
+        if let Some(name) = self.0.get(bytes.data()) {
+            return Ok(name.clone());
+        }
+        let name: Arc<str> = bytes.as_utf8()?.into();
+        self.0.insert(bytes.data().to_vec(), name.clone());
+        Ok(name)
+    }
+}
+
+/// One column of a row group as Parquet has it: present values, and the levels that place them.
+struct Raw<T> {
+    values: Vec<T>,
+    definition: Vec<i16>,
+    repetition: Vec<i16>,
+}
+
+fn raw<T: DataType>(group: &dyn RowGroupReader, column: usize, rows: usize) -> Fallible<Raw<T::T>> {
+    if column >= group.num_columns() {
+        return wrong("a row group lacks a column");
+    }
+    let mut reader = get_typed_column_reader::<T>(group.get_column_reader(column)?);
+    let mut raw = Raw {
+        values: Vec::new(),
+        definition: Vec::new(),
+        repetition: Vec::new(),
+    };
+    let (read, _, _) = reader.read_records(
+        rows,
+        Some(&mut raw.definition),
+        Some(&mut raw.repetition),
+        &mut raw.values,
+    )?;
+    if read != rows {
+        return wrong(format!("column {column} ends after {read} of {rows} rows"));
+    }
+    Ok(raw)
+}
+
+fn plain<T: DataType>(
+    group: &dyn RowGroupReader,
+    column: usize,
+    rows: usize,
+) -> Fallible<Vec<T::T>> {
+    let raw = raw::<T>(group, column, rows)?;
+    if raw.values.len() == rows {
+        Ok(raw.values)
+    } else {
+        wrong(format!("column {column} lacks values"))
+    }
+}
+
+fn optional<T: DataType>(
+    group: &dyn RowGroupReader,
+    column: usize,
+    rows: usize,
+    wrap: impl Fn(T::T) -> Fallible<Kept>,
+) -> Fallible<Vec<Option<Kept>>> {
+    let raw = raw::<T>(group, column, rows)?;
+    let mut values = raw.values.into_iter();
+    let mut place = |d: &i16| match d {
+        0 => Ok(None),
+        _ => values.next().map(&wrap).transpose(),
+    };
+    let cells = raw
+        .definition
+        .iter()
+        .map(&mut place)
+        .collect::<Fallible<Vec<_>>>()?;
+    if cells.len() == rows {
+        Ok(cells)
+    } else {
+        wrong(format!("column {column} lacks rows"))
+    }
+}
+
+/// A column of lists: all elements, and where each row's begin and end.
+struct Lists<T> {
+    values: Vec<T>,
+    ends: Vec<usize>,
+}
+
+impl<T> Lists<T> {
+    fn row(&self, row: usize) -> Fallible<&[T]> {
+        let start = if row == 0 { 0 } else { self.ends[row - 1] };
+        self.values
+            .get(start..self.ends[row])
+            .map_or_else(|| wrong("a list reaches beyond its column"), Ok)
+    }
+}
+
+fn lists<T: DataType>(
+    group: &dyn RowGroupReader,
+    column: usize,
+    rows: usize,
+) -> Fallible<Lists<T::T>> {
+    let raw = raw::<T>(group, column, rows)?;
+    let mut ends = Vec::new();
+    let mut end = 0;
+    for (&definition, &repetition) in raw.definition.iter().zip(&raw.repetition) {
+        if repetition == 0 {
+            ends.push(end);
+        }
+        end += usize::from(definition > 0);
+        match ends.last_mut() {
+            Some(last) => *last = end,
+            None => return wrong(format!("column {column} begins inside a list")),
+        }
+    }
+    if ends.len() != rows || end != raw.values.len() {
+        return wrong(format!(
+            "column {column}: lists and values differ in number"
+        ));
+    }
+    Ok(Lists {
+        values: raw.values,
+        ends,
+    })
+}
+
+fn natural<A: Copy + std::fmt::Display, B: TryFrom<A>>(n: A) -> Fallible<B> {
+    B::try_from(n).or_else(|_| wrong(format!("{n} where a count belongs")))
+}
+
+fn wrong<T>(what: impl Into<String>) -> Fallible<T> {
+    Err(ParquetError::General(what.into()))
+}

@@ -1,0 +1,353 @@
+//! A shard being written: slabs of mapped files for a batch's rows to land in, checksums as batches finish, then the commit.
+
+use std::fs;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::error::{Error, Result};
+use super::layout::{ShardLayout, TapLayout};
+use super::manifest::{
+    Checksum, KeptColumn, SAMPLES, SamplesFile, ShardEntry, TapFile, TapInfo, Xxh3, sync_dir,
+};
+use super::writer::Shared;
+use crate::sys::writable::WritableMap;
+
+/// Rows finished since their pages were last given back, all taps together, before they are given back again.
+const RELEASE_BYTES: usize = 64 << 20;
+
+/// One tap's share of a batch: where its rows are to be written. Slabs of different taps never overlap.
+#[derive(Debug)]
+pub struct TapSlab<'a> {
+    /// The batch's rows among the tap's rows in this shard.
+    pub rows: Range<usize>,
+    /// Bytes of the rows, in order, each of the tap's row shape; for a ragged tap the samples' [heads, rows, tokens] tensors end to end.
+    pub activations: &'a mut [u8],
+    /// Bytes of the I32 [rows, K] component numbers of a top-K tap.
+    pub index: Option<&'a mut [u8]>,
+}
+
+/// Checksums of the batches finished so far, for one tap.
+#[derive(Debug, Default)]
+struct BatchSums {
+    rows: Vec<u64>,
+    activations: Vec<Xxh3>,
+    index: Vec<Xxh3>,
+}
+
+/// A shard whose files are reserved, mapped and laid out, and wait for their rows. Independent of the [`StoreWriter`](super::StoreWriter)
+/// that began it: it may be committed on another thread while the next shard is begun. Dropped uncommitted, it leaves the store
+/// as it was, and its files in `.partial/`.
+#[derive(Debug)]
+pub struct ShardWriter {
+    pub(super) shared: Arc<Mutex<Shared>>,
+    pub(super) taps: Arc<[TapInfo]>,
+    pub(super) index: usize,
+    /// Place of the first sample among the samples written.
+    pub(super) first: u64,
+    pub(super) n_samples: usize,
+    pub(super) layout: ShardLayout,
+    /// One per tap.
+    pub(super) maps: Vec<WritableMap>,
+    /// Where the taps' files and the samples table lie until the commit.
+    pub(super) tap_paths: Vec<PathBuf>,
+    pub(super) table_path: PathBuf,
+    pub(super) table: SamplesFile,
+    pub(super) keep: Vec<KeptColumn>,
+    sums: Vec<BatchSums>,
+    batches: Vec<u64>,
+    /// Samples in finished batches, and of these the ones whose pages were given back.
+    finished: usize,
+    released: usize,
+}
+
+/// What [`ShardWriter`] is made of, gathered by `StoreWriter::begin_shard`.
+pub(super) struct Begun {
+    pub shared: Arc<Mutex<Shared>>,
+    pub taps: Arc<[TapInfo]>,
+    pub index: usize,
+    pub first: u64,
+    pub n_samples: usize,
+    pub layout: ShardLayout,
+    pub maps: Vec<WritableMap>,
+    pub tap_paths: Vec<PathBuf>,
+    pub table_path: PathBuf,
+    pub table: SamplesFile,
+    pub keep: Vec<KeptColumn>,
+}
+
+impl ShardWriter {
+    pub(super) fn new(begun: Begun) -> Self {
+        let Begun {
+            shared,
+            taps,
+            index,
+            first,
+            n_samples,
+            layout,
+            maps,
+            tap_paths,
+            table_path,
+            table,
+            keep,
+        } = begun;
+        let sums = taps.iter().map(|_| BatchSums::default()).collect();
+        Self {
+            shared,
+            taps,
+            index,
+            first,
+            n_samples,
+            layout,
+            maps,
+            tap_paths,
+            table_path,
+            table,
+            keep,
+            sums,
+            batches: Vec::new(),
+            finished: 0,
+            released: 0,
+        }
+    }
+
+    /// The shard's number, from 0.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Samples in the shard.
+    pub fn n_samples(&self) -> usize {
+        self.n_samples
+    }
+
+    /// Rows of a tap in this shard.
+    pub fn rows(&self, tap: usize) -> usize {
+        self.layout.rows(tap)
+    }
+
+    /// Rows of a tap that lie before those of the shard's `sample`-th sample.
+    pub fn rows_before(&self, tap: usize, sample: usize) -> usize {
+        self.layout.taps[tap].row_starts[sample]
+    }
+
+    /// The bytes of some rows of a tap's `activations`, in the mapped file.
+    ///
+    /// # Panics
+    /// The rows are not in the shard, or the tap is ragged.
+    pub fn slab(&mut self, tap: usize, rows: Range<usize>) -> &mut [u8] {
+        assert!(
+            !self.taps[tap].ragged,
+            "tap {} is ragged: it has a slab per sample",
+            self.taps[tap].folder
+        );
+        let layout = &self.layout.taps[tap];
+        assert!(
+            rows.end <= layout.rows(),
+            "rows {rows:?} of {}",
+            layout.rows()
+        );
+        let at = |row: usize| layout.header.len() + row * layout.row_bytes;
+        &mut self.maps[tap].bytes_mut()[at(rows.start)..at(rows.end)]
+    }
+
+    /// The bytes of some rows of a top-K tap's `index`; empty for any other tap.
+    ///
+    /// # Panics
+    /// The rows are not in the shard.
+    pub fn index_slab(&mut self, tap: usize, rows: Range<usize>) -> &mut [u8] {
+        let layout = &self.layout.taps[tap];
+        assert!(
+            rows.end <= layout.rows(),
+            "rows {rows:?} of {}",
+            layout.rows()
+        );
+        let at = |row: usize| layout.index_start + row * layout.index_row_bytes;
+        &mut self.maps[tap].bytes_mut()[at(rows.start)..at(rows.end)]
+    }
+
+    /// The bytes of one sample's [heads, rows, tokens] tensor in a ragged tap.
+    ///
+    /// # Panics
+    /// The sample is not in the shard, or the tap is not ragged.
+    pub fn ragged_slab(&mut self, tap: usize, sample: usize) -> &mut [u8] {
+        assert!(
+            self.taps[tap].ragged,
+            "tap {} is not ragged",
+            self.taps[tap].folder
+        );
+        let bytes = self.layout.taps[tap].activations(sample..sample + 1);
+        &mut self.maps[tap].bytes_mut()[bytes]
+    }
+
+    /// Where all taps' rows of a range of the shard's samples are to be written: one slab per tap, in the order of the taps, all usable at once.
+    ///
+    /// # Panics
+    /// The samples are not in the shard.
+    pub fn batch_slabs(&mut self, samples: Range<usize>) -> Vec<TapSlab<'_>> {
+        // Each slab borrows from a mapping of its own, so none can overlap another.
+        let mut slabs = Vec::with_capacity(self.maps.len());
+        for (map, layout) in self.maps.iter_mut().zip(&self.layout.taps) {
+            let (data, rest) = map.bytes_mut().split_at_mut(layout.index_start);
+            let index = layout.index(samples.clone());
+            let index = &mut rest[index.start - layout.index_start..index.end - layout.index_start];
+            slabs.push(TapSlab {
+                rows: layout.row_starts[samples.start]..layout.row_starts[samples.end],
+                activations: &mut data[layout.activations(samples.clone())],
+                index: (layout.index_row_bytes > 0).then_some(index),
+            });
+        }
+        slabs
+    }
+
+    /// Says that all rows of a batch, the samples that follow the last finished batch's, are written: takes their checksums, starts
+    /// them on their way to disk, and gives their memory back from time to time.
+    ///
+    /// # Errors
+    /// The samples are not the ones that follow, or the kernel refuses.
+    pub fn finish_batch(&mut self, samples: Range<usize>) -> Result<()> {
+        if samples.start != self.finished
+            || samples.end <= samples.start
+            || samples.end > self.n_samples
+        {
+            return Err(Error::Plan(format!(
+                "batch of samples {samples:?} finished out of turn: {} of {} are finished",
+                self.finished, self.n_samples
+            )));
+        }
+        for ((map, layout), sums) in self.maps.iter().zip(&self.layout.taps).zip(&mut self.sums) {
+            sums.rows
+                .push((layout.row_starts[samples.end] - layout.row_starts[samples.start]) as u64);
+            sums.activations
+                .push(Xxh3::of(&map.bytes()[layout.activations(samples.clone())]));
+            if layout.index_row_bytes > 0 {
+                sums.index
+                    .push(Xxh3::of(&map.bytes()[layout.index(samples.clone())]));
+            }
+        }
+        self.batches.push(samples.len() as u64);
+        self.finished = samples.end;
+
+        let done = self.released..self.finished;
+        let bytes = |l: &TapLayout| l.activations(done.clone()).len() + l.index(done.clone()).len();
+        if self.layout.taps.iter().map(bytes).sum::<usize>() >= RELEASE_BYTES {
+            for ((map, layout), path) in self
+                .maps
+                .iter_mut()
+                .zip(&self.layout.taps)
+                .zip(&self.tap_paths)
+            {
+                for range in [layout.activations(done.clone()), layout.index(done.clone())] {
+                    map.start_writeback(range.clone());
+                    map.drop_pages(range)
+                        .map_err(|e| Error::io("release pages of", path, e))?;
+                }
+            }
+            self.released = self.finished;
+        }
+        Ok(())
+    }
+
+    /// Makes the shard part of the store: its files are made durable, renamed into their folders, the folders made durable, then
+    /// the manifest that lists them takes the old one's place, which is the commit.
+    ///
+    /// # Errors
+    /// A batch is unfinished, an earlier shard is not committed, or the disk fails; the store is then as it was before.
+    pub fn commit(self) -> Result<()> {
+        if self.finished != self.n_samples {
+            return Err(Error::Plan(format!(
+                "shard {} has {} of its {} samples finished",
+                self.index, self.finished, self.n_samples
+            )));
+        }
+        let checksums = self.checksums();
+        for (map, path) in self.maps.iter().zip(&self.tap_paths) {
+            map.sync().map_err(|e| Error::io("sync", path, e))?;
+        }
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if shared.manifest.shards.len() != self.index {
+            return Err(Error::Plan(format!(
+                "shard {} cannot be committed after {} shards",
+                self.index,
+                shared.manifest.shards.len()
+            )));
+        }
+        let root = shared.root.clone();
+        let mut files = Vec::with_capacity(self.taps.len());
+        let parts = self
+            .taps
+            .iter()
+            .zip(&self.layout.taps)
+            .zip(self.sums)
+            .zip(checksums)
+            .zip(&self.tap_paths);
+        for ((((tap, layout), sums), checksums), path) in parts {
+            let file = format!("{}/{:05}.safetensors", tap.folder, self.index);
+            let to = root.join(&file);
+            fs::rename(path, &to).map_err(|e| Error::write(&to, 0, 0, e))?;
+            files.push(TapFile {
+                tap: tap.folder.clone(),
+                file,
+                rows: layout.rows() as u64,
+                bytes: layout.file_bytes as u64,
+                batch_rows: sums.rows,
+                checksums,
+            });
+        }
+        let to = root.join(&self.table.file);
+        fs::rename(&self.table_path, &to).map_err(|e| Error::write(&to, 0, 0, e))?;
+        for folder in self.taps.iter().map(|t| t.folder.as_str()).chain([SAMPLES]) {
+            sync_dir(&root.join(folder))?;
+        }
+
+        let mut manifest = shared.manifest.clone();
+        manifest.samples += self.n_samples as u64;
+        manifest.keep = self.keep;
+        manifest.shards.push(ShardEntry {
+            index: self.index,
+            first: self.first,
+            count: self.n_samples as u64,
+            batches: self.batches,
+            samples_file: self.table,
+            taps: files,
+        });
+        manifest.publish(&root)?;
+        shared.manifest = manifest;
+        Ok(())
+    }
+
+    /// The checksums of each tap's file, part by part.
+    fn checksums(&self) -> Vec<Vec<Checksum>> {
+        let of_tap = |((map, layout), sums): ((&WritableMap, &TapLayout), &BatchSums)| {
+            let plain = |part: &str, bytes: Range<usize>| Checksum {
+                part: part.into(),
+                xxh3: Xxh3::of(&map.bytes()[bytes]),
+                batches: None,
+            };
+            let batched = |part: &str, batches: &[Xxh3]| Checksum {
+                part: part.into(),
+                xxh3: Xxh3::of_batches(batches),
+                batches: Some(batches.to_vec()),
+            };
+            let mut parts = vec![
+                plain("header", 0..layout.header.len()),
+                batched("activations", &sums.activations),
+            ];
+            if layout.index_row_bytes > 0 {
+                parts.push(batched("index", &sums.index));
+            }
+            parts.extend(
+                layout
+                    .index_tensors()
+                    .map(|(name, bytes)| plain(name, bytes)),
+            );
+            parts
+        };
+        self.maps
+            .iter()
+            .zip(&self.layout.taps)
+            .zip(&self.sums)
+            .map(of_tap)
+            .collect()
+    }
+}
