@@ -9,7 +9,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// The operating system refused something.
     #[error("cannot {what} {}: {source}", path.display())]
-    Io { what: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     /// A store is begun in an empty directory only.
     #[error("{} is not empty; give another directory, or remove this one", path.display())]
     NotEmpty { path: PathBuf },
@@ -37,8 +41,16 @@ pub enum Error {
     #[error("{0}")]
     Plan(String),
     /// A kept field's value does not fit the type that the first shard gave its column.
-    #[error("{file}:{line}: kept field {field:?} is {value} here, but {column} in the samples before; give the field one type in the data (text always works), or leave it out of --keep")]
-    Kept { file: String, line: u64, field: String, value: String, column: &'static str },
+    #[error(
+        "{file}:{line}: kept field {field:?} is {value} here, but {column} in the samples before; give the field one type in the data (text always works), or leave it out of --keep"
+    )]
+    Kept {
+        file: String,
+        line: u64,
+        field: String,
+        value: String,
+        column: &'static str,
+    },
     /// No store, or one whose manifest does not hold together.
     #[error("{}: {what}", path.display())]
     Manifest { path: PathBuf, what: String },
@@ -60,7 +72,11 @@ pub enum Error {
 impl Error {
     /// Wraps an I/O error met while reading or syncing `path`.
     pub(crate) fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io { what, path: path.to_owned(), source }
+        Self::Io {
+            what,
+            path: path.to_owned(),
+            source,
+        }
     }
 
     /// Wraps an I/O error met while writing: rights and room get words of their own. `needed` and `file` as in [`Error::NoSpace`].
@@ -70,14 +86,27 @@ impl Error {
         match Errno::from_io_error(&source) {
             Some(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => {
                 let free = path.parent().and_then(crate::sys::writable::free_bytes);
-                Self::NoSpace { path, needed, file, free, source }
+                Self::NoSpace {
+                    path,
+                    needed,
+                    file,
+                    free,
+                    source,
+                }
             }
             Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) => Self::ReadOnly { path, source },
-            _ => Self::Io { what: "write", path, source },
+            _ => Self::Io {
+                what: "write",
+                path,
+                source,
+            },
         }
     }
 
     pub(crate) fn damaged(path: &Path, what: impl Into<String>) -> Self {
-        Self::Damaged { path: path.to_owned(), what: what.into() }
+        Self::Damaged {
+            path: path.to_owned(),
+            what: what.into(),
+        }
     }
 }

@@ -72,7 +72,9 @@ impl FromStr for StoreDtype {
             "f32" => Ok(Self::F32),
             "f16" => Ok(Self::F16),
             "bf16" => Ok(Self::BF16),
-            _ => Err(Error::Plan(format!("unknown store dtype {s:?}; use f32, f16 or bf16"))),
+            _ => Err(Error::Plan(format!(
+                "unknown store dtype {s:?}; use f32, f16 or bf16"
+            ))),
         }
     }
 }
@@ -90,19 +92,28 @@ pub(crate) struct TensorSpec {
 ///
 /// # Errors
 /// More tensors than a safetensors header can name (about a million).
-pub(crate) fn encode_header(metadata: &BTreeMap<String, String>, tensors: &[TensorSpec]) -> Result<Vec<u8>> {
+pub(crate) fn encode_header(
+    metadata: &BTreeMap<String, String>,
+    tensors: &[TensorSpec],
+) -> Result<Vec<u8>> {
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!(metadata));
     let mut begin = 0u64;
     for t in tensors {
         let end = begin + t.bytes;
-        header.insert(t.name.clone(), json!({"dtype": t.dtype, "shape": t.shape, "data_offsets": [begin, end]}));
+        header.insert(
+            t.name.clone(),
+            json!({"dtype": t.dtype, "shape": t.shape, "data_offsets": [begin, end]}),
+        );
         begin = end;
     }
     let json = Value::Object(header).to_string();
     let padded = (8 + json.len()).next_multiple_of(ALIGN);
     if padded - 8 > MAX_HEADER {
-        return Err(Error::Plan(format!("{} tensors make a header of {padded} bytes, more than the {MAX_HEADER} that readers accept; make shards smaller", tensors.len())));
+        return Err(Error::Plan(format!(
+            "{} tensors make a header of {padded} bytes, more than the {MAX_HEADER} that readers accept; make shards smaller",
+            tensors.len()
+        )));
     }
     let mut bytes = Vec::with_capacity(padded);
     bytes.extend_from_slice(&((padded - 8) as u64).to_le_bytes());
@@ -137,7 +148,8 @@ impl Header {
     /// # Errors
     /// Whatever makes the file no valid safetensors file of exactly this length.
     pub fn parse(path: &Path, file: &[u8]) -> Result<Self> {
-        let invalid = |e: &dyn fmt::Display| Error::damaged(path, format!("no valid safetensors file ({e})"));
+        let invalid =
+            |e: &dyn fmt::Display| Error::damaged(path, format!("no valid safetensors file ({e})"));
         let (n, metadata) = SafeTensors::read_metadata(file).map_err(|e| invalid(&e))?;
         let len = n + 8;
         let mut tensors = Vec::new();
@@ -147,13 +159,31 @@ impl Header {
             if bytes.start > bytes.end || bytes.end > file.len() {
                 return Err(invalid(&format!("tensor {name:?} lies outside the file")));
             }
-            tensors.push(StoredTensor { name, dtype: info.dtype, shape: info.shape.clone(), bytes });
+            tensors.push(StoredTensor {
+                name,
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                bytes,
+            });
         }
         // Tensors without bytes may share an offset; the index tensors are written last.
-        let last = |name: &str| ["sample", "position", "token"].iter().position(|&n| n == name).map_or(0, |i| i + 1);
+        let last = |name: &str| {
+            ["sample", "position", "token"]
+                .iter()
+                .position(|&n| n == name)
+                .map_or(0, |i| i + 1)
+        };
         tensors.sort_by_cached_key(|t| (t.bytes.start, t.bytes.end, last(&t.name), t.name.clone()));
-        let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Ok(Self { len, tensors, by_name })
+        let by_name = tensors
+            .iter()
+            .enumerate()
+            .map(|(i, t)| (t.name.clone(), i))
+            .collect();
+        Ok(Self {
+            len,
+            tensors,
+            by_name,
+        })
     }
 
     pub fn tensor(&self, name: &str) -> Option<&StoredTensor> {
@@ -171,13 +201,23 @@ mod tests {
     use super::*;
 
     fn spec(name: &str, dtype: &'static str, shape: &[u64], bytes: u64) -> TensorSpec {
-        TensorSpec { name: name.into(), dtype, shape: shape.to_vec(), bytes }
+        TensorSpec {
+            name: name.into(),
+            dtype,
+            shape: shape.to_vec(),
+            bytes,
+        }
     }
 
     #[test]
     fn data_starts_on_a_page_and_the_crate_reads_tensors_in_our_order() {
-        let metadata = BTreeMap::from([("hook".to_string(), "blocks.0.hook_resid_post".to_string())]);
-        let tensors = [spec("activations", "BF16", &[3, 1], 6), spec("sample", "I64", &[3], 24), spec("token", "I32", &[0], 0)];
+        let metadata =
+            BTreeMap::from([("hook".to_string(), "blocks.0.hook_resid_post".to_string())]);
+        let tensors = [
+            spec("activations", "BF16", &[3, 1], 6),
+            spec("sample", "I64", &[3], 24),
+            spec("token", "I32", &[0], 0),
+        ];
         let mut file = encode_header(&metadata, &tensors).unwrap();
         assert_eq!(file.len(), ALIGN);
         file.extend_from_slice(&[0; 30]);
@@ -186,12 +226,16 @@ mod tests {
         assert_eq!(read.tensor("token").unwrap().shape(), [0]);
         let header = Header::parse(Path::new("f"), &file).unwrap();
         assert_eq!(header.len, ALIGN);
-        assert_eq!(header.tensor("sample").unwrap().bytes, ALIGN + 6..ALIGN + 30);
+        assert_eq!(
+            header.tensor("sample").unwrap().bytes,
+            ALIGN + 6..ALIGN + 30
+        );
     }
 
     #[test]
     fn every_truncation_of_a_file_is_an_error() {
-        let mut file = encode_header(&BTreeMap::new(), &[spec("activations", "F32", &[2], 8)]).unwrap();
+        let mut file =
+            encode_header(&BTreeMap::new(), &[spec("activations", "F32", &[2], 8)]).unwrap();
         file.extend_from_slice(&[0; 8]);
         for n in (0..64).chain(4000..file.len()) {
             assert!(Header::parse(Path::new("f"), &file[..n]).is_err(), "{n}");

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::error::{Error, Result};
 use super::format::{TensorSpec, encode_header};
@@ -12,9 +13,9 @@ use super::samples::SampleRow;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TapRows {
     /// Token position of each row in its sample; −1 for a row made of several (`|mean`).
-    pub positions: std::sync::Arc<[i32]>,
+    pub positions: Arc<[i32]>,
     /// Token id of each row; −1 as above.
-    pub tokens: std::sync::Arc<[i32]>,
+    pub tokens: Arc<[i32]>,
 }
 
 /// When a shard is full: at the first of these. `bytes` is the sum over taps of what rows take (headers and samples table left out).
@@ -27,7 +28,11 @@ pub struct ShardLimits {
 
 impl Default for ShardLimits {
     fn default() -> Self {
-        Self { bytes: 2 << 30, samples: 65_536, tokens: 16 << 20 }
+        Self {
+            bytes: 2 << 30,
+            samples: 65_536,
+            tokens: 16 << 20,
+        }
     }
 }
 
@@ -42,14 +47,24 @@ pub struct ShardFill {
 
 impl ShardFill {
     pub fn new(limits: ShardLimits) -> Self {
-        Self { limits, bytes: 0, samples: 0, tokens: 0 }
+        Self {
+            limits,
+            bytes: 0,
+            samples: 0,
+            tokens: 0,
+        }
     }
 
     /// Adds a sample of `tokens` tokens and `bytes` bytes (see [`sample_bytes`]), or answers `false` and takes nothing: the shard
     /// is full, the sample belongs to the next. A sample too large for any shard gets one to itself.
     pub fn add(&mut self, tokens: u64, bytes: u64) -> bool {
-        let (all_bytes, all_tokens) = (self.bytes.saturating_add(bytes), self.tokens.saturating_add(tokens));
-        let full = self.samples >= self.limits.samples || all_bytes > self.limits.bytes || all_tokens > self.limits.tokens;
+        let (all_bytes, all_tokens) = (
+            self.bytes.saturating_add(bytes),
+            self.tokens.saturating_add(tokens),
+        );
+        let full = self.samples >= self.limits.samples
+            || all_bytes > self.limits.bytes
+            || all_tokens > self.limits.tokens;
         if full && self.samples > 0 {
             return false;
         }
@@ -61,7 +76,9 @@ impl ShardFill {
 /// Bytes that a sample of `n_tokens` tokens takes in a tap's file when `rows` of them are selected: activations and index tensors.
 pub fn sample_bytes(tap: &TapInfo, n_tokens: u64, rows: u64) -> u64 {
     let wide = if tap.ragged { n_tokens } else { 1 };
-    let row = (row_bytes(tap) as u64).saturating_mul(wide).saturating_add(tap.top_k.map_or(0, |k| 4 * k as u64) + INDEX_BYTES);
+    let row = (row_bytes(tap) as u64)
+        .saturating_mul(wide)
+        .saturating_add(tap.top_k.map_or(0, |k| 4 * k as u64) + INDEX_BYTES);
     rows.saturating_mul(row)
 }
 
@@ -75,7 +92,11 @@ pub(crate) fn row_bytes(tap: &TapInfo) -> usize {
 
 /// The tensor name of a sample in a ragged tap's file.
 pub(crate) fn ragged_name(sample: u64, chunk: u32) -> String {
-    if chunk == 0 { sample.to_string() } else { format!("{sample}.{chunk}") }
+    if chunk == 0 {
+        sample.to_string()
+    } else {
+        format!("{sample}.{chunk}")
+    }
 }
 
 /// One tap's file, byte by byte.
@@ -116,7 +137,11 @@ impl TapLayout {
     pub fn index_tensors(&self) -> [(&'static str, Range<usize>); 3] {
         let n = self.rows();
         let (a, b) = (self.sample_start, self.sample_start + 8 * n);
-        [("sample", a..b), ("position", b..b + 4 * n), ("token", b + 4 * n..self.file_bytes)]
+        [
+            ("sample", a..b),
+            ("position", b..b + 4 * n),
+            ("token", b + 4 * n..self.file_bytes),
+        ]
     }
 }
 
@@ -131,11 +156,29 @@ impl ShardLayout {
     ///
     /// # Errors
     /// The samples or rows do not fit each other, the taps or the format; the message names the sample.
-    pub fn plan(taps: &[TapInfo], samples: &[SampleRow], rows: &[Vec<TapRows>], model_fingerprint: &str) -> Result<Self> {
+    pub fn plan(
+        taps: &[TapInfo],
+        samples: &[SampleRow],
+        rows: &[Vec<TapRows>],
+        model_fingerprint: &str,
+    ) -> Result<Self> {
         super::manifest::check_taps(taps).map_err(Error::Plan)?;
         check_samples(taps, samples, rows)?;
-        let plan_tap = |(t, tap)| plan_tap(tap, samples, &rows.iter().map(|r| &r[t]).collect::<Vec<_>>(), model_fingerprint);
-        Ok(Self { taps: taps.iter().enumerate().map(plan_tap).collect::<Result<_>>()? })
+        let plan_tap = |(t, tap)| {
+            plan_tap(
+                tap,
+                samples,
+                &rows.iter().map(|r| &r[t]).collect::<Vec<_>>(),
+                model_fingerprint,
+            )
+        };
+        Ok(Self {
+            taps: taps
+                .iter()
+                .enumerate()
+                .map(plan_tap)
+                .collect::<Result<_>>()?,
+        })
     }
 
     /// Bytes of the tap files, headers included; the samples table comes on top.
@@ -148,7 +191,7 @@ impl ShardLayout {
         self.taps[tap].file_bytes as u64
     }
 
-    /// Rows of a tap.
+    /// Rows of a tap (its place among the taps).
     pub fn rows(&self, tap: usize) -> usize {
         self.taps[tap].rows()
     }
@@ -160,33 +203,67 @@ fn check_samples(taps: &[TapInfo], samples: &[SampleRow], rows: &[Vec<TapRows>])
         return wrong("a shard holds at least one sample".into());
     }
     if rows.len() != samples.len() {
-        return wrong(format!("{} samples with rows for {}", samples.len(), rows.len()));
+        return wrong(format!(
+            "{} samples with rows for {}",
+            samples.len(),
+            rows.len()
+        ));
     }
     let mut seen = HashSet::new();
     for (sample, rows) in samples.iter().zip(rows) {
-        let at = format!("sample {} chunk {} ({}:{})", sample.sample, sample.chunk, sample.file, sample.line);
+        let at = format!(
+            "sample {} chunk {} ({}:{})",
+            sample.sample, sample.chunk, sample.file, sample.line
+        );
         if !seen.insert((sample.sample, sample.chunk)) {
             return wrong(format!("{at} occurs twice in a shard"));
         }
         let small = |n: u32| i32::try_from(n).is_ok();
-        let numbers = i64::try_from(sample.sample).is_ok() && i64::try_from(sample.line).is_ok() && small(sample.chunk);
-        if !numbers || !sample.tokens.iter().all(|&t| small(t)) || !sample.turns.iter().all(|t| small(t.1) && small(t.2)) {
-            return wrong(format!("{at}: a token id, position or number exceeds a signed 32-bit integer"));
+        let numbers = i64::try_from(sample.sample).is_ok()
+            && i64::try_from(sample.line).is_ok()
+            && small(sample.chunk);
+        if !numbers
+            || !sample.tokens.iter().all(|&t| small(t))
+            || !sample.turns.iter().all(|t| small(t.1) && small(t.2))
+        {
+            return wrong(format!(
+                "{at}: a token id, position or number exceeds a signed 32-bit integer"
+            ));
         }
         if rows.len() != taps.len() {
-            return wrong(format!("{at} has rows for {} taps of {}", rows.len(), taps.len()));
+            return wrong(format!(
+                "{at} has rows for {} taps of {}",
+                rows.len(),
+                taps.len()
+            ));
         }
         for (tap, rows) in taps.iter().zip(rows) {
             if rows.positions.len() != rows.tokens.len() {
-                return wrong(format!("{at}: tap {} has {} positions and {} tokens", tap.folder, rows.positions.len(), rows.tokens.len()));
+                return wrong(format!(
+                    "{at}: tap {} has {} positions and {} tokens",
+                    tap.folder,
+                    rows.positions.len(),
+                    rows.tokens.len()
+                ));
             }
         }
     }
     Ok(())
 }
 
-fn plan_tap(tap: &TapInfo, samples: &[SampleRow], rows: &[&TapRows], model_fingerprint: &str) -> Result<TapLayout> {
-    let too_large = || Error::Plan(format!("tap {}: a shard of {} samples is larger than a file can be; make shards smaller", tap.folder, samples.len()));
+fn plan_tap(
+    tap: &TapInfo,
+    samples: &[SampleRow],
+    rows: &[&TapRows],
+    model_fingerprint: &str,
+) -> Result<TapLayout> {
+    let too_large = || {
+        Error::Plan(format!(
+            "tap {}: a shard of {} samples is larger than a file can be; make shards smaller",
+            tap.folder,
+            samples.len()
+        ))
+    };
     let row_bytes = row_bytes(tap);
     let dtype = tap.dtype.safetensors_name();
     let mut row_starts = vec![0usize];
@@ -194,33 +271,72 @@ fn plan_tap(tap: &TapInfo, samples: &[SampleRow], rows: &[&TapRows], model_finge
     let (mut n_rows, mut data) = (0usize, 0usize);
     let mut tensors = Vec::new();
     for (sample, rows) in samples.iter().zip(rows) {
-        let (r, n) = (rows.positions.len(), if tap.ragged { sample.tokens.len() } else { 1 });
-        let bytes = r.checked_mul(n).and_then(|x| x.checked_mul(row_bytes)).ok_or_else(too_large)?;
+        let (r, n) = (
+            rows.positions.len(),
+            if tap.ragged { sample.tokens.len() } else { 1 },
+        );
+        let bytes = r
+            .checked_mul(n)
+            .and_then(|x| x.checked_mul(row_bytes))
+            .ok_or_else(too_large)?;
         n_rows += r;
         data = data.checked_add(bytes).ok_or_else(too_large)?;
         row_starts.push(n_rows);
         data_ends.push(data);
         if tap.ragged {
             let shape = vec![tap.row_shape[0] as u64, r as u64, n as u64];
-            tensors.push(TensorSpec { name: ragged_name(sample.sample, sample.chunk), dtype, shape, bytes: bytes as u64 });
+            tensors.push(TensorSpec {
+                name: ragged_name(sample.sample, sample.chunk),
+                dtype,
+                shape,
+                bytes: bytes as u64,
+            });
         }
     }
     let rows64 = n_rows as u64;
     if !tap.ragged {
-        let shape = std::iter::once(rows64).chain(tap.row_shape.iter().map(|&d| d as u64)).collect();
-        tensors.push(TensorSpec { name: "activations".into(), dtype, shape, bytes: data as u64 });
+        let shape = std::iter::once(rows64)
+            .chain(tap.row_shape.iter().map(|&d| d as u64))
+            .collect();
+        tensors.push(TensorSpec {
+            name: "activations".into(),
+            dtype,
+            shape,
+            bytes: data as u64,
+        });
     }
-    let index_row_bytes = tap.top_k.unwrap_or(0).checked_mul(4).ok_or_else(too_large)?;
+    let index_row_bytes = tap
+        .top_k
+        .unwrap_or(0)
+        .checked_mul(4)
+        .ok_or_else(too_large)?;
     let index_bytes = n_rows.checked_mul(index_row_bytes).ok_or_else(too_large)?;
     if let Some(k) = tap.top_k {
-        tensors.push(TensorSpec { name: "index".into(), dtype: "I32", shape: vec![rows64, k as u64], bytes: index_bytes as u64 });
+        tensors.push(TensorSpec {
+            name: "index".into(),
+            dtype: "I32",
+            shape: vec![rows64, k as u64],
+            bytes: index_bytes as u64,
+        });
     }
-    for (name, dtype, size) in [("sample", "I64", 8), ("position", "I32", 4), ("token", "I32", 4)] {
-        tensors.push(TensorSpec { name: name.into(), dtype, shape: vec![rows64], bytes: rows64 * size });
+    for (name, dtype, size) in [
+        ("sample", "I64", 8),
+        ("position", "I32", 4),
+        ("token", "I32", 4),
+    ] {
+        tensors.push(TensorSpec {
+            name: name.into(),
+            dtype,
+            shape: vec![rows64],
+            bytes: rows64 * size,
+        });
     }
     // Offsets must also fit the i64 that files are addressed by, with the header still to come.
-    let all = n_rows.checked_mul(INDEX_BYTES as usize).and_then(|x| x.checked_add(data)?.checked_add(index_bytes));
-    all.filter(|&x| x < i64::MAX as usize - (1 << 32)).ok_or_else(too_large)?;
+    let all = n_rows
+        .checked_mul(INDEX_BYTES as usize)
+        .and_then(|x| x.checked_add(data)?.checked_add(index_bytes));
+    all.filter(|&x| x < i64::MAX as usize - (1 << 32))
+        .ok_or_else(too_large)?;
 
     let header = encode_header(&file_metadata(tap, model_fingerprint), &tensors)?;
     let index_start = header.len() + data;
@@ -254,7 +370,13 @@ fn file_metadata(tap: &TapInfo, model_fingerprint: &str) -> BTreeMap<String, Str
 }
 
 /// Writes the header and the three index tensors of a tap's file into its mapping; the rest is zero until its rows come.
-pub(crate) fn write_fixed(layout: &TapLayout, file: &mut [u8], samples: &[SampleRow], rows: &[Vec<TapRows>], tap: usize) {
+pub(crate) fn write_fixed(
+    layout: &TapLayout,
+    file: &mut [u8],
+    samples: &[SampleRow],
+    rows: &[Vec<TapRows>],
+    tap: usize,
+) {
     file[..layout.header.len()].copy_from_slice(&layout.header);
     let [(_, sample), (_, position), (_, token)] = layout.index_tensors();
     let (mut s, mut p, mut t) = (sample.start, position.start, token.start);
@@ -274,10 +396,17 @@ mod tests {
 
     #[test]
     fn a_shard_closes_at_the_first_limit_reached_and_an_oversized_sample_stands_alone() {
-        let limits = ShardLimits { bytes: 100, samples: 3, tokens: 10 };
+        let limits = ShardLimits {
+            bytes: 100,
+            samples: 3,
+            tokens: 10,
+        };
         let taken = |samples: &[(u64, u64)]| {
             let mut fill = ShardFill::new(limits);
-            samples.iter().take_while(|&&(tokens, bytes)| fill.add(tokens, bytes)).count()
+            samples
+                .iter()
+                .take_while(|&&(tokens, bytes)| fill.add(tokens, bytes))
+                .count()
         };
         assert_eq!(taken(&[(1, 1); 5]), 3);
         assert_eq!(taken(&[(5, 1); 5]), 2);

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::error::{Error, Result};
 use super::format::StoreDtype;
@@ -50,7 +50,12 @@ impl Xxh3 {
 
     /// The checksum of a tensor from its batches': over their concatenation, 8 little-endian bytes each.
     pub fn of_batches(batches: &[Xxh3]) -> Self {
-        Self::of(&batches.iter().flat_map(|h| h.0.to_le_bytes()).collect::<Vec<u8>>())
+        Self::of(
+            &batches
+                .iter()
+                .flat_map(|h| h.0.to_le_bytes())
+                .collect::<Vec<u8>>(),
+        )
     }
 }
 
@@ -71,7 +76,9 @@ impl<'de> Deserialize<'de> for Xxh3 {
         let text = String::deserialize(d)?;
         match u64::from_str_radix(&text, 16) {
             Ok(h) if text.len() == 16 => Ok(Self(h)),
-            _ => Err(de::Error::custom(format!("{text:?} is no xxh3-64 checksum"))),
+            _ => Err(de::Error::custom(format!(
+                "{text:?} is no xxh3-64 checksum"
+            ))),
         }
     }
 }
@@ -243,21 +250,41 @@ impl Manifest {
     /// There is none, it is of another format version, or it does not hold together.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(MANIFEST);
-        let wrong = |what: String| Error::Manifest { path: path.clone(), what };
+        let wrong = |what: String| Error::Manifest {
+            path: path.clone(),
+            what,
+        };
         let meta = fs::metadata(&path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound if dir.is_dir() => Error::Manifest { path: dir.to_owned(), what: "not a store (it has no manifest.json)".into() },
+            std::io::ErrorKind::NotFound if dir.is_dir() => Error::Manifest {
+                path: dir.to_owned(),
+                what: "not a store (it has no manifest.json)".into(),
+            },
             _ => Error::io("read", &path, e),
         })?;
         if !meta.is_file() || meta.len() > MAX_MANIFEST {
-            return Err(wrong("no manifest (not a regular file, or larger than 2 GiB)".into()));
+            return Err(wrong(
+                "no manifest (not a regular file, or larger than 2 GiB)".into(),
+            ));
         }
         let mut text = Vec::new();
-        File::open(&path).and_then(|f| f.take(MAX_MANIFEST).read_to_end(&mut text)).map_err(|e| Error::io("read", &path, e))?;
-        let value: Value = serde_json::from_slice(&text).map_err(|e| wrong(format!("no valid JSON ({e})")))?;
+        File::open(&path)
+            .and_then(|f| f.take(MAX_MANIFEST).read_to_end(&mut text))
+            .map_err(|e| Error::io("read", &path, e))?;
+        let value: Value =
+            serde_json::from_slice(&text).map_err(|e| wrong(format!("no valid JSON ({e})")))?;
         match value.get("format_version") {
             Some(v) if v.as_u64() == Some(FORMAT_VERSION.into()) => {}
-            Some(v) => return Err(Error::FormatVersion { path, found: v.to_string() }),
-            None => return Err(wrong("no format_version: not the manifest of a store".into())),
+            Some(v) => {
+                return Err(Error::FormatVersion {
+                    path,
+                    found: v.to_string(),
+                });
+            }
+            None => {
+                return Err(wrong(
+                    "no format_version: not the manifest of a store".into(),
+                ));
+            }
         }
         let manifest: Self = serde_json::from_value(value).map_err(|e| wrong(e.to_string()))?;
         manifest.check().map_err(wrong)?;
@@ -296,14 +323,22 @@ impl Manifest {
             if shard.index != i || shard.first != first {
                 return Err(lists("not the one that follows those before it"));
             }
-            first = first.checked_add(shard.count).ok_or_else(|| lists("count overflows"))?;
+            first = first
+                .checked_add(shard.count)
+                .ok_or_else(|| lists("count overflows"))?;
             if sum(&shard.batches) != Some(shard.count) || shard.samples_file.rows != shard.count {
-                return Err(lists("samples of batches, table and shard differ in number"));
+                return Err(lists(
+                    "samples of batches, table and shard differ in number",
+                ));
             }
             if shard.taps.len() != self.taps.len() {
                 return Err(lists("not one file per tap"));
             }
-            let paths = shard.taps.iter().map(|t| &t.file).chain([&shard.samples_file.file]);
+            let paths = shard
+                .taps
+                .iter()
+                .map(|t| &t.file)
+                .chain([&shard.samples_file.file]);
             for file in paths {
                 check_relative(file)?;
                 if !files.insert(file) {
@@ -312,20 +347,38 @@ impl Manifest {
             }
             for (tap, file) in self.taps.iter().zip(&shard.taps) {
                 if file.tap != tap.folder {
-                    return Err(lists(&format!("{} where the file of tap {} belongs", file.file, tap.folder)));
+                    return Err(lists(&format!(
+                        "{} where the file of tap {} belongs",
+                        file.file, tap.folder
+                    )));
                 }
                 // Every row has 16 bytes of index tensors: a count that its file cannot hold is a lie.
                 if file.rows > file.bytes / 16 {
-                    return Err(lists(&format!("{}: {} rows do not fit {} bytes", file.file, file.rows, file.bytes)));
+                    return Err(lists(&format!(
+                        "{}: {} rows do not fit {} bytes",
+                        file.file, file.rows, file.bytes
+                    )));
                 }
                 let n = shard.batches.len();
-                if file.batch_rows.len() != n || sum(&file.batch_rows) != Some(file.rows) || file.checksums.iter().any(|c| c.batches.as_ref().is_some_and(|b| b.len() != n)) {
-                    return Err(lists(&format!("{}: batches and rows differ in number", file.file)));
+                if file.batch_rows.len() != n
+                    || sum(&file.batch_rows) != Some(file.rows)
+                    || file
+                        .checksums
+                        .iter()
+                        .any(|c| c.batches.as_ref().is_some_and(|b| b.len() != n))
+                {
+                    return Err(lists(&format!(
+                        "{}: batches and rows differ in number",
+                        file.file
+                    )));
                 }
             }
         }
         if first != self.samples {
-            return Err(format!("the shards hold {first} samples, not {}", self.samples));
+            return Err(format!(
+                "the shards hold {first} samples, not {}",
+                self.samples
+            ));
         }
         Ok(())
     }
@@ -337,20 +390,33 @@ pub(crate) fn check_taps(taps: &[TapInfo]) -> Result<(), String> {
     for tap in taps {
         let folder = &tap.folder;
         let plain = matches!(Path::new(folder).components().collect::<Vec<_>>()[..], [Component::Normal(c)] if c == folder.as_str());
-        if !plain || folder.contains('\\') || [MANIFEST, PARTIAL, SAMPLES].contains(&folder.as_str()) {
+        if !plain
+            || folder.contains('\\')
+            || [MANIFEST, PARTIAL, SAMPLES].contains(&folder.as_str())
+        {
             return Err(format!("{folder:?} cannot be a tap's folder"));
         }
         if !folders.insert(folder) {
             return Err(format!("two taps have the folder {folder}"));
         }
         if tap.ragged && (tap.row_shape.len() != 1 || tap.top_k.is_some()) {
-            return Err(format!("tap {folder}: a ragged tap has the row shape [heads] and no reduction"));
+            return Err(format!(
+                "tap {folder}: a ragged tap has the row shape [heads] and no reduction"
+            ));
         }
         if tap.top_k.is_some_and(|k| tap.row_shape != [k]) {
             return Err(format!("tap {folder}: the row shape of a top-K tap is [K]"));
         }
-        if tap.row_shape.iter().try_fold(tap.dtype.size(), |n, &d| n.checked_mul(d)).is_none() {
-            return Err(format!("tap {folder}: the row shape {:?} overflows", tap.row_shape));
+        if tap
+            .row_shape
+            .iter()
+            .try_fold(tap.dtype.size(), |n, &d| n.checked_mul(d))
+            .is_none()
+        {
+            return Err(format!(
+                "tap {folder}: the row shape {:?} overflows",
+                tap.row_shape
+            ));
         }
     }
     Ok(())
@@ -358,30 +424,52 @@ pub(crate) fn check_taps(taps: &[TapInfo]) -> Result<(), String> {
 
 /// Refuses a listed path that is not a plain descent from the store's directory.
 fn check_relative(file: &str) -> Result<(), String> {
-    let plain = !file.is_empty() && Path::new(file).components().all(|c| matches!(c, Component::Normal(_)));
-    if plain { Ok(()) } else { Err(format!("lists {file:?}, a path that leads out of the store")) }
+    let plain = !file.is_empty()
+        && Path::new(file)
+            .components()
+            .all(|c| matches!(c, Component::Normal(_)));
+    if plain {
+        Ok(())
+    } else {
+        Err(format!(
+            "lists {file:?}, a path that leads out of the store"
+        ))
+    }
 }
 
 /// The file that the manifest of the store at `root` (canonical) lists as `file`, provided it is one: regular, of this length,
 /// and inside the store when every link is followed.
 pub(crate) fn listed_file(root: &Path, file: &str, bytes: u64) -> Result<PathBuf> {
     let listed = root.join(file);
-    let path = listed.canonicalize().map_err(|e| Error::damaged(&listed, format!("listed in the manifest, but cannot be found ({e})")))?;
+    let path = listed.canonicalize().map_err(|e| {
+        Error::damaged(
+            &listed,
+            format!("listed in the manifest, but cannot be found ({e})"),
+        )
+    })?;
     if !path.starts_with(root) {
-        return Err(Error::damaged(&listed, "is a link that leads out of the store"));
+        return Err(Error::damaged(
+            &listed,
+            "is a link that leads out of the store",
+        ));
     }
     let meta = fs::metadata(&path).map_err(|e| Error::io("read", &path, e))?;
     if !meta.is_file() {
         return Err(Error::damaged(&listed, "is not a regular file"));
     }
     if meta.len() != bytes {
-        return Err(Error::damaged(&listed, format!("has {} bytes where the manifest says {bytes}", meta.len())));
+        return Err(Error::damaged(
+            &listed,
+            format!("has {} bytes where the manifest says {bytes}", meta.len()),
+        ));
     }
     Ok(path)
 }
 
 pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io("sync", dir, e))
+    File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(|e| Error::io("sync", dir, e))
 }
 
 fn sum(counts: &[u64]) -> Option<u64> {
@@ -391,12 +479,14 @@ fn sum(counts: &[u64]) -> Option<u64> {
 /// Pretty JSON whose innermost lists and objects stay on one line: thousands of batch checksums are not thousands of lines.
 fn render(value: &Value, depth: usize, out: &mut String) {
     let is_scalar = |v: &Value| !v.is_array() && !v.is_object();
+    let short =
+        |map: &Map<String, Value>| map.is_empty() || depth > 1 && map.values().all(is_scalar);
     let indent = |out: &mut String, n: usize| {
         out.push('\n');
         out.extend(std::iter::repeat_n(' ', n));
     };
     match value {
-        Value::Object(map) if !map.is_empty() && !(depth > 1 && map.values().all(is_scalar)) => {
+        Value::Object(map) if !short(map) => {
             out.push('{');
             for (i, (key, v)) in map.iter().enumerate() {
                 out.push_str(if i > 0 { "," } else { "" });

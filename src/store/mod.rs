@@ -21,10 +21,11 @@ pub use error::{Error, Result};
 pub use format::{ALIGN, StoreDtype};
 pub use layout::{ShardFill, ShardLayout, ShardLimits, TapRows, sample_bytes};
 pub use manifest::{
-    Checksum, DatasetInfo, FORMAT_VERSION, KeptColumn, Manifest, ModelInfo, Provenance, SamplesFile, ShardEntry, State, TapFile, TapInfo, Xxh3,
+    Checksum, DatasetInfo, FORMAT_VERSION, KeptColumn, Manifest, ModelInfo, Provenance,
+    SamplesFile, ShardEntry, State, TapFile, TapInfo, Xxh3,
 };
 pub use reader::{RowView, Store, TapReader};
-pub use samples::{Kept, KeptType, RowRange, SampleRow};
+pub use samples::{Kept, KeptType, RowRange, SampleRow, Selections};
 pub use shard::{ShardWriter, TapSlab};
 pub use verify::{Report, verify};
 pub use view::{RaggedView, ShardView};

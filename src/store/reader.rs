@@ -8,7 +8,7 @@ use half::{bf16, f16};
 
 use super::error::{Error, Result};
 use super::manifest::{MANIFEST, Manifest, ShardEntry, State, TapInfo, Xxh3, listed_file};
-use super::samples::{KeptType, RowRange, SampleRow};
+use super::samples::{KeptType, SampleRow, Selections};
 use super::samples_read::{ReadTable, read_table};
 use super::view::{RaggedView, ShardView};
 use crate::sys::read_map::ReadMap;
@@ -29,7 +29,9 @@ impl Store {
         let store = Self::open_any(dir)?;
         match store.manifest.state {
             State::Complete => Ok(store),
-            State::Partial => Err(Error::Partial { path: dir.to_owned() }),
+            State::Partial => Err(Error::Partial {
+                path: dir.to_owned(),
+            }),
         }
     }
 
@@ -64,7 +66,15 @@ impl Store {
     pub fn tap(&self, name: &str) -> Result<TapReader<'_>> {
         let at = |p: &dyn Fn(&TapInfo) -> bool| self.manifest.taps.iter().position(p);
         let found = at(&|t| t.folder == name).or_else(|| at(&|t| t.hook == name));
-        let tap = found.ok_or_else(|| Error::NoTap { name: name.into(), known: self.manifest.taps.iter().map(|t| t.folder.clone()).collect() })?;
+        let tap = found.ok_or_else(|| Error::NoTap {
+            name: name.into(),
+            known: self
+                .manifest
+                .taps
+                .iter()
+                .map(|t| t.folder.clone())
+                .collect(),
+        })?;
         Ok(self.tap_at(tap))
     }
 
@@ -78,8 +88,20 @@ impl Store {
             let rows = row_starts[row_starts.len() - 1] + shard.taps[tap].rows as usize;
             row_starts.push(rows);
         }
-        let shards = self.manifest.shards.iter().map(|_| OnceLock::new()).collect();
-        TapReader { store: self, tap, info: Arc::new(self.manifest.taps[tap].clone()), row_starts, shards, runs: OnceLock::new() }
+        let shards = self
+            .manifest
+            .shards
+            .iter()
+            .map(|_| OnceLock::new())
+            .collect();
+        TapReader {
+            store: self,
+            tap,
+            info: Arc::new(self.manifest.taps[tap].clone()),
+            row_starts,
+            shards,
+            runs: OnceLock::new(),
+        }
     }
 
     /// All samples in the order written, with their tokens and kept fields; one shard's in memory at a time.
@@ -108,7 +130,7 @@ impl Store {
     ///
     /// # Panics
     /// There is no such shard.
-    pub fn shard_selections(&self, shard: usize) -> Result<Vec<Vec<(Arc<str>, RowRange)>>> {
+    pub fn shard_selections(&self, shard: usize) -> Result<Vec<Selections>> {
         Ok(self.read_table(shard)?.selections)
     }
 
@@ -118,16 +140,30 @@ impl Store {
 }
 
 /// Reads a shard's samples table. Its checksum comes first: the Parquet decoder is then never shown bytes damaged on the disk.
-pub(crate) fn read_samples(root: &Path, manifest: &Manifest, shard: &ShardEntry) -> Result<ReadTable> {
+pub(crate) fn read_samples(
+    root: &Path,
+    manifest: &Manifest,
+    shard: &ShardEntry,
+) -> Result<ReadTable> {
     let file = &shard.samples_file;
     let path = listed_file(root, &file.file, file.bytes)?;
     let map = ReadMap::open(&path).map_err(|e| Error::io("map", &path, e))?;
     if Xxh3::of(map.bytes()) != file.xxh3 {
         return Err(Error::damaged(&path, "its checksum is not the manifest's"));
     }
-    let kind = |k: Option<KeptType>| k.ok_or_else(|| Error::Manifest { path: root.join(MANIFEST), what: "a kept field without a type".into() });
-    let keep = manifest.keep.iter().map(|c| Ok((c.name.clone(), kind(c.kind)?))).collect::<Result<Vec<_>>>()?;
-    read_table(&path, &keep, file.rows).map_err(|e| Error::damaged(&path, format!("no samples table ({e})")))
+    let kind = |k: Option<KeptType>| {
+        k.ok_or_else(|| Error::Manifest {
+            path: root.join(MANIFEST),
+            what: "a kept field without a type".into(),
+        })
+    };
+    let keep = manifest
+        .keep
+        .iter()
+        .map(|c| Ok((c.name.clone(), kind(c.kind)?)))
+        .collect::<Result<Vec<_>>>()?;
+    read_table(&path, &keep, file.rows)
+        .map_err(|e| Error::damaged(&path, format!("no samples table ({e})")))
 }
 
 /// One tap of a store: a set of shards. Shards are mapped when first asked for, and stay mapped as long as the reader lives.
@@ -178,7 +214,13 @@ impl TapReader<'_> {
             return Ok(view.clone());
         }
         let entry = &self.store.manifest.shards[shard];
-        let view = Arc::new(ShardView::open(&self.store.root, &self.info, entry, self.tap, self.row_starts[shard])?);
+        let view = Arc::new(ShardView::open(
+            &self.store.root,
+            &self.info,
+            entry,
+            self.tap,
+            self.row_starts[shard],
+        )?);
         Ok(self.shards[shard].get_or_init(|| view).clone())
     }
 
@@ -196,10 +238,15 @@ impl TapReader<'_> {
             return Err(self.no(format!("has {} rows; there is no row {i}", self.rows())));
         }
         if self.info.ragged {
-            return Err(self.no("is ragged: it has a tensor per sample, not rows; use `ragged`".into()));
+            return Err(
+                self.no("is ragged: it has a tensor per sample, not rows; use `ragged`".into())
+            );
         }
         let shard = self.row_starts.partition_point(|&start| start <= i) - 1;
-        Ok(RowView { shard: self.shard(shard)?, row: i - self.row_starts[shard] })
+        Ok(RowView {
+            shard: self.shard(shard)?,
+            row: i - self.row_starts[shard],
+        })
     }
 
     /// The rows of the sample with this number in the dataset (of all its chunks), in order; none if the tap has none of it. The first call reads the `sample`
@@ -209,7 +256,9 @@ impl TapReader<'_> {
     /// A file is damaged, or the tap is ragged.
     pub fn for_sample(&self, sample: u64) -> Result<Vec<RowView>> {
         if self.info.ragged {
-            return Err(self.no("is ragged: it has a tensor per sample, not rows; use `ragged`".into()));
+            return Err(
+                self.no("is ragged: it has a tensor per sample, not rows; use `ragged`".into())
+            );
         }
         let runs = match self.runs.get() {
             Some(runs) => runs,
@@ -218,14 +267,19 @@ impl TapReader<'_> {
                 self.runs.get_or_init(|| found)
             }
         };
-        let Ok(sample) = i64::try_from(sample) else { return Ok(Vec::new()) };
+        let Ok(sample) = i64::try_from(sample) else {
+            return Ok(Vec::new());
+        };
         let mut rows = Vec::new();
         for run in &runs[runs.partition_point(|r| r.sample < sample)..] {
             if run.sample != sample {
                 break;
             }
             let shard = self.shard(run.shard)?;
-            rows.extend((run.start..run.end).map(|row| RowView { shard: shard.clone(), row }));
+            rows.extend((run.start..run.end).map(|row| RowView {
+                shard: shard.clone(),
+                row,
+            }));
         }
         Ok(rows)
     }
@@ -252,7 +306,12 @@ impl TapReader<'_> {
             for (row, sample) in self.shard(shard)?.sample().into_iter().enumerate() {
                 match runs.last_mut() {
                     Some(run) if run.sample == sample && run.shard == shard => run.end = row + 1,
-                    _ => runs.push(Run { sample, shard, start: row, end: row + 1 }),
+                    _ => runs.push(Run {
+                        sample,
+                        shard,
+                        start: row,
+                        end: row + 1,
+                    }),
                 }
             }
         }
@@ -261,7 +320,10 @@ impl TapReader<'_> {
     }
 
     fn no(&self, what: String) -> Error {
-        Error::Access { tap: self.info.folder.clone(), what }
+        Error::Access {
+            tap: self.info.folder.clone(),
+            what,
+        }
     }
 }
 
@@ -309,7 +371,10 @@ pub(crate) fn widen(dtype: super::StoreDtype, bytes: &[u8]) -> Vec<f32> {
     use super::StoreDtype::{BF16, F16, F32};
     let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
     match dtype {
-        F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        F32 => bytes
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect(),
         F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
         BF16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
     }

@@ -5,7 +5,9 @@ use std::io::Write;
 use std::sync::Arc;
 
 use parquet::basic::{Compression, ConvertedType, LogicalType, Repetition, Type as Physical};
-use parquet::data_type::{BoolType, ByteArray, ByteArrayType, DataType, DoubleType, Int32Type, Int64Type};
+use parquet::data_type::{
+    BoolType, ByteArray, ByteArrayType, DataType, DoubleType, Int32Type, Int64Type,
+};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
@@ -72,8 +74,19 @@ pub struct RowRange {
     pub rows: u64,
 }
 
+/// Where one sample's rows lie, tap by tap; each tap by its folder.
+pub type Selections = Vec<(Arc<str>, RowRange)>;
+
 /// Names that `--keep` cannot take: the table has columns of these names.
-const OWN_COLUMNS: [&str; 7] = ["sample", "file", "line", "chunk", "tokens", "turns", "selections"];
+const OWN_COLUMNS: [&str; 7] = [
+    "sample",
+    "file",
+    "line",
+    "chunk",
+    "tokens",
+    "turns",
+    "selections",
+];
 
 /// A row group closes at this many samples …
 const GROUP_SAMPLES: usize = 4096;
@@ -95,7 +108,9 @@ const FIXED: &str = "message samples {
 pub(crate) fn check_keep(keep: &[String]) -> Result<()> {
     for (i, name) in keep.iter().enumerate() {
         if OWN_COLUMNS.contains(&name.as_str()) {
-            return Err(Error::Plan(format!("--keep {name}: the samples table has a column of its own by that name; rename the field in the data, or leave it out")));
+            return Err(Error::Plan(format!(
+                "--keep {name}: the samples table has a column of its own by that name; rename the field in the data, or leave it out"
+            )));
         }
         if keep[..i].contains(name) {
             return Err(Error::Plan(format!("--keep names {name} twice")));
@@ -114,13 +129,20 @@ pub(crate) fn schema(keep: &[(String, KeptType)]) -> Result<TypePtr, ParquetErro
             KeptType::Float => Physical::DOUBLE,
             KeptType::Text => Physical::BYTE_ARRAY,
         };
-        let mut column = Type::primitive_type_builder(name, physical).with_repetition(Repetition::OPTIONAL);
+        let mut column =
+            Type::primitive_type_builder(name, physical).with_repetition(Repetition::OPTIONAL);
         if *kind == KeptType::Text {
-            column = column.with_logical_type(Some(LogicalType::String)).with_converted_type(ConvertedType::UTF8);
+            column = column
+                .with_logical_type(Some(LogicalType::String))
+                .with_converted_type(ConvertedType::UTF8);
         }
         fields.push(Arc::new(column.build()?));
     }
-    Ok(Arc::new(Type::group_type_builder("samples").with_fields(fields).build()?))
+    Ok(Arc::new(
+        Type::group_type_builder("samples")
+            .with_fields(fields)
+            .build()?,
+    ))
 }
 
 /// Settles the types of the kept columns from the first shard's samples: bool, int64, double or utf8 where all values are of that
@@ -131,7 +153,9 @@ pub(crate) fn settle_types(n_kept: usize, samples: &[SampleRow]) -> Vec<KeptType
             let values = || samples.iter().filter_map(|s| s.kept.get(k)?.as_ref());
             [KeptType::Bool, KeptType::Int, KeptType::Float]
                 .into_iter()
-                .find(|&kind| values().next().is_some() && values().all(|v| convert(v, kind).is_some()))
+                .find(|&kind| {
+                    values().next().is_some() && values().all(|v| convert(v, kind).is_some())
+                })
                 .unwrap_or(KeptType::Text)
         })
         .collect()
@@ -142,9 +166,16 @@ fn convert(value: &Kept, kind: KeptType) -> Option<Kept> {
     /// Every integer up to here is a double.
     const EXACT: i64 = 1 << 53;
     match (value, kind) {
-        (Kept::Bool(_), KeptType::Bool) | (Kept::Int(_), KeptType::Int) | (Kept::Float(_), KeptType::Float) | (Kept::Text(_), KeptType::Text) => Some(value.clone()),
-        (&Kept::Int(i), KeptType::Float) if (-EXACT..=EXACT).contains(&i) => Some(Kept::Float(i as f64)),
-        (Kept::Bool(_) | Kept::Int(_) | Kept::Float(_), KeptType::Text) => Some(Kept::Text(text(value))),
+        (Kept::Bool(_), KeptType::Bool)
+        | (Kept::Int(_), KeptType::Int)
+        | (Kept::Float(_), KeptType::Float)
+        | (Kept::Text(_), KeptType::Text) => Some(value.clone()),
+        (&Kept::Int(i), KeptType::Float) if (-EXACT..=EXACT).contains(&i) => {
+            Some(Kept::Float(i as f64))
+        }
+        (Kept::Bool(_) | Kept::Int(_) | Kept::Float(_), KeptType::Text) => {
+            Some(Kept::Text(text(value)))
+        }
         _ => None,
     }
 }
@@ -160,7 +191,10 @@ fn text(value: &Kept) -> String {
 }
 
 /// The kept values of all samples, column by column, each of its column's type.
-pub(crate) fn kept_columns(keep: &[(String, KeptType)], samples: &[SampleRow]) -> Result<Vec<Vec<Option<Kept>>>> {
+pub(crate) fn kept_columns(
+    keep: &[(String, KeptType)],
+    samples: &[SampleRow],
+) -> Result<Vec<Vec<Option<Kept>>>> {
     let column = |(k, (name, kind)): (usize, &(String, KeptType))| {
         let cell = |s: &SampleRow| match s.kept.get(k) {
             None | Some(None) => Ok(None),
@@ -192,7 +226,10 @@ pub(crate) struct SamplesTable<'a> {
 impl SamplesTable<'_> {
     /// Writes the table as one Parquet file.
     pub fn write(&self, sink: impl Write + Send) -> Result<(), ParquetError> {
-        let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).set_created_by("streamgauge".into()).build();
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::SNAPPY)
+            .set_created_by("streamgauge".into())
+            .build();
         let mut writer = SerializedFileWriter::new(sink, schema(self.keep)?, Arc::new(properties))?;
         let most = (GROUP_ELEMENTS / self.taps.len().max(1)).clamp(1, GROUP_SAMPLES);
         let mut start = 0;
@@ -202,7 +239,12 @@ impl SamplesTable<'_> {
                 tokens += s.tokens.len();
                 tokens <= GROUP_ELEMENTS
             };
-            let n = self.samples[start..].iter().take(most).take_while(fits).count().max(1);
+            let n = self.samples[start..]
+                .iter()
+                .take(most)
+                .take_while(fits)
+                .count()
+                .max(1);
             self.write_group(writer.next_row_group()?, start, n)?;
             start += n;
         }
@@ -210,39 +252,93 @@ impl SamplesTable<'_> {
         Ok(())
     }
 
-    fn write_group<W: Write + Send>(&self, group: SerializedRowGroupWriter<'_, W>, start: usize, n: usize) -> Result<(), ParquetError> {
+    fn write_group<W: Write + Send>(
+        &self,
+        group: SerializedRowGroupWriter<'_, W>,
+        start: usize,
+        n: usize,
+    ) -> Result<(), ParquetError> {
         let samples = &self.samples[start..start + n];
         let mut columns = Columns { group };
-        let int64 = |f: &dyn Fn(&SampleRow) -> u64| samples.iter().map(|s| f(s) as i64).collect::<Vec<_>>();
+        let int64 =
+            |f: &dyn Fn(&SampleRow) -> u64| samples.iter().map(|s| f(s) as i64).collect::<Vec<_>>();
         columns.put::<Int64Type>(&int64(&|s| s.sample), None)?;
-        columns.put::<ByteArrayType>(&samples.iter().map(|s| bytes(&s.file)).collect::<Vec<_>>(), None)?;
+        columns.put::<ByteArrayType>(
+            &samples.iter().map(|s| bytes(&s.file)).collect::<Vec<_>>(),
+            None,
+        )?;
         columns.put::<Int64Type>(&int64(&|s| s.line), None)?;
-        columns.put::<Int32Type>(&samples.iter().map(|s| s.chunk as i32).collect::<Vec<_>>(), None)?;
+        columns.put::<Int32Type>(
+            &samples.iter().map(|s| s.chunk as i32).collect::<Vec<_>>(),
+            None,
+        )?;
 
-        let tokens: Vec<i32> = samples.iter().flat_map(|s| s.tokens.iter().map(|&t| t as i32)).collect();
-        columns.put::<Int32Type>(&tokens, Some(&Levels::of_lists(samples.iter().map(|s| s.tokens.len()))))?;
+        let tokens: Vec<i32> = samples
+            .iter()
+            .flat_map(|s| s.tokens.iter().map(|&t| t as i32))
+            .collect();
+        columns.put::<Int32Type>(
+            &tokens,
+            Some(&Levels::of_lists(samples.iter().map(|s| s.tokens.len()))),
+        )?;
 
         let turns = || samples.iter().flat_map(|s| &s.turns);
         let levels = Levels::of_lists(samples.iter().map(|s| s.turns.len()));
-        columns.put::<ByteArrayType>(&turns().map(|t| bytes(&t.0)).collect::<Vec<_>>(), Some(&levels))?;
-        columns.put::<Int32Type>(&turns().map(|t| t.1 as i32).collect::<Vec<_>>(), Some(&levels))?;
-        columns.put::<Int32Type>(&turns().map(|t| t.2 as i32).collect::<Vec<_>>(), Some(&levels))?;
+        columns.put::<ByteArrayType>(
+            &turns().map(|t| bytes(&t.0)).collect::<Vec<_>>(),
+            Some(&levels),
+        )?;
+        columns.put::<Int32Type>(
+            &turns().map(|t| t.1 as i32).collect::<Vec<_>>(),
+            Some(&levels),
+        )?;
+        columns.put::<Int32Type>(
+            &turns().map(|t| t.2 as i32).collect::<Vec<_>>(),
+            Some(&levels),
+        )?;
 
         let taps = self.taps.len();
-        let ranges: Vec<RowRange> = (start..start + n).flat_map(|i| (0..taps).map(move |t| (t, i))).map(|(t, i)| (self.rows)(t, i)).collect();
+        let ranges: Vec<RowRange> = (start..start + n)
+            .flat_map(|i| (0..taps).map(move |t| (t, i)))
+            .map(|(t, i)| (self.rows)(t, i))
+            .collect();
         let names: Vec<ByteArray> = self.taps.iter().map(|t| bytes(t)).collect();
         let levels = Levels::of_lists(samples.iter().map(|_| taps));
-        columns.put::<ByteArrayType>(&samples.iter().flat_map(|_| names.iter().cloned()).collect::<Vec<_>>(), Some(&levels))?;
-        columns.put::<Int64Type>(&ranges.iter().map(|r| r.start as i64).collect::<Vec<_>>(), Some(&levels))?;
-        columns.put::<Int64Type>(&ranges.iter().map(|r| r.rows as i64).collect::<Vec<_>>(), Some(&levels))?;
+        columns.put::<ByteArrayType>(
+            &samples
+                .iter()
+                .flat_map(|_| names.iter().cloned())
+                .collect::<Vec<_>>(),
+            Some(&levels),
+        )?;
+        columns.put::<Int64Type>(
+            &ranges.iter().map(|r| r.start as i64).collect::<Vec<_>>(),
+            Some(&levels),
+        )?;
+        columns.put::<Int64Type>(
+            &ranges.iter().map(|r| r.rows as i64).collect::<Vec<_>>(),
+            Some(&levels),
+        )?;
 
         for ((_, kind), column) in self.keep.iter().zip(self.kept) {
             let column = &column[start..start + n];
-            let levels = Levels { definition: column.iter().map(|v| v.is_some().into()).collect(), repetition: None };
+            let levels = Levels {
+                definition: column.iter().map(|v| v.is_some().into()).collect(),
+                repetition: None,
+            };
             macro_rules! put {
                 ($parquet:ty, $variant:ident, $v:ident => $value:expr) => {{
-                    let pick = |v: &Option<Kept>| if let Some(Kept::$variant($v)) = v { Some($value) } else { None };
-                    columns.put::<$parquet>(&column.iter().filter_map(pick).collect::<Vec<_>>(), Some(&levels))?;
+                    let pick = |v: &Option<Kept>| {
+                        if let Some(Kept::$variant($v)) = v {
+                            Some($value)
+                        } else {
+                            None
+                        }
+                    };
+                    columns.put::<$parquet>(
+                        &column.iter().filter_map(pick).collect::<Vec<_>>(),
+                        Some(&levels),
+                    )?;
                 }};
             }
             match kind {
@@ -273,7 +369,10 @@ impl Levels {
             definition.extend(std::iter::repeat_n(1, n.saturating_sub(1)));
             repetition.extend(std::iter::repeat_n(1, n.saturating_sub(1)));
         }
-        Self { definition, repetition: Some(repetition) }
+        Self {
+            definition,
+            repetition: Some(repetition),
+        }
     }
 }
 
@@ -283,9 +382,20 @@ struct Columns<'w, W: Write> {
 }
 
 impl<W: Write + Send> Columns<'_, W> {
-    fn put<T: DataType>(&mut self, values: &[T::T], levels: Option<&Levels>) -> Result<(), ParquetError> {
-        let mut column = self.group.next_column()?.ok_or_else(|| ParquetError::General("more columns than the schema has".into()))?;
-        column.typed::<T>().write_batch(values, levels.map(|l| &l.definition[..]), levels.and_then(|l| l.repetition.as_deref()))?;
+    fn put<T: DataType>(
+        &mut self,
+        values: &[T::T],
+        levels: Option<&Levels>,
+    ) -> Result<(), ParquetError> {
+        let mut column = self
+            .group
+            .next_column()?
+            .ok_or_else(|| ParquetError::General("more columns than the schema has".into()))?;
+        column.typed::<T>().write_batch(
+            values,
+            levels.map(|l| &l.definition[..]),
+            levels.and_then(|l| l.repetition.as_deref()),
+        )?;
         column.close()
     }
 }

@@ -7,11 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use parquet::column::reader::get_typed_column_reader;
-use parquet::data_type::{BoolType, ByteArray, ByteArrayType, DataType, DoubleType, Int32Type, Int64Type};
+use parquet::data_type::{
+    BoolType, ByteArray, ByteArrayType, DataType, DoubleType, Int32Type, Int64Type,
+};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 
-use super::samples::{Kept, KeptType, RowRange, SampleRow, schema};
+use super::samples::{Kept, KeptType, RowRange, SampleRow, Selections, schema};
 
 type Fallible<T> = Result<T, ParquetError>;
 
@@ -20,18 +22,34 @@ type Fallible<T> = Result<T, ParquetError>;
 pub(crate) struct ReadTable {
     pub samples: Vec<SampleRow>,
     /// Per sample: each tap's folder and the sample's rows in its file.
-    pub selections: Vec<Vec<(Arc<str>, RowRange)>>,
+    pub selections: Vec<Selections>,
 }
 
 /// Reads the table at `path`, whose kept columns are `keep` and which has `rows` rows.
-pub(crate) fn read_table(path: &Path, keep: &[(String, KeptType)], rows: u64) -> Fallible<ReadTable> {
+pub(crate) fn read_table(
+    path: &Path,
+    keep: &[(String, KeptType)],
+    rows: u64,
+) -> Fallible<ReadTable> {
+    // The crate's decoder panics on some forged pages (a dictionary encoding without a dictionary, for one). Nothing outlives
+    // the call but its result, so a panic in there is an error here.
+    std::panic::catch_unwind(|| decode(path, keep, rows))
+        .unwrap_or_else(|_| wrong("its pages contradict each other"))
+}
+
+fn decode(path: &Path, keep: &[(String, KeptType)], rows: u64) -> Fallible<ReadTable> {
     let reader = SerializedFileReader::new(File::open(path)?)?;
     let file = reader.metadata().file_metadata();
     if file.schema() != &*schema(keep)? {
-        return wrong("its columns are not those of a samples table with the manifest's kept fields");
+        return wrong(
+            "its columns are not those of a samples table with the manifest's kept fields",
+        );
     }
     if u64::try_from(file.num_rows()) != Ok(rows) {
-        return wrong(format!("it has {} rows where the manifest says {rows}", file.num_rows()));
+        return wrong(format!(
+            "it has {} rows where the manifest says {rows}",
+            file.num_rows()
+        ));
     }
     let mut table = ReadTable::default();
     for g in 0..reader.num_row_groups() {
@@ -43,8 +61,14 @@ pub(crate) fn read_table(path: &Path, keep: &[(String, KeptType)], rows: u64) ->
     Ok(table)
 }
 
-fn read_group(group: &dyn RowGroupReader, keep: &[(String, KeptType)], table: &mut ReadTable) -> Fallible<()> {
-    let Ok(rows) = usize::try_from(group.metadata().num_rows()) else { return wrong("a row group of negative length") };
+fn read_group(
+    group: &dyn RowGroupReader,
+    keep: &[(String, KeptType)],
+    table: &mut ReadTable,
+) -> Fallible<()> {
+    let Ok(rows) = usize::try_from(group.metadata().num_rows()) else {
+        return wrong("a row group of negative length");
+    };
     let mut names = Names::default();
     let sample = plain::<Int64Type>(group, 0, rows)?;
     let file = plain::<ByteArrayType>(group, 1, rows)?;
@@ -65,8 +89,12 @@ fn read_group(group: &dyn RowGroupReader, keep: &[(String, KeptType)], table: &m
             Ok(match kind {
                 KeptType::Bool => optional::<BoolType>(group, column, rows, |v| Ok(Kept::Bool(v)))?,
                 KeptType::Int => optional::<Int64Type>(group, column, rows, |v| Ok(Kept::Int(v)))?,
-                KeptType::Float => optional::<DoubleType>(group, column, rows, |v| Ok(Kept::Float(v)))?,
-                KeptType::Text => optional::<ByteArrayType>(group, column, rows, |v| Ok(Kept::Text(v.as_utf8()?.to_owned())))?,
+                KeptType::Float => {
+                    optional::<DoubleType>(group, column, rows, |v| Ok(Kept::Float(v)))?
+                }
+                KeptType::Text => optional::<ByteArrayType>(group, column, rows, |v| {
+                    Ok(Kept::Text(v.as_utf8()?.to_owned()))
+                })?,
             }
             .into_iter())
         })
@@ -75,21 +103,56 @@ fn read_group(group: &dyn RowGroupReader, keep: &[(String, KeptType)], table: &m
     for i in 0..rows {
         let (role, first, last) = (roles.row(i)?, firsts.row(i)?, lasts.row(i)?);
         let (tap, start, count) = (taps.row(i)?, starts.row(i)?, counts.row(i)?);
-        if role.len() != first.len() || role.len() != last.len() || tap.len() != start.len() || tap.len() != count.len() {
+        if role.len() != first.len()
+            || role.len() != last.len()
+            || tap.len() != start.len()
+            || tap.len() != count.len()
+        {
             return wrong("the fields of a list differ in length");
         }
-        let turn = |((role, first), last): ((&ByteArray, &i32), &i32)| Ok((role.as_utf8()?.to_owned(), natural(*first)?, natural(*last)?));
-        let turns = role.iter().zip(first).zip(last).map(turn).collect::<Fallible<_>>()?;
-        let selection = |((tap, start), count): ((&ByteArray, &i64), &i64)| Ok((names.get(tap)?, RowRange { start: natural(*start)?, rows: natural(*count)? }));
-        let selections = tap.iter().zip(start).zip(count).map(selection).collect::<Fallible<_>>()?;
+        let turn = |((role, first), last): ((&ByteArray, &i32), &i32)| {
+            Ok((
+                role.as_utf8()?.to_owned(),
+                natural(*first)?,
+                natural(*last)?,
+            ))
+        };
+        let turns = role
+            .iter()
+            .zip(first)
+            .zip(last)
+            .map(turn)
+            .collect::<Fallible<_>>()?;
+        let selection = |((tap, start), count): ((&ByteArray, &i64), &i64)| {
+            Ok((
+                names.get(tap)?,
+                RowRange {
+                    start: natural(*start)?,
+                    rows: natural(*count)?,
+                },
+            ))
+        };
+        let selections = tap
+            .iter()
+            .zip(start)
+            .zip(count)
+            .map(selection)
+            .collect::<Fallible<_>>()?;
         table.samples.push(SampleRow {
             sample: natural(sample[i])?,
             chunk: natural(chunk[i])?,
             file: names.get(&file[i])?,
             line: natural(line[i])?,
-            tokens: tokens.row(i)?.iter().map(|&t| natural(t)).collect::<Fallible<_>>()?,
+            tokens: tokens
+                .row(i)?
+                .iter()
+                .map(|&t| natural(t))
+                .collect::<Fallible<_>>()?,
             turns,
-            kept: kept.iter_mut().map(|column| column.next().flatten()).collect(),
+            kept: kept
+                .iter_mut()
+                .map(|column| column.next().flatten())
+                .collect(),
         });
         table.selections.push(selections);
     }
@@ -123,28 +186,58 @@ fn raw<T: DataType>(group: &dyn RowGroupReader, column: usize, rows: usize) -> F
         return wrong("a row group lacks a column");
     }
     let mut reader = get_typed_column_reader::<T>(group.get_column_reader(column)?);
-    let mut raw = Raw { values: Vec::new(), definition: Vec::new(), repetition: Vec::new() };
-    let (read, _, _) = reader.read_records(rows, Some(&mut raw.definition), Some(&mut raw.repetition), &mut raw.values)?;
+    let mut raw = Raw {
+        values: Vec::new(),
+        definition: Vec::new(),
+        repetition: Vec::new(),
+    };
+    let (read, _, _) = reader.read_records(
+        rows,
+        Some(&mut raw.definition),
+        Some(&mut raw.repetition),
+        &mut raw.values,
+    )?;
     if read != rows {
         return wrong(format!("column {column} ends after {read} of {rows} rows"));
     }
     Ok(raw)
 }
 
-fn plain<T: DataType>(group: &dyn RowGroupReader, column: usize, rows: usize) -> Fallible<Vec<T::T>> {
+fn plain<T: DataType>(
+    group: &dyn RowGroupReader,
+    column: usize,
+    rows: usize,
+) -> Fallible<Vec<T::T>> {
     let raw = raw::<T>(group, column, rows)?;
-    if raw.values.len() == rows { Ok(raw.values) } else { wrong(format!("column {column} lacks values")) }
+    if raw.values.len() == rows {
+        Ok(raw.values)
+    } else {
+        wrong(format!("column {column} lacks values"))
+    }
 }
 
-fn optional<T: DataType>(group: &dyn RowGroupReader, column: usize, rows: usize, wrap: impl Fn(T::T) -> Fallible<Kept>) -> Fallible<Vec<Option<Kept>>> {
+fn optional<T: DataType>(
+    group: &dyn RowGroupReader,
+    column: usize,
+    rows: usize,
+    wrap: impl Fn(T::T) -> Fallible<Kept>,
+) -> Fallible<Vec<Option<Kept>>> {
     let raw = raw::<T>(group, column, rows)?;
     let mut values = raw.values.into_iter();
     let mut place = |d: &i16| match d {
         0 => Ok(None),
         _ => values.next().map(&wrap).transpose(),
     };
-    let cells = raw.definition.iter().map(&mut place).collect::<Fallible<Vec<_>>>()?;
-    if cells.len() == rows { Ok(cells) } else { wrong(format!("column {column} lacks rows")) }
+    let cells = raw
+        .definition
+        .iter()
+        .map(&mut place)
+        .collect::<Fallible<Vec<_>>>()?;
+    if cells.len() == rows {
+        Ok(cells)
+    } else {
+        wrong(format!("column {column} lacks rows"))
+    }
 }
 
 /// A column of lists: all elements, and where each row's begin and end.
@@ -156,11 +249,17 @@ struct Lists<T> {
 impl<T> Lists<T> {
     fn row(&self, row: usize) -> Fallible<&[T]> {
         let start = if row == 0 { 0 } else { self.ends[row - 1] };
-        self.values.get(start..self.ends[row]).map_or_else(|| wrong("a list reaches beyond its column"), Ok)
+        self.values
+            .get(start..self.ends[row])
+            .map_or_else(|| wrong("a list reaches beyond its column"), Ok)
     }
 }
 
-fn lists<T: DataType>(group: &dyn RowGroupReader, column: usize, rows: usize) -> Fallible<Lists<T::T>> {
+fn lists<T: DataType>(
+    group: &dyn RowGroupReader,
+    column: usize,
+    rows: usize,
+) -> Fallible<Lists<T::T>> {
     let raw = raw::<T>(group, column, rows)?;
     let mut ends = Vec::new();
     let mut end = 0;
@@ -175,9 +274,14 @@ fn lists<T: DataType>(group: &dyn RowGroupReader, column: usize, rows: usize) ->
         }
     }
     if ends.len() != rows || end != raw.values.len() {
-        return wrong(format!("column {column}: lists and values differ in number"));
+        return wrong(format!(
+            "column {column}: lists and values differ in number"
+        ));
     }
-    Ok(Lists { values: raw.values, ends })
+    Ok(Lists {
+        values: raw.values,
+        ends,
+    })
 }
 
 fn natural<A: Copy + std::fmt::Display, B: TryFrom<A>>(n: A) -> Fallible<B> {

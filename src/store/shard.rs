@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::{Error, Result};
 use super::layout::{ShardLayout, TapLayout};
-use super::manifest::{Checksum, KeptColumn, SAMPLES, SamplesFile, ShardEntry, TapFile, TapInfo, Xxh3, sync_dir};
+use super::manifest::{
+    Checksum, KeptColumn, SAMPLES, SamplesFile, ShardEntry, TapFile, TapInfo, Xxh3, sync_dir,
+};
 use super::writer::Shared;
 use crate::sys::writable::WritableMap;
 
@@ -76,9 +78,37 @@ pub(super) struct Begun {
 
 impl ShardWriter {
     pub(super) fn new(begun: Begun) -> Self {
-        let Begun { shared, taps, index, first, n_samples, layout, maps, tap_paths, table_path, table, keep } = begun;
+        let Begun {
+            shared,
+            taps,
+            index,
+            first,
+            n_samples,
+            layout,
+            maps,
+            tap_paths,
+            table_path,
+            table,
+            keep,
+        } = begun;
         let sums = taps.iter().map(|_| BatchSums::default()).collect();
-        Self { shared, taps, index, first, n_samples, layout, maps, tap_paths, table_path, table, keep, sums, batches: Vec::new(), finished: 0, released: 0 }
+        Self {
+            shared,
+            taps,
+            index,
+            first,
+            n_samples,
+            layout,
+            maps,
+            tap_paths,
+            table_path,
+            table,
+            keep,
+            sums,
+            batches: Vec::new(),
+            finished: 0,
+            released: 0,
+        }
     }
 
     /// The shard's number, from 0.
@@ -106,9 +136,17 @@ impl ShardWriter {
     /// # Panics
     /// The rows are not in the shard, or the tap is ragged.
     pub fn slab(&mut self, tap: usize, rows: Range<usize>) -> &mut [u8] {
-        assert!(!self.taps[tap].ragged, "tap {} is ragged: it has a slab per sample", self.taps[tap].folder);
+        assert!(
+            !self.taps[tap].ragged,
+            "tap {} is ragged: it has a slab per sample",
+            self.taps[tap].folder
+        );
         let layout = &self.layout.taps[tap];
-        assert!(rows.end <= layout.rows(), "rows {rows:?} of {}", layout.rows());
+        assert!(
+            rows.end <= layout.rows(),
+            "rows {rows:?} of {}",
+            layout.rows()
+        );
         let at = |row: usize| layout.header.len() + row * layout.row_bytes;
         &mut self.maps[tap].bytes_mut()[at(rows.start)..at(rows.end)]
     }
@@ -119,7 +157,11 @@ impl ShardWriter {
     /// The rows are not in the shard.
     pub fn index_slab(&mut self, tap: usize, rows: Range<usize>) -> &mut [u8] {
         let layout = &self.layout.taps[tap];
-        assert!(rows.end <= layout.rows(), "rows {rows:?} of {}", layout.rows());
+        assert!(
+            rows.end <= layout.rows(),
+            "rows {rows:?} of {}",
+            layout.rows()
+        );
         let at = |row: usize| layout.index_start + row * layout.index_row_bytes;
         &mut self.maps[tap].bytes_mut()[at(rows.start)..at(rows.end)]
     }
@@ -129,7 +171,11 @@ impl ShardWriter {
     /// # Panics
     /// The sample is not in the shard, or the tap is not ragged.
     pub fn ragged_slab(&mut self, tap: usize, sample: usize) -> &mut [u8] {
-        assert!(self.taps[tap].ragged, "tap {} is not ragged", self.taps[tap].folder);
+        assert!(
+            self.taps[tap].ragged,
+            "tap {} is not ragged",
+            self.taps[tap].folder
+        );
         let bytes = self.layout.taps[tap].activations(sample..sample + 1);
         &mut self.maps[tap].bytes_mut()[bytes]
     }
@@ -160,17 +206,23 @@ impl ShardWriter {
     /// # Errors
     /// The samples are not the ones that follow, or the kernel refuses.
     pub fn finish_batch(&mut self, samples: Range<usize>) -> Result<()> {
-        if samples.start != self.finished || samples.end <= samples.start || samples.end > self.n_samples {
+        if samples.start != self.finished
+            || samples.end <= samples.start
+            || samples.end > self.n_samples
+        {
             return Err(Error::Plan(format!(
                 "batch of samples {samples:?} finished out of turn: {} of {} are finished",
                 self.finished, self.n_samples
             )));
         }
         for ((map, layout), sums) in self.maps.iter().zip(&self.layout.taps).zip(&mut self.sums) {
-            sums.rows.push((layout.row_starts[samples.end] - layout.row_starts[samples.start]) as u64);
-            sums.activations.push(Xxh3::of(&map.bytes()[layout.activations(samples.clone())]));
+            sums.rows
+                .push((layout.row_starts[samples.end] - layout.row_starts[samples.start]) as u64);
+            sums.activations
+                .push(Xxh3::of(&map.bytes()[layout.activations(samples.clone())]));
             if layout.index_row_bytes > 0 {
-                sums.index.push(Xxh3::of(&map.bytes()[layout.index(samples.clone())]));
+                sums.index
+                    .push(Xxh3::of(&map.bytes()[layout.index(samples.clone())]));
             }
         }
         self.batches.push(samples.len() as u64);
@@ -179,10 +231,16 @@ impl ShardWriter {
         let done = self.released..self.finished;
         let bytes = |l: &TapLayout| l.activations(done.clone()).len() + l.index(done.clone()).len();
         if self.layout.taps.iter().map(bytes).sum::<usize>() >= RELEASE_BYTES {
-            for ((map, layout), path) in self.maps.iter_mut().zip(&self.layout.taps).zip(&self.tap_paths) {
+            for ((map, layout), path) in self
+                .maps
+                .iter_mut()
+                .zip(&self.layout.taps)
+                .zip(&self.tap_paths)
+            {
                 for range in [layout.activations(done.clone()), layout.index(done.clone())] {
                     map.start_writeback(range.clone());
-                    map.drop_pages(range).map_err(|e| Error::io("release pages of", path, e))?;
+                    map.drop_pages(range)
+                        .map_err(|e| Error::io("release pages of", path, e))?;
                 }
             }
             self.released = self.finished;
@@ -197,7 +255,10 @@ impl ShardWriter {
     /// A batch is unfinished, an earlier shard is not committed, or the disk fails; the store is then as it was before.
     pub fn commit(self) -> Result<()> {
         if self.finished != self.n_samples {
-            return Err(Error::Plan(format!("shard {} has {} of its {} samples finished", self.index, self.finished, self.n_samples)));
+            return Err(Error::Plan(format!(
+                "shard {} has {} of its {} samples finished",
+                self.index, self.finished, self.n_samples
+            )));
         }
         let checksums = self.checksums();
         for (map, path) in self.maps.iter().zip(&self.tap_paths) {
@@ -205,16 +266,33 @@ impl ShardWriter {
         }
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         if shared.manifest.shards.len() != self.index {
-            return Err(Error::Plan(format!("shard {} cannot be committed after {} shards", self.index, shared.manifest.shards.len())));
+            return Err(Error::Plan(format!(
+                "shard {} cannot be committed after {} shards",
+                self.index,
+                shared.manifest.shards.len()
+            )));
         }
         let root = shared.root.clone();
         let mut files = Vec::with_capacity(self.taps.len());
-        let parts = self.taps.iter().zip(&self.layout.taps).zip(self.sums).zip(checksums).zip(&self.tap_paths);
+        let parts = self
+            .taps
+            .iter()
+            .zip(&self.layout.taps)
+            .zip(self.sums)
+            .zip(checksums)
+            .zip(&self.tap_paths);
         for ((((tap, layout), sums), checksums), path) in parts {
             let file = format!("{}/{:05}.safetensors", tap.folder, self.index);
             let to = root.join(&file);
             fs::rename(path, &to).map_err(|e| Error::write(&to, 0, 0, e))?;
-            files.push(TapFile { tap: tap.folder.clone(), file, rows: layout.rows() as u64, bytes: layout.file_bytes as u64, batch_rows: sums.rows, checksums });
+            files.push(TapFile {
+                tap: tap.folder.clone(),
+                file,
+                rows: layout.rows() as u64,
+                bytes: layout.file_bytes as u64,
+                batch_rows: sums.rows,
+                checksums,
+            });
         }
         let to = root.join(&self.table.file);
         fs::rename(&self.table_path, &to).map_err(|e| Error::write(&to, 0, 0, e))?;
@@ -241,15 +319,35 @@ impl ShardWriter {
     /// The checksums of each tap's file, part by part.
     fn checksums(&self) -> Vec<Vec<Checksum>> {
         let of_tap = |((map, layout), sums): ((&WritableMap, &TapLayout), &BatchSums)| {
-            let plain = |part: &str, bytes: Range<usize>| Checksum { part: part.into(), xxh3: Xxh3::of(&map.bytes()[bytes]), batches: None };
-            let batched = |part: &str, batches: &[Xxh3]| Checksum { part: part.into(), xxh3: Xxh3::of_batches(batches), batches: Some(batches.to_vec()) };
-            let mut parts = vec![plain("header", 0..layout.header.len()), batched("activations", &sums.activations)];
+            let plain = |part: &str, bytes: Range<usize>| Checksum {
+                part: part.into(),
+                xxh3: Xxh3::of(&map.bytes()[bytes]),
+                batches: None,
+            };
+            let batched = |part: &str, batches: &[Xxh3]| Checksum {
+                part: part.into(),
+                xxh3: Xxh3::of_batches(batches),
+                batches: Some(batches.to_vec()),
+            };
+            let mut parts = vec![
+                plain("header", 0..layout.header.len()),
+                batched("activations", &sums.activations),
+            ];
             if layout.index_row_bytes > 0 {
                 parts.push(batched("index", &sums.index));
             }
-            parts.extend(layout.index_tensors().map(|(name, bytes)| plain(name, bytes)));
+            parts.extend(
+                layout
+                    .index_tensors()
+                    .map(|(name, bytes)| plain(name, bytes)),
+            );
             parts
         };
-        self.maps.iter().zip(&self.layout.taps).zip(&self.sums).map(of_tap).collect()
+        self.maps
+            .iter()
+            .zip(&self.layout.taps)
+            .zip(&self.sums)
+            .map(of_tap)
+            .collect()
     }
 }

@@ -41,9 +41,12 @@ pub fn verify(dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<Report> {
     let manifest = Manifest::read(dir)?;
     let root = dir.canonicalize().map_err(|e| Error::io("read", dir, e))?;
     let shards = manifest.shards.iter();
-    let tap_files: Vec<_> = shards.flat_map(|s| (0..manifest.taps.len()).map(move |t| (s, t))).collect();
+    let tap_files: Vec<_> = shards
+        .flat_map(|s| (0..manifest.taps.len()).map(move |t| (s, t)))
+        .collect();
     let of_file = |&(shard, tap): &(&ShardEntry, usize)| {
-        let problems = check_tap_file(&root, &manifest, shard, tap).unwrap_or_else(|e| vec![e.to_string()]);
+        let problems =
+            check_tap_file(&root, &manifest, shard, tap).unwrap_or_else(|e| vec![e.to_string()]);
         progress(shard.taps[tap].bytes);
         problems
     };
@@ -55,8 +58,20 @@ pub fn verify(dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<Report> {
     let mut problems: Vec<String> = tap_files.par_iter().flat_map_iter(of_file).collect();
     problems.par_extend(manifest.shards.par_iter().flat_map_iter(of_table));
 
-    let listed: HashSet<&str> = manifest.shards.iter().flat_map(|s| s.taps.iter().map(|t| &*t.file).chain([&*s.samples_file.file])).collect();
-    let bytes = manifest.shards.iter().flat_map(|s| s.taps.iter().map(|t| t.bytes).chain([s.samples_file.bytes]));
+    let listed: HashSet<&str> = manifest
+        .shards
+        .iter()
+        .flat_map(|s| {
+            s.taps
+                .iter()
+                .map(|t| &*t.file)
+                .chain([&*s.samples_file.file])
+        })
+        .collect();
+    let bytes = manifest
+        .shards
+        .iter()
+        .flat_map(|s| s.taps.iter().map(|t| t.bytes).chain([s.samples_file.bytes]));
     Ok(Report {
         state: manifest.state,
         files: listed.len(),
@@ -66,42 +81,83 @@ pub fn verify(dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<Report> {
     })
 }
 
-fn check_tap_file(root: &Path, manifest: &Manifest, shard: &ShardEntry, tap: usize) -> Result<Vec<String>> {
+fn check_tap_file(
+    root: &Path,
+    manifest: &Manifest,
+    shard: &ShardEntry,
+    tap: usize,
+) -> Result<Vec<String>> {
     let entry = &shard.taps[tap];
-    let view = Arc::new(ShardView::open(root, &Arc::new(manifest.taps[tap].clone()), shard, tap, 0)?);
+    let view = Arc::new(ShardView::open(
+        root,
+        &Arc::new(manifest.taps[tap].clone()),
+        shard,
+        tap,
+        0,
+    )?);
     let mut problems = Vec::new();
     let mut parts = vec!["header", "activations", "sample", "position", "token"];
     parts.extend(manifest.taps[tap].top_k.map(|_| "index"));
     for part in parts {
         match entry.checksums.iter().find(|c| c.part == part) {
             Some(checksum) => problems.extend(check_part(&view, shard, entry, checksum)),
-            None => problems.push(format!("{}: the manifest has no checksum of `{part}`", entry.file)),
+            None => problems.push(format!(
+                "{}: the manifest has no checksum of `{part}`",
+                entry.file
+            )),
         }
     }
     Ok(problems)
 }
 
 /// Recomputes one checksum of a tap's file.
-fn check_part(view: &ShardView, shard: &ShardEntry, entry: &TapFile, checksum: &Checksum) -> Vec<String> {
+fn check_part(
+    view: &ShardView,
+    shard: &ShardEntry,
+    entry: &TapFile,
+    checksum: &Checksum,
+) -> Vec<String> {
     let file = &entry.file;
     let part = &checksum.part;
-    let Some(range) = view.part(part) else { return vec![format!("{file}: no part `{part}`")] };
+    let Some(range) = view.part(part) else {
+        return vec![format!("{file}: no part `{part}`")];
+    };
     let bytes = &view.bytes()[range.clone()];
     let Some(batches) = &checksum.batches else {
         let good = Xxh3::of(bytes) == checksum.xxh3;
-        return if good { vec![] } else { vec![format!("{file}: `{part}` is not what was written (its checksum differs)")] };
+        return if good {
+            vec![]
+        } else {
+            vec![format!(
+                "{file}: `{part}` is not what was written (its checksum differs)"
+            )]
+        };
     };
     let mut problems = Vec::new();
     if Xxh3::of_batches(batches) != checksum.xxh3 {
-        problems.push(format!("{file}: the manifest's checksums of `{part}` contradict each other"));
+        problems.push(format!(
+            "{file}: the manifest's checksums of `{part}` contradict each other"
+        ));
     }
-    let row = if entry.rows == 0 { 0 } else { bytes.len() / entry.rows as usize };
+    let row = if entry.rows == 0 {
+        0
+    } else {
+        bytes.len() / entry.rows as usize
+    };
     let (mut row_start, mut sample_start) = (0usize, 0usize);
-    for (b, ((&expected, &rows), &samples)) in batches.iter().zip(&entry.batch_rows).zip(&shard.batches).enumerate() {
+    for (b, ((&expected, &rows), &samples)) in batches
+        .iter()
+        .zip(&entry.batch_rows)
+        .zip(&shard.batches)
+        .enumerate()
+    {
         // Both add up to the shard's, as was checked when the manifest was read.
         let (row_end, sample_end) = (row_start + rows as usize, sample_start + samples as usize);
         let batch = match view.info().ragged {
-            true => view.ragged_bytes(sample_start..sample_end).map(|r| &view.bytes()[r]).unwrap_or_default(),
+            true => view
+                .ragged_bytes(sample_start..sample_end)
+                .map(|r| &view.bytes()[r])
+                .unwrap_or_default(),
             false => &bytes[row_start * row..row_end * row],
         };
         if Xxh3::of(batch) != expected {
@@ -119,27 +175,54 @@ fn check_table(root: &Path, manifest: &Manifest, shard: &ShardEntry) -> Result<V
     let table = read_samples(root, manifest, shard)?;
     let mut next = vec![0u64; manifest.taps.len()];
     for (i, selections) in table.selections.iter().enumerate() {
-        let named = selections.len() == next.len() && selections.iter().zip(&manifest.taps).all(|((name, _), tap)| **name == tap.folder);
-        if !named || !selections.iter().zip(&next).all(|((_, range), &next)| range.start == next) {
-            return Ok(vec![format!("{file}: the selections of its row {i} do not follow those before it")]);
+        let named = selections.len() == next.len()
+            && selections
+                .iter()
+                .zip(&manifest.taps)
+                .all(|((name, _), tap)| **name == tap.folder);
+        if !named
+            || !selections
+                .iter()
+                .zip(&next)
+                .all(|((_, range), &next)| range.start == next)
+        {
+            return Ok(vec![format!(
+                "{file}: the selections of its row {i} do not follow those before it"
+            )]);
         }
         for (next, (_, range)) in next.iter_mut().zip(selections) {
             *next = next.saturating_add(range.rows);
         }
     }
-    let wrong = shard.taps.iter().zip(&next).filter(|(tap, rows)| tap.rows != **rows);
-    Ok(wrong.map(|(tap, rows)| format!("{file}: counts {rows} rows in {}, which has {}", tap.file, tap.rows)).collect())
+    let wrong = shard
+        .taps
+        .iter()
+        .zip(&next)
+        .filter(|(tap, rows)| tap.rows != **rows);
+    Ok(wrong
+        .map(|(tap, rows)| {
+            format!(
+                "{file}: counts {rows} rows in {}, which has {}",
+                tap.file, tap.rows
+            )
+        })
+        .collect())
 }
 
 /// An unfinished run, and files that the manifest does not list. `.partial/` belongs to a run that has not ended.
 fn warnings(root: &Path, manifest: &Manifest, listed: &HashSet<&str>) -> Vec<String> {
     let mut warnings = Vec::new();
     if manifest.state == State::Partial {
-        warnings.push("partial: the run that wrote this store did not finish; what it committed was checked".to_string());
+        warnings.push(
+            "partial: the run that wrote this store did not finish; what it committed was checked"
+                .to_string(),
+        );
     }
     let mut unlisted = |path: &str| {
         if !listed.contains(path) && path != MANIFEST {
-            warnings.push(format!("{path}: not listed in the manifest, so not part of the store"));
+            warnings.push(format!(
+                "{path}: not listed in the manifest, so not part of the store"
+            ));
         }
     };
     let entries = |dir: &Path| {
@@ -153,7 +236,9 @@ fn warnings(root: &Path, manifest: &Manifest, listed: &HashSet<&str>) -> Vec<Str
         if !entry.file_type().is_ok_and(|t| t.is_dir()) {
             unlisted(&name);
         } else if name != PARTIAL {
-            entries(&entry.path()).iter().for_each(|e| unlisted(&format!("{name}/{}", e.file_name().to_string_lossy())));
+            entries(&entry.path())
+                .iter()
+                .for_each(|e| unlisted(&format!("{name}/{}", e.file_name().to_string_lossy())));
         } else if manifest.state == State::Complete {
             unlisted(&name);
         }

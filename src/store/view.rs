@@ -33,35 +33,70 @@ pub struct ShardView {
 }
 
 impl ShardView {
-    pub(crate) fn open(root: &Path, info: &Arc<TapInfo>, shard: &ShardEntry, tap: usize, first_row: usize) -> Result<Self> {
+    pub(crate) fn open(
+        root: &Path,
+        info: &Arc<TapInfo>,
+        shard: &ShardEntry,
+        tap: usize,
+        first_row: usize,
+    ) -> Result<Self> {
         let entry = &shard.taps[tap];
         let path = listed_file(root, &entry.file, entry.bytes)?;
         let map = ReadMap::open(&path).map_err(|e| Error::io("map", &path, e))?;
         let header = Header::parse(&path, map.bytes())?;
         let damaged = |what: String| Error::damaged(&path, what);
-        let rows = usize::try_from(entry.rows).map_err(|_| damaged(format!("{} rows", entry.rows)))?;
+        let rows =
+            usize::try_from(entry.rows).map_err(|_| damaged(format!("{} rows", entry.rows)))?;
         let tensor = |name: &str, dtype: Dtype, shape: &[usize]| match header.tensor(name) {
             None => Err(damaged(format!("has no tensor `{name}`"))),
             Some(t) if t.dtype == dtype && t.shape == shape => Ok(t.bytes.clone()),
-            Some(t) => Err(damaged(format!("`{name}` is {:?} {:?}, where the manifest says {dtype:?} {shape:?}", t.dtype, t.shape))),
+            Some(t) => Err(damaged(format!(
+                "`{name}` is {:?} {:?}, where the manifest says {dtype:?} {shape:?}",
+                t.dtype, t.shape
+            ))),
         };
         let activations = if info.ragged {
             let samples = ragged_tensors(&header);
             check_ragged(info, samples, shard.count, rows).map_err(damaged)?;
             header.len..samples.last().map_or(header.len, |t| t.bytes.end)
         } else {
-            let shape: Vec<usize> = std::iter::once(rows).chain(info.row_shape.iter().copied()).collect();
+            let shape: Vec<usize> = std::iter::once(rows)
+                .chain(info.row_shape.iter().copied())
+                .collect();
             tensor("activations", info.dtype.safetensors(), &shape)?
         };
-        let index = info.top_k.map(|k| tensor("index", Dtype::I32, &[rows, k])).transpose()?;
+        let index = info
+            .top_k
+            .map(|k| tensor("index", Dtype::I32, &[rows, k]))
+            .transpose()?;
         let sample = tensor("sample", Dtype::I64, &[rows])?;
         let position = tensor("position", Dtype::I32, &[rows])?;
         let token = tensor("token", Dtype::I32, &[rows])?;
-        let listed = 3 + usize::from(index.is_some()) + if info.ragged { ragged_tensors(&header).len() } else { 1 };
+        let listed = 3
+            + usize::from(index.is_some())
+            + if info.ragged {
+                ragged_tensors(&header).len()
+            } else {
+                1
+            };
         if header.tensors.len() != listed {
-            return Err(damaged("has tensors that a tap's file does not have".into()));
+            return Err(damaged(
+                "has tensors that a tap's file does not have".into(),
+            ));
         }
-        Ok(Self { path, map, info: info.clone(), header, rows, first_row, activations, index, sample, position, token })
+        Ok(Self {
+            path,
+            map,
+            info: info.clone(),
+            header,
+            rows,
+            first_row,
+            activations,
+            index,
+            sample,
+            position,
+            token,
+        })
     }
 
     pub fn info(&self) -> &TapInfo {
@@ -113,11 +148,20 @@ impl ShardView {
     }
 
     fn typed<T: bytemuck::AnyBitPattern>(&self, dtype: StoreDtype) -> Result<&[T]> {
-        let access = |what: String| Error::Access { tap: self.info.folder.clone(), what };
+        let access = |what: String| Error::Access {
+            tap: self.info.folder.clone(),
+            what,
+        };
         if self.info.dtype != dtype {
             return Err(access(format!("holds {}, not {dtype}", self.info.dtype)));
         }
-        let unaligned = |_| access(format!("{} does not start its data at a multiple of {} bytes; read its rows by copy", self.path.display(), dtype.size()));
+        let unaligned = |_| {
+            access(format!(
+                "{} does not start its data at a multiple of {} bytes; read its rows by copy",
+                self.path.display(),
+                dtype.size()
+            ))
+        };
         bytemuck::try_cast_slice(self.activations()).map_err(unaligned)
     }
 
@@ -131,7 +175,12 @@ impl ShardView {
     /// # Panics
     /// There is no such row, or the tap is ragged.
     pub fn row(&self, row: usize) -> &[u8] {
-        assert!(row < self.rows && !self.info.ragged, "row {row} of {} in {}", self.rows, self.path.display());
+        assert!(
+            row < self.rows && !self.info.ragged,
+            "row {row} of {} in {}",
+            self.rows,
+            self.path.display()
+        );
         let size = row_bytes(&self.info);
         &self.activations()[row * size..][..size]
     }
@@ -139,7 +188,10 @@ impl ShardView {
     /// Per row: number of its sample in the dataset.
     pub fn sample(&self) -> Vec<i64> {
         let eight = |b: &[u8]| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
-        self.map.bytes()[self.sample.clone()].chunks_exact(8).map(eight).collect()
+        self.map.bytes()[self.sample.clone()]
+            .chunks_exact(8)
+            .map(eight)
+            .collect()
     }
 
     /// Per row: its token's position in the sample; −1 for a row made of several.
@@ -159,13 +211,23 @@ impl ShardView {
 
     /// The tensors of a ragged tap's samples, in the order written (tensors without rows aside, which are nowhere); none for other taps.
     pub fn ragged(self: &Arc<Self>) -> impl Iterator<Item = RaggedView> + '_ {
-        let n = if self.info.ragged { ragged_tensors(&self.header).len() } else { 0 };
-        (0..n).map(|tensor| RaggedView { shard: self.clone(), tensor })
+        let n = if self.info.ragged {
+            ragged_tensors(&self.header).len()
+        } else {
+            0
+        };
+        (0..n).map(|tensor| RaggedView {
+            shard: self.clone(),
+            tensor,
+        })
     }
 
     pub(crate) fn sample_of(&self, row: usize) -> i64 {
         let at = self.sample.start + 8 * row;
-        self.map.bytes()[at..at + 8].iter().rev().fold(0, |n, &b| n << 8 | i64::from(b))
+        self.map.bytes()[at..at + 8]
+            .iter()
+            .rev()
+            .fold(0, |n, &b| n << 8 | i64::from(b))
     }
 
     pub(crate) fn position_of(&self, row: usize) -> i32 {
@@ -183,7 +245,10 @@ impl ShardView {
 
     fn i32s(&self, tensor: &Range<usize>, items: Range<usize>) -> Vec<i32> {
         let bytes = &self.map.bytes()[tensor.clone()][4 * items.start..4 * items.end];
-        bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        bytes
+            .chunks_exact(4)
+            .map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect()
     }
 
     /// For `verify`: the file's bytes, and those of its parts as the manifest's checksums name them.
@@ -215,18 +280,36 @@ fn ragged_tensors(header: &Header) -> &[StoredTensor] {
     &header.tensors[..header.tensors.len().saturating_sub(3)]
 }
 
-fn check_ragged(info: &TapInfo, samples: &[StoredTensor], count: u64, rows: usize) -> Result<(), String> {
+fn check_ragged(
+    info: &TapInfo,
+    samples: &[StoredTensor],
+    count: u64,
+    rows: usize,
+) -> Result<(), String> {
     if samples.len() as u64 != count {
         return Err(format!("has {} tensors for {count} samples", samples.len()));
     }
     let mut total = 0usize;
     for t in samples {
         match t.shape[..] {
-            [heads, r, _] if t.dtype == info.dtype.safetensors() && [heads] == info.row_shape[..] => total = total.saturating_add(r),
-            _ => return Err(format!("`{}` is {:?} {:?}, where [{:?}, rows, tokens] of {} belongs", t.name, t.dtype, t.shape, info.row_shape, info.dtype)),
+            [heads, r, _]
+                if t.dtype == info.dtype.safetensors() && [heads] == info.row_shape[..] =>
+            {
+                total = total.saturating_add(r)
+            }
+            _ => {
+                return Err(format!(
+                    "`{}` is {:?} {:?}, where [{:?}, rows, tokens] of {} belongs",
+                    t.name, t.dtype, t.shape, info.row_shape, info.dtype
+                ));
+            }
         }
     }
-    if total == rows { Ok(()) } else { Err(format!("has {total} rows where the manifest says {rows}")) }
+    if total == rows {
+        Ok(())
+    } else {
+        Err(format!("has {total} rows where the manifest says {rows}"))
+    }
 }
 
 /// One sample's tensor in a ragged tap.
@@ -239,8 +322,14 @@ pub struct RaggedView {
 impl RaggedView {
     pub(crate) fn of(shard: &Arc<ShardView>, sample: u64, chunk: u32) -> Option<Self> {
         let name = ragged_name(sample, chunk);
-        let tensor = shard.header.position(&name).filter(|&i| i < ragged_tensors(&shard.header).len())?;
-        Some(Self { shard: shard.clone(), tensor })
+        let tensor = shard
+            .header
+            .position(&name)
+            .filter(|&i| i < ragged_tensors(&shard.header).len())?;
+        Some(Self {
+            shard: shard.clone(),
+            tensor,
+        })
     }
 
     fn stored(&self) -> &StoredTensor {

@@ -13,9 +13,12 @@ use xxhash_rust::xxh3::Xxh3 as Hasher;
 use super::error::{Error, Result};
 use super::layout::{ShardLayout, TapRows, write_fixed};
 use super::manifest::{
-    DatasetInfo, FORMAT_VERSION, KeptColumn, MANIFEST, Manifest, PARTIAL, Provenance, SAMPLES, SamplesFile, State, TapInfo, Xxh3, check_taps, sync_dir,
+    DatasetInfo, FORMAT_VERSION, KeptColumn, MANIFEST, Manifest, PARTIAL, Provenance, SAMPLES,
+    SamplesFile, State, TapInfo, Xxh3, check_taps, sync_dir,
 };
-use super::samples::{KeptType, RowRange, SampleRow, SamplesTable, check_keep, kept_columns, settle_types};
+use super::samples::{
+    KeptType, RowRange, SampleRow, SamplesTable, check_keep, kept_columns, settle_types,
+};
 use super::shard::{Begun, ShardWriter};
 use crate::sys::lock::{Attempt, LockFile};
 use crate::sys::writable::WritableMap;
@@ -58,12 +61,21 @@ impl StoreWriter {
     /// # Errors
     /// `dir` is not empty, cannot be written to, or is being written by another process; taps or kept fields that no store can
     /// hold. Nothing of a store is left behind then.
-    pub fn create(dir: &Path, provenance: Provenance, taps: Vec<TapInfo>, keep: &[String]) -> Result<Self> {
+    pub fn create(
+        dir: &Path,
+        provenance: Provenance,
+        taps: Vec<TapInfo>,
+        keep: &[String],
+    ) -> Result<Self> {
         check_taps(&taps).map_err(Error::Plan)?;
         check_keep(keep)?;
         let existed = dir.exists();
         fs::create_dir_all(dir).map_err(|e| Error::write(dir, 0, 0, e))?;
-        if fs::read_dir(dir).map_err(|e| Error::io("read", dir, e))?.next().is_some() {
+        if fs::read_dir(dir)
+            .map_err(|e| Error::io("read", dir, e))?
+            .next()
+            .is_some()
+        {
             return Err(occupied(dir));
         }
         let partial = dir.join(PARTIAL);
@@ -73,7 +85,13 @@ impl StoreWriter {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(occupied(dir)),
             Err(e) => return Err(Error::write(dir, 0, 0, e)),
         }
-        let keep: Vec<_> = keep.iter().map(|name| KeptColumn { name: name.clone(), kind: None }).collect();
+        let keep: Vec<_> = keep
+            .iter()
+            .map(|name| KeptColumn {
+                name: name.clone(),
+                kind: None,
+            })
+            .collect();
         let model_fingerprint = provenance.model.fingerprint.clone();
         let manifest = Manifest {
             format_version: FORMAT_VERSION,
@@ -87,7 +105,14 @@ impl StoreWriter {
             shards: Vec::new(),
         };
         let shared = furnish(dir, manifest).inspect_err(|_| clear(dir, &taps, existed))?;
-        Ok(Self { shared: Arc::new(Mutex::new(shared)), taps: taps.into(), keep, model_fingerprint, begun: 0, samples: 0 })
+        Ok(Self {
+            shared: Arc::new(Mutex::new(shared)),
+            taps: taps.into(),
+            keep,
+            model_fingerprint,
+            begun: 0,
+            samples: 0,
+        })
     }
 
     /// The taps, in the order that slabs come in.
@@ -101,35 +126,65 @@ impl StoreWriter {
     /// # Errors
     /// No room on the disk for the whole shard, samples and rows that do not fit, or a kept field whose type changes. The shard's files are
     /// then removed again.
-    pub fn begin_shard(&mut self, samples: &[SampleRow], rows: &[Vec<TapRows>]) -> Result<ShardWriter> {
+    pub fn begin_shard(
+        &mut self,
+        samples: &[SampleRow],
+        rows: &[Vec<TapRows>],
+    ) -> Result<ShardWriter> {
         let layout = ShardLayout::plan(&self.taps, samples, rows, &self.model_fingerprint)?;
         let names = || self.keep.iter().map(|c| c.name.clone());
         let settled: Option<Vec<KeptType>> = self.keep.iter().map(|c| c.kind).collect();
-        let kinds = settled.filter(|_| self.begun > 0).unwrap_or_else(|| settle_types(self.keep.len(), samples));
+        let kinds = settled
+            .filter(|_| self.begun > 0)
+            .unwrap_or_else(|| settle_types(self.keep.len(), samples));
         let keep: Vec<(String, KeptType)> = names().zip(kinds).collect();
         let kept = kept_columns(&keep, samples)?;
 
         let partial = self.lock().root.join(PARTIAL);
         let index = self.begun;
-        let tap_paths: Vec<_> = self.taps.iter().map(|t| partial.join(format!("{index:05}.{}.safetensors", t.folder))).collect();
+        let tap_paths: Vec<_> = self
+            .taps
+            .iter()
+            .map(|t| partial.join(format!("{index:05}.{}.safetensors", t.folder)))
+            .collect();
         let table_path = partial.join(format!("{index:05}.{SAMPLES}.parquet"));
         let made = || -> Result<_> {
             let mut maps = Vec::with_capacity(self.taps.len());
             for (path, tap) in tap_paths.iter().zip(&layout.taps) {
                 let bytes = tap.file_bytes as u64;
-                maps.push(WritableMap::create(path, bytes).map_err(|e| Error::write(path, layout.bytes(), bytes, e))?);
+                maps.push(
+                    WritableMap::create(path, bytes)
+                        .map_err(|e| Error::write(path, layout.bytes(), bytes, e))?,
+                );
             }
             for (t, (map, tap)) in maps.iter_mut().zip(&layout.taps).enumerate() {
                 write_fixed(tap, map.bytes_mut(), samples, rows, t);
             }
             let range = |t: usize, i: usize| {
                 let starts = &layout.taps[t].row_starts;
-                RowRange { start: starts[i] as u64, rows: (starts[i + 1] - starts[i]) as u64 }
+                RowRange {
+                    start: starts[i] as u64,
+                    rows: (starts[i + 1] - starts[i]) as u64,
+                }
             };
             let folders: Vec<_> = self.taps.iter().map(|t| t.folder.as_str()).collect();
-            let table = SamplesTable { keep: &keep, samples, kept: &kept, taps: &folders, rows: &range };
+            let table = SamplesTable {
+                keep: &keep,
+                samples,
+                kept: &kept,
+                taps: &folders,
+                rows: &range,
+            };
             let (bytes, xxh3) = write_table(&table_path, &table, layout.bytes())?;
-            Ok((maps, SamplesFile { file: format!("{SAMPLES}/{index:05}.parquet"), rows: samples.len() as u64, bytes, xxh3 }))
+            Ok((
+                maps,
+                SamplesFile {
+                    file: format!("{SAMPLES}/{index:05}.parquet"),
+                    rows: samples.len() as u64,
+                    bytes,
+                    xxh3,
+                },
+            ))
         };
         let (maps, table) = made().inspect_err(|_| {
             // The room that they hold is what the user is now short of.
@@ -137,7 +192,13 @@ impl StoreWriter {
                 let _ = fs::remove_file(path);
             }
         })?;
-        self.keep = keep.into_iter().map(|(name, kind)| KeptColumn { name, kind: Some(kind) }).collect();
+        self.keep = keep
+            .into_iter()
+            .map(|(name, kind)| KeptColumn {
+                name,
+                kind: Some(kind),
+            })
+            .collect();
         let first = self.samples;
         self.begun += 1;
         self.samples += samples.len() as u64;
@@ -163,7 +224,11 @@ impl StoreWriter {
     pub fn finish(self, summary: Summary) -> Result<()> {
         let mut shared = self.lock();
         if shared.manifest.shards.len() != self.begun {
-            return Err(Error::Plan(format!("the store has {} of its {} shards committed", shared.manifest.shards.len(), self.begun)));
+            return Err(Error::Plan(format!(
+                "the store has {} of its {} shards committed",
+                shared.manifest.shards.len(),
+                self.begun
+            )));
         }
         let mut manifest = shared.manifest.clone();
         manifest.state = State::Complete;
@@ -191,14 +256,28 @@ fn furnish(dir: &Path, manifest: Manifest) -> Result<Shared> {
     let path = lock_path(&root);
     let lock = match LockFile::try_acquire(&path).map_err(|e| Error::write(&path, 0, 0, e))? {
         Attempt::Held(lock) => lock,
-        Attempt::Busy(pid) => return Err(Error::Locked { path: dir.to_owned(), pid }),
+        Attempt::Busy(pid) => {
+            return Err(Error::Locked {
+                path: dir.to_owned(),
+                pid,
+            });
+        }
     };
-    for folder in manifest.taps.iter().map(|t| t.folder.as_str()).chain([SAMPLES]) {
+    for folder in manifest
+        .taps
+        .iter()
+        .map(|t| t.folder.as_str())
+        .chain([SAMPLES])
+    {
         let folder = root.join(folder);
         fs::create_dir(&folder).map_err(|e| Error::write(&folder, 0, 0, e))?;
     }
     manifest.publish(&root)?;
-    Ok(Shared { root, manifest, _lock: lock })
+    Ok(Shared {
+        root,
+        manifest,
+        _lock: lock,
+    })
 }
 
 /// Undoes what a failed [`StoreWriter::create`] made. Only empty folders and our own `.partial/` go.
@@ -223,7 +302,10 @@ fn occupied(dir: &Path) -> Error {
         return Error::Locked { path, pid };
     }
     match Manifest::read(dir) {
-        Ok(manifest) => Error::AlreadyAStore { path, state: manifest.state.name() },
+        Ok(manifest) => Error::AlreadyAStore {
+            path,
+            state: manifest.state.name(),
+        },
         Err(_) => Error::NotEmpty { path },
     }
 }
@@ -235,7 +317,11 @@ fn lock_path(dir: &Path) -> PathBuf {
 /// Writes a samples table durably; its length and checksum.
 fn write_table(path: &Path, table: &SamplesTable<'_>, shard_bytes: u64) -> Result<(u64, Xxh3)> {
     let failed = |e: io::Error| Error::write(path, shard_bytes, 0, e);
-    let mut sink = HashingFile { file: File::create(path).map_err(failed)?, hasher: Hasher::new(), bytes: 0 };
+    let mut sink = HashingFile {
+        file: File::create(path).map_err(failed)?,
+        hasher: Hasher::new(),
+        bytes: 0,
+    };
     table.write(&mut sink).map_err(|e| match e {
         ParquetError::External(e) => match e.downcast::<io::Error>() {
             Ok(e) => failed(*e),

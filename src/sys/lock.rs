@@ -24,7 +24,12 @@ impl LockFile {
     /// # Errors
     /// The file cannot be opened, locked or written.
     pub fn try_acquire(path: &Path) -> io::Result<Attempt> {
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
         match file.try_lock() {
             Ok(()) => {
                 file.set_len(0)?;
@@ -34,7 +39,9 @@ impl LockFile {
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
                 let read = file.take(32).read_to_string(&mut pid);
-                Ok(Attempt::Busy(read.ok().and_then(|_| pid.trim().parse().ok())))
+                Ok(Attempt::Busy(
+                    read.ok().and_then(|_| pid.trim().parse().ok()),
+                ))
             }
             Err(TryLockError::Error(e)) => Err(e),
         }
@@ -49,10 +56,17 @@ mod tests {
     fn a_second_holder_is_told_who_holds_the_lock_and_gets_it_when_the_first_lets_go() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        let Attempt::Held(first) = LockFile::try_acquire(&path).unwrap() else { panic!("free lock not taken") };
-        let Attempt::Busy(pid) = LockFile::try_acquire(&path).unwrap() else { panic!("lock taken twice") };
+        let Attempt::Held(first) = LockFile::try_acquire(&path).unwrap() else {
+            panic!("free lock not taken")
+        };
+        let Attempt::Busy(pid) = LockFile::try_acquire(&path).unwrap() else {
+            panic!("lock taken twice")
+        };
         assert_eq!(pid, Some(std::process::id()));
         drop(first);
-        assert!(matches!(LockFile::try_acquire(&path).unwrap(), Attempt::Held(_)));
+        assert!(matches!(
+            LockFile::try_acquire(&path).unwrap(),
+            Attempt::Held(_)
+        ));
     }
 }

@@ -26,7 +26,12 @@ impl WritableMap {
     /// The file cannot be created or mapped, or there is no room for it: the error then carries `ENOSPC`, `EDQUOT` or `EFBIG`.
     /// The file is left for the caller to remove.
     pub fn create(path: &Path, len: u64) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)?;
         reserve(&file, len)?;
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
         // SAFETY: the file was made by us and is this long. It lies in a directory that our lock keeps other writers out of,
@@ -46,12 +51,21 @@ impl WritableMap {
     /// Asks the kernel to begin writing `range` to disk, without waiting: what a later [`sync`](Self::sync) waits for is then short.
     /// Only a hint: a file system that does not know it changes nothing.
     pub fn start_writeback(&self, range: Range<usize>) {
-        let (Ok(offset), Ok(len)) = (i64::try_from(range.start), i64::try_from(range.len())) else { return };
+        let (Ok(offset), Ok(len)) = (i64::try_from(range.start), i64::try_from(range.len())) else {
+            return;
+        };
         if len == 0 {
             return; // to this call 0 means "to the end of the file"
         }
         // SAFETY: the descriptor is open for as long as `self` lives; the call touches no memory of ours.
-        unsafe { libc::sync_file_range(self.file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+        unsafe {
+            libc::sync_file_range(
+                self.file.as_raw_fd(),
+                offset,
+                len,
+                libc::SYNC_FILE_RANGE_WRITE,
+            )
+        };
     }
 
     /// Takes the pages of `range` out of this process's memory. The bytes stay: they are the file's, and come back when touched.
@@ -67,7 +81,10 @@ impl WritableMap {
         }
         // SAFETY: the mapping is shared and backed by the file, so MADV_DONTNEED loses no byte: dirty pages stay in the page
         // cache. `&mut self` means that no slice of the mapping is lent out meanwhile.
-        unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) }
+        unsafe {
+            self.map
+                .unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start)
+        }
     }
 
     /// Returns when every byte is on disk: `msync`, then `fsync`.
@@ -96,7 +113,9 @@ fn write_zeros(file: &File, len: u64) -> io::Result<()> {
     let zeros = vec![0u8; 1 << 20];
     let mut done = 0;
     while done < len {
-        let n = zeros.len().min((len - done).try_into().unwrap_or(usize::MAX));
+        let n = zeros
+            .len()
+            .min((len - done).try_into().unwrap_or(usize::MAX));
         file.write_all_at(&zeros[..n], done)?;
         done += n as u64;
     }
