@@ -11,7 +11,7 @@ use super::manifest::{MANIFEST, Manifest, ShardEntry, State, TapInfo, Xxh3, list
 use super::samples::{KeptType, SampleRow, Selections};
 use super::samples_read::{ReadTable, read_table};
 use super::view::{RaggedView, ShardView};
-use crate::sys::read_map::ReadMap;
+use crate::sys::map::MappedFile;
 
 /// A store opened for reading.
 #[derive(Debug)]
@@ -147,8 +147,8 @@ pub(crate) fn read_samples(
 ) -> Result<ReadTable> {
     let file = &shard.samples_file;
     let path = listed_file(root, &file.file, file.bytes)?;
-    let map = ReadMap::open(&path).map_err(|e| Error::io("map", &path, e))?;
-    if Xxh3::of(map.bytes()) != file.xxh3 {
+    let map = MappedFile::open(&path).map_err(|e| Error::io("map", &path, e))?;
+    if Xxh3::of(&map) != file.xxh3 {
         return Err(Error::damaged(&path, "its checksum is not the manifest's"));
     }
     let kind = |k: Option<KeptType>| {

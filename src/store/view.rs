@@ -12,13 +12,13 @@ use super::format::{Header, StoreDtype, StoredTensor};
 use super::layout::{ragged_name, row_bytes};
 use super::manifest::{ShardEntry, TapInfo, listed_file};
 use super::reader::widen;
-use crate::sys::read_map::ReadMap;
+use crate::sys::map::MappedFile;
 
 /// A committed file of one tap.
 #[derive(Debug)]
 pub struct ShardView {
     path: PathBuf,
-    map: ReadMap,
+    map: MappedFile,
     info: Arc<TapInfo>,
     header: Header,
     rows: usize,
@@ -42,8 +42,8 @@ impl ShardView {
     ) -> Result<Self> {
         let entry = &shard.taps[tap];
         let path = listed_file(root, &entry.file, entry.bytes)?;
-        let map = ReadMap::open(&path).map_err(|e| Error::io("map", &path, e))?;
-        let header = Header::parse(&path, map.bytes())?;
+        let map = MappedFile::open(&path).map_err(|e| Error::io("map", &path, e))?;
+        let header = Header::parse(&path, &map)?;
         let damaged = |what: String| Error::damaged(&path, what);
         let rows =
             usize::try_from(entry.rows).map_err(|_| damaged(format!("{} rows", entry.rows)))?;
@@ -120,7 +120,7 @@ impl ShardView {
 
     /// Bytes of `activations`: all rows, in order; of a ragged tap all samples' tensors, end to end.
     pub fn activations(&self) -> &[u8] {
-        &self.map.bytes()[self.activations.clone()]
+        &self.map[self.activations.clone()]
     }
 
     /// `activations` of an f32 tap, as it is in the file: [rows, …row shape], row-major.
@@ -188,7 +188,7 @@ impl ShardView {
     /// Per row: number of its sample in the dataset.
     pub fn sample(&self) -> Vec<i64> {
         let eight = |b: &[u8]| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
-        self.map.bytes()[self.sample.clone()]
+        self.map[self.sample.clone()]
             .chunks_exact(8)
             .map(eight)
             .collect()
@@ -224,7 +224,7 @@ impl ShardView {
 
     pub(crate) fn sample_of(&self, row: usize) -> i64 {
         let at = self.sample.start + 8 * row;
-        self.map.bytes()[at..at + 8]
+        self.map[at..at + 8]
             .iter()
             .rev()
             .fold(0, |n, &b| n << 8 | i64::from(b))
@@ -244,7 +244,7 @@ impl ShardView {
     }
 
     fn i32s(&self, tensor: &Range<usize>, items: Range<usize>) -> Vec<i32> {
-        let bytes = &self.map.bytes()[tensor.clone()][4 * items.start..4 * items.end];
+        let bytes = &self.map[tensor.clone()][4 * items.start..4 * items.end];
         bytes
             .chunks_exact(4)
             .map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]))
@@ -253,7 +253,7 @@ impl ShardView {
 
     /// For `verify`: the file's bytes, and those of its parts as the manifest's checksums name them.
     pub(crate) fn bytes(&self) -> &[u8] {
-        self.map.bytes()
+        &self.map
     }
 
     pub(crate) fn part(&self, name: &str) -> Option<Range<usize>> {
@@ -348,7 +348,7 @@ impl RaggedView {
 
     /// Its bytes in the mapped file, row-major, in the tap's dtype.
     pub fn bytes(&self) -> &[u8] {
-        &self.shard.map.bytes()[self.stored().bytes.clone()]
+        &self.shard.map[self.stored().bytes.clone()]
     }
 
     /// Its numbers, widened to f32 (exactly).

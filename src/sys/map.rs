@@ -20,15 +20,15 @@ impl MappedFile {
     /// # Errors
     /// When the file can't be opened or mapped, or isn't a regular file.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
+        // Asked before opening: to open a pipe would wait for its writer.
+        if !std::fs::metadata(path)?.is_file() {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "not a regular file",
             ));
         }
-        let map = if metadata.len() == 0 {
+        let file = File::open(path)?;
+        let map = if file.metadata()?.len() == 0 {
             None
         } else {
             // SAFETY: the mapping is private to this process and never written through. Its bytes are only read as

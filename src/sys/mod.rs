@@ -2,7 +2,6 @@
 
 pub mod lock;
 pub mod map;
-pub mod read_map;
 pub mod writable;
 
 /// Bytes of memory that can be had without swapping (`MemAvailable`); 0 where the system does not say.
