@@ -20,8 +20,9 @@ pub enum Error {
     },
     #[error("{place}: the span '{name}' [{start}, {end}) is not in its text ({why}): spans count characters from 0, the end not included")]
     Span { place: String, name: String, start: usize, end: usize, why: String },
-    #[error("{place}: the sample has {tokens} tokens, more than the limit of {limit}: pass --on-long truncate or --on-long chunk, or raise --max-length")]
-    TooLong { place: String, tokens: usize, limit: usize },
+    #[error("{place}: the sample has {tokens} tokens, more than {limit}{}: pass --on-long truncate or --on-long chunk{}",
+        if limit == positions { ", the model's positions" } else { "" }, if limit == positions { "" } else { ", or raise --max-length" })]
+    TooLong { place: String, tokens: usize, limit: usize, positions: usize },
     #[error("--max-length {asked} is more than the model's {positions} positions: lower it")]
     MaxLength { asked: usize, positions: usize },
     /// A flag that names what this version cannot do.

@@ -261,6 +261,7 @@ fn tokenising(job: &Job, model: &Model) -> Result<Tokenising> {
         add_generation_prompt: job.add_generation_prompt,
         special_tokens: job.special_tokens,
         max_length,
+        positions,
         on_long: job.on_long,
         vocab: model.config.vocab_size,
         model_dir: dir.display().to_string(),

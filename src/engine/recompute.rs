@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
@@ -109,7 +110,9 @@ struct Scratch(std::path::PathBuf);
 
 impl Scratch {
     fn new() -> Self {
-        Scratch(std::env::temp_dir().join(format!("streamgauge-verify-{}", std::process::id())))
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("streamgauge-verify-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        Scratch(std::env::temp_dir().join(name))
     }
 }
 

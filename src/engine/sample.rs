@@ -56,6 +56,8 @@ pub struct Tokenising {
     /// Whether plain text gets the tokenizer's special tokens (BOS).
     pub special_tokens: bool,
     pub max_length: usize,
+    /// The model's positions, for messages.
+    pub positions: usize,
     pub on_long: OnLong,
     pub vocab: usize,
     pub bos: Option<u32>,
@@ -162,7 +164,7 @@ impl Tokenising {
             return Ok(vec![sample]);
         }
         match self.on_long {
-            OnLong::Error => Err(Error::TooLong { place, tokens, limit: self.max_length }.into()),
+            OnLong::Error => Err(Error::TooLong { place, tokens, limit: self.max_length, positions: self.positions }.into()),
             OnLong::Truncate => Ok(vec![piece(&sample, 0..self.max_length, 0)]),
             OnLong::Chunk => Ok((0..tokens)
                 .step_by(self.max_length)
