@@ -6,7 +6,7 @@ that no float32 operation is left but RoPE's cos/sin tables, which belong to the
 
     reference = Reference(folder)
     reference.truth(ids)       {hook point: float64 tensor}
-    reference.float32(ids)     the same from the unpatched float32 model
+    reference.float32(ids)     the same from the unpatched float32 model, twice
 
 Shapes are ours: rows first ([n, d], [n, H, h], …); `hook_attn_scores` and `hook_pattern` are [H, n, n], and masked
 scores are -inf.
@@ -27,6 +27,7 @@ BLOCK_POINTS = """hook_resid_pre ln1.hook_scale ln1.hook_normalized ln1.hook_out
 attn.hook_rot_q attn.hook_rot_k attn.hook_attn_scores attn.hook_pattern attn.hook_z attn.hook_result hook_attn_out
 hook_resid_mid ln2.hook_scale ln2.hook_normalized ln2.hook_out mlp.hook_pre mlp.hook_pre_linear mlp.hook_post
 hook_mlp_out hook_resid_post""".split()
+PADDING = 32
 FINAL_POINTS = ["ln_final.hook_scale", "ln_final.hook_normalized", "ln_final.hook_out", "logits"]
 
 
@@ -189,7 +190,13 @@ class Reference:
         return points
 
     def float32(self, ids, wanted=lambda point: True):
-        return self._float32.run(ids, wanted)
+        """[{hook point: tensor}] of two runs: of the sample alone, and of the sample with padding after it, as in a
+        batch. The two take other paths through the matrix products; a cell of few numbers can by luck be ten times
+        better in one of them, so the noise floor is the worse of the two."""
+        n, padded = len(ids), self._float32.run([*ids, *[0] * PADDING], wanted)
+        for point, tensor in padded.items():
+            padded[point] = tensor[:, :n, :n] if is_ragged(point) else tensor[:n]
+        return [self._float32.run(ids, wanted), padded]
 
 
 def groups(point, tensor):
