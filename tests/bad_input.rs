@@ -37,7 +37,15 @@ fn data(dir: &Path, content: &[u8]) -> PathBuf {
 /// Extracts, expects failure with `code`, and checks that the one line on stderr holds every one of `says`.
 fn refused(model: &Path, data: &Path, out: &Path, more: &[&str], code: i32, says: &[&str]) {
     let mut command = streamgauge();
-    command.arg("extract").arg("--model").arg(model).arg("--data").arg(data).arg("--out").arg(out).args(more);
+    command
+        .arg("extract")
+        .arg("--model")
+        .arg(model)
+        .arg("--data")
+        .arg(data)
+        .arg("--out")
+        .arg(out)
+        .args(more);
     if !more.contains(&"--tap") {
         command.args(["--tap", "blocks.*.hook_resid_post"]);
     }
@@ -47,7 +55,10 @@ fn refused(model: &Path, data: &Path, out: &Path, more: &[&str], code: i32, says
     for word in says {
         assert!(stderr.contains(word), "'{word}' is not in: {stderr}");
     }
-    assert!(!stderr.contains("panicked") && !stderr.contains("RUST_BACKTRACE"), "{stderr}");
+    assert!(
+        !stderr.contains("panicked") && !stderr.contains("RUST_BACKTRACE"),
+        "{stderr}"
+    );
     if code == 1 {
         assert_eq!(stderr.trim_end().lines().count(), 1, "one line: {stderr}");
     }
@@ -59,7 +70,11 @@ const GOOD: &[u8] = b"{\"tokens\": [1, 2, 3]}\n";
 #[test]
 fn a_truncated_or_corrupt_checkpoint_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let (model, data, out) = (copy_of_tiny(dir.path()), data(dir.path(), GOOD), dir.path().join("out"));
+    let (model, data, out) = (
+        copy_of_tiny(dir.path()),
+        data(dir.path(), GOOD),
+        dir.path().join("out"),
+    );
     let weights = model.join("model.safetensors");
     let whole = fs::read(&weights).unwrap();
     for length in [0, 4, 100, whole.len() / 2, whole.len() - 1] {
@@ -100,14 +115,27 @@ fn missing_extra_misshaped_and_mistyped_tensors_are_named() {
         }),
         ("shape", |h| h[Q]["shape"] = serde_json::json!([32, 128])),
         ("dtype", |h| h[Q]["dtype"] = serde_json::json!("I16")),
-        ("lies", |h| h[Q]["data_offsets"] = serde_json::json!([0, 1_u64 << 60])),
+        ("lies", |h| {
+            h[Q]["data_offsets"] = serde_json::json!([0, 1_u64 << 60])
+        }),
     ];
     for (case, change) in cases {
         let dir = tempfile::tempdir().unwrap();
         let model = copy_of_tiny(dir.path());
         with_header(&model, change);
-        let says = if case == "lies" { "model.safetensors" } else { Q };
-        refused(&model, &data(dir.path(), GOOD), &dir.path().join("out"), &[], 1, &[says]);
+        let says = if case == "lies" {
+            "model.safetensors"
+        } else {
+            Q
+        };
+        refused(
+            &model,
+            &data(dir.path(), GOOD),
+            &dir.path().join("out"),
+            &[],
+            1,
+            &[says],
+        );
     }
 }
 
@@ -118,8 +146,16 @@ fn a_config_that_lacks_a_key_or_would_change_the_computation_is_refused_by_name(
         ("num_hidden_layers", "remove", serde_json::Value::Null),
         ("hidden_act", "set", serde_json::json!("gelu")),
         ("attention_bias", "set", serde_json::json!(true)),
-        ("rope_parameters", "set", serde_json::json!({"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0})),
-        ("quantization_config", "set", serde_json::json!({"quant_method": "gptq"})),
+        (
+            "rope_parameters",
+            "set",
+            serde_json::json!({"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}),
+        ),
+        (
+            "quantization_config",
+            "set",
+            serde_json::json!({"quant_method": "gptq"}),
+        ),
         ("model_type", "set", serde_json::json!("gpt2")),
         ("num_local_experts", "set", serde_json::json!(8)),
     ];
@@ -127,44 +163,105 @@ fn a_config_that_lacks_a_key_or_would_change_the_computation_is_refused_by_name(
         let dir = tempfile::tempdir().unwrap();
         let model = copy_of_tiny(dir.path());
         let path = model.join("config.json");
-        let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let mut config: serde_json::Value =
+            serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         if action == "remove" {
             config.as_object_mut().unwrap().remove(key);
         } else {
             config[key] = value.clone();
         }
         fs::write(&path, config.to_string()).unwrap();
-        let says = if key == "rope_parameters" { "yarn" } else { key };
-        refused(&model, &data(dir.path(), GOOD), &dir.path().join("out"), &[], 1, &["config.json", says]);
+        let says = if key == "rope_parameters" {
+            "yarn"
+        } else {
+            key
+        };
+        refused(
+            &model,
+            &data(dir.path(), GOOD),
+            &dir.path().join("out"),
+            &[],
+            1,
+            &["config.json", says],
+        );
     }
 }
 
 #[test]
 fn bad_samples_are_named_by_file_and_line() {
     let cases: [(&[u8], &[&str]); 7] = [
-        (b"{\"tokens\": [1]}\n{\"tokens\": [1, 160]}\n", &["data.jsonl:2", "160", "vocabulary"]),
-        (b"{\"tokens\": [1]}\n{\"tokens\": []}\n", &["data.jsonl:2", "no tokens"]),
-        (b"{\"tokens\": [1]}\n{\"tokens\": [-4]}\n", &["data.jsonl:2", "-4"]),
+        (
+            b"{\"tokens\": [1]}\n{\"tokens\": [1, 160]}\n",
+            &["data.jsonl:2", "160", "vocabulary"],
+        ),
+        (
+            b"{\"tokens\": [1]}\n{\"tokens\": []}\n",
+            &["data.jsonl:2", "no tokens"],
+        ),
+        (
+            b"{\"tokens\": [1]}\n{\"tokens\": [-4]}\n",
+            &["data.jsonl:2", "-4"],
+        ),
         (b"{\"tokens\": [1]}\n{\"tokens\": [1]\n", &["data.jsonl:2"]),
-        (b"{\"tokens\": [1]}\n{\"text\": \"caf\xe9\"}\n", &["data.jsonl:2", "UTF-8"]),
-        (b"{\"tokens\": [1]}\n{\"other\": 1}\n", &["data.jsonl:2", "text"]),
-        (b"{\"text\": \"no tokenizer for this\"}\n", &["data.jsonl:1", "tokenizer.json"]),
+        (
+            b"{\"tokens\": [1]}\n{\"text\": \"caf\xe9\"}\n",
+            &["data.jsonl:2", "UTF-8"],
+        ),
+        (
+            b"{\"tokens\": [1]}\n{\"other\": 1}\n",
+            &["data.jsonl:2", "text"],
+        ),
+        (
+            b"{\"text\": \"no tokenizer for this\"}\n",
+            &["data.jsonl:1", "tokenizer.json"],
+        ),
     ];
     for (content, says) in cases {
         let dir = tempfile::tempdir().unwrap();
-        refused(&tiny(), &data(dir.path(), content), &dir.path().join("out"), &[], 1, says);
+        refused(
+            &tiny(),
+            &data(dir.path(), content),
+            &dir.path().join("out"),
+            &[],
+            1,
+            says,
+        );
     }
 }
 
 #[test]
 fn samples_longer_than_the_limit_or_the_models_positions_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let data = data(dir.path(), format!("{{\"tokens\": {:?}}}\n", vec![1; 5000]).as_bytes());
+    let data = data(
+        dir.path(),
+        format!("{{\"tokens\": {:?}}}\n", vec![1; 5000]).as_bytes(),
+    );
     let out = dir.path().join("out");
-    refused(&tiny(), &data, &out, &[], 1, &["data.jsonl:1", "5000 tokens", "--on-long"]);
+    refused(
+        &tiny(),
+        &data,
+        &out,
+        &[],
+        1,
+        &["data.jsonl:1", "5000 tokens", "--on-long"],
+    );
     let out = dir.path().join("out2");
-    refused(&tiny(), &data, &out, &["--max-length", "16"], 1, &["5000 tokens", "16", "raise --max-length"]);
-    refused(&tiny(), &data, &dir.path().join("out3"), &["--max-length", "100000000"], 1, &["--max-length", "positions"]);
+    refused(
+        &tiny(),
+        &data,
+        &out,
+        &["--max-length", "16"],
+        1,
+        &["5000 tokens", "16", "raise --max-length"],
+    );
+    refused(
+        &tiny(),
+        &data,
+        &dir.path().join("out3"),
+        &["--max-length", "100000000"],
+        1,
+        &["--max-length", "positions"],
+    );
 }
 
 #[test]
@@ -180,7 +277,14 @@ fn unknown_hooks_layers_and_heads_list_the_nearest_valid_ones() {
         ("hook_embed@generated", &["generated"]),
     ];
     for (i, (tap, says)) in cases.into_iter().enumerate() {
-        refused(&tiny(), &data, &dir.path().join(format!("out{i}")), &["--tap", tap], 1, says);
+        refused(
+            &tiny(),
+            &data,
+            &dir.path().join(format!("out{i}")),
+            &["--tap", tap],
+            1,
+            says,
+        );
     }
 }
 
@@ -192,8 +296,18 @@ fn an_output_directory_that_is_not_empty_or_not_writable_is_refused() {
     fs::create_dir(&full).unwrap();
     fs::write(full.join("thesis.tex"), "precious").unwrap();
     refused(&tiny(), &data, &full, &[], 1, &["full", "empty"]);
-    assert_eq!(fs::read_to_string(full.join("thesis.tex")).unwrap(), "precious");
-    refused(&tiny(), &data, Path::new("/proc/streamgauge-out"), &[], 1, &["/proc/streamgauge-out"]);
+    assert_eq!(
+        fs::read_to_string(full.join("thesis.tex")).unwrap(),
+        "precious"
+    );
+    refused(
+        &tiny(),
+        &data,
+        Path::new("/proc/streamgauge-out"),
+        &[],
+        1,
+        &["/proc/streamgauge-out"],
+    );
 }
 
 /// A tmpfs for one test; needs the right to mount, which CI's machine and most containers' root have.
@@ -202,15 +316,23 @@ struct Tmpfs(tempfile::TempDir);
 impl Tmpfs {
     fn mount(options: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(dir.path()).status();
-        assert!(mounted.is_ok_and(|s| s.success()), "cannot mount a tmpfs: run this test as root (tests need it to fill a disk)");
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(dir.path())
+            .status();
+        assert!(
+            mounted.is_ok_and(|s| s.success()),
+            "cannot mount a tmpfs: run this test as root (tests need it to fill a disk)"
+        );
         Tmpfs(dir)
     }
 }
 
 impl Drop for Tmpfs {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg(self.0.path()).status();
+        let _ = std::process::Command::new("umount")
+            .arg(self.0.path())
+            .status();
     }
 }
 
@@ -218,23 +340,54 @@ impl Drop for Tmpfs {
 fn a_full_disk_is_found_before_any_compute() {
     let disk = Tmpfs::mount("size=256k");
     let dir = tempfile::tempdir().unwrap();
-    let data = data(dir.path(), format!("{{\"tokens\": {:?}}}\n", vec![1; 500]).as_bytes());
-    refused(&tiny(), &data, &disk.0.path().join("out"), &[], 1, &["out", "bytes", "free"]);
+    let data = data(
+        dir.path(),
+        format!("{{\"tokens\": {:?}}}\n", vec![1; 500]).as_bytes(),
+    );
+    refused(
+        &tiny(),
+        &data,
+        &disk.0.path().join("out"),
+        &[],
+        1,
+        &["out", "bytes", "free"],
+    );
 }
 
 #[test]
 fn a_read_only_disk_is_refused() {
     let disk = Tmpfs::mount("size=1m,ro");
     let dir = tempfile::tempdir().unwrap();
-    refused(&tiny(), &data(dir.path(), GOOD), &disk.0.path().join("out"), &[], 1, &["out"]);
+    refused(
+        &tiny(),
+        &data(dir.path(), GOOD),
+        &disk.0.path().join("out"),
+        &[],
+        1,
+        &["out"],
+    );
 }
 
 #[test]
 fn no_such_model_and_no_such_data_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (data(dir.path(), GOOD), dir.path().join("out"));
-    refused(Path::new("/nonexistent/model"), &data, &out, &[], 1, &["/nonexistent/model"]);
-    refused(&tiny(), Path::new("/nonexistent/data.jsonl"), &out, &[], 1, &["/nonexistent/data.jsonl"]);
+    refused(
+        Path::new("/nonexistent/model"),
+        &data,
+        &out,
+        &[],
+        1,
+        &["/nonexistent/model"],
+    );
+    refused(
+        &tiny(),
+        Path::new("/nonexistent/data.jsonl"),
+        &out,
+        &[],
+        1,
+        &["/nonexistent/data.jsonl"],
+    );
     let empty = dir.path().join("empty");
     fs::create_dir(&empty).unwrap();
     refused(&empty, &data, &out, &[], 1, &["config.json"]);

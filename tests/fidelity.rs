@@ -9,8 +9,8 @@ mod common;
 use std::collections::BTreeMap;
 
 use safetensors::SafeTensors;
-use streamgauge::hooks::HookPoint;
 use streamgauge::engine::dims;
+use streamgauge::hooks::HookPoint;
 use streamgauge::model::Model;
 
 const PROJECTIONS: usize = 32;
@@ -44,13 +44,15 @@ fn groups(point: HookPoint, values: &[f32], n: usize) -> [Vec<f32>; 2] {
         return [values[..width].to_vec(), values[width..].to_vec()];
     }
     let heads = width / n;
-    let row = |q: usize| (0..heads).flat_map(move |h| values[(h * n + q) * n..][..n].iter().copied());
+    let row =
+        |q: usize| (0..heads).flat_map(move |h| values[(h * n + q) * n..][..n].iter().copied());
     [row(0).collect(), (1..n).flat_map(row).collect()]
 }
 
 /// Compares one model's every cell; returns the worst ratio of error to gate.
 fn check(name: &str, dir: &std::path::Path) {
-    let bytes = std::fs::read(common::fixtures().join(format!("goldens/{name}.safetensors"))).unwrap();
+    let bytes =
+        std::fs::read(common::fixtures().join(format!("goldens/{name}.safetensors"))).unwrap();
     let goldens = SafeTensors::deserialize(&bytes).unwrap();
     let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
     let model = Model::open(dir).unwrap();
@@ -58,38 +60,70 @@ fn check(name: &str, dir: &std::path::Path) {
         .lines()
         .map(|p| HookPoint::parse(p, &dims(&model.config)).unwrap())
         .collect();
-    assert_eq!(points, HookPoint::all(&dims(&model.config)), "the goldens hold every hook point");
-    let f64s = |t: &str| -> Vec<f64> { bytemuck::pod_collect_to_vec(goldens.tensor(t).unwrap().data()) };
-    let f32s = |t: &str| -> Vec<f32> { bytemuck::pod_collect_to_vec(goldens.tensor(t).unwrap().data()) };
-    let i32s = |t: &str| -> Vec<i32> { bytemuck::pod_collect_to_vec(goldens.tensor(t).unwrap().data()) };
+    assert_eq!(
+        points,
+        HookPoint::all(&dims(&model.config)),
+        "the goldens hold every hook point"
+    );
+    let f64s =
+        |t: &str| -> Vec<f64> { bytemuck::pod_collect_to_vec(goldens.tensor(t).unwrap().data()) };
+    let f32s =
+        |t: &str| -> Vec<f32> { bytemuck::pod_collect_to_vec(goldens.tensor(t).unwrap().data()) };
+    let i32s =
+        |t: &str| -> Vec<i32> { bytemuck::pod_collect_to_vec(goldens.tensor(t).unwrap().data()) };
 
     let mut cpu = common::cpu(&model);
-    let samples: Vec<String> =
-        goldens.names().into_iter().filter_map(|n| n.strip_suffix("/tokens")).map(str::to_owned).collect();
+    let samples: Vec<String> = goldens
+        .names()
+        .into_iter()
+        .filter_map(|n| n.strip_suffix("/tokens"))
+        .map(str::to_owned)
+        .collect();
     assert!(samples.len() >= 4);
     let mut cells = 0;
     let mut failures = BTreeMap::new();
     for sample in &samples {
-        let tokens: Vec<u32> = i32s(&format!("{sample}/tokens")).iter().map(|&t| t as u32).collect();
-        let (sketches, norms) = (f32s(&format!("{sample}/sketch")), f64s(&format!("{sample}/norm")));
-        let (hf, masked) = (f32s(&format!("{sample}/hf_float32")), i32s(&format!("{sample}/masked")));
+        let tokens: Vec<u32> = i32s(&format!("{sample}/tokens"))
+            .iter()
+            .map(|&t| t as u32)
+            .collect();
+        let (sketches, norms) = (
+            f32s(&format!("{sample}/sketch")),
+            f64s(&format!("{sample}/norm")),
+        );
+        let (hf, masked) = (
+            f32s(&format!("{sample}/hf_float32")),
+            i32s(&format!("{sample}/masked")),
+        );
         // A few dozen points at a time keep the memory of per-head results and logits small.
         for (chunk, points) in points.chunks(40).enumerate() {
             let values = common::run(&mut cpu, &model, &[&tokens], points);
             for (i, (&point, values)) in points.iter().zip(&values).enumerate() {
-                for (g, group) in groups(point, &values[0], tokens.len()).into_iter().enumerate() {
+                for (g, group) in groups(point, &values[0], tokens.len())
+                    .into_iter()
+                    .enumerate()
+                {
                     let cell = (chunk * 40 + i) * 2 + g;
                     let (ours, ours_masked) = sketch(group.into_iter());
-                    assert_eq!(ours_masked, masked[cell] as usize, "{name} {sample} {point} group {g}: masked elements");
+                    assert_eq!(
+                        ours_masked, masked[cell] as usize,
+                        "{name} {sample} {point} group {g}: masked elements"
+                    );
                     if norms[cell] == 0.0 {
                         continue;
                     }
                     let golden = &sketches[cell * PROJECTIONS..][..PROJECTIONS];
-                    let square: f64 = ours.iter().zip(golden).map(|(a, &b)| (a - b as f64).powi(2)).sum();
+                    let square: f64 = ours
+                        .iter()
+                        .zip(golden)
+                        .map(|(a, &b)| (a - b as f64).powi(2))
+                        .sum();
                     let error = (square / PROJECTIONS as f64).sqrt() / norms[cell];
                     let gate = (2.0 * hf[cell] as f64).max(1e-6).min(1e-5);
                     cells += 1;
-                    if std::env::var("SHOW").is_ok() { println!("CELL {sample} {point} {g} {error:e} {:e}", hf[cell]); }
+                    if std::env::var("SHOW").is_ok() {
+                        println!("CELL {sample} {point} {g} {error:e} {:e}", hf[cell]);
+                    }
                     if !(error <= gate * SKETCH_SLACK) {
                         failures.insert(format!("{sample} {point} group {g}"), (error, gate));
                     }
@@ -97,27 +131,43 @@ fn check(name: &str, dir: &std::path::Path) {
             }
         }
     }
-    assert!(failures.is_empty(), "{name}: {} of {cells} cells are outside the gate (error, gate): {failures:#?}", failures.len());
+    assert!(
+        failures.is_empty(),
+        "{name}: {} of {cells} cells are outside the gate (error, gate): {failures:#?}",
+        failures.len()
+    );
 }
 
 #[test]
 fn a_sliding_window_of_4_agrees_with_hugging_face() {
-    check("mistral-window4", &common::fixtures().join("models/mistral-window4"));
+    check(
+        "mistral-window4",
+        &common::fixtures().join("models/mistral-window4"),
+    );
 }
 
 #[test]
 fn four_query_heads_a_kv_head_an_odd_head_dim_and_untied_embeddings_agree_with_hugging_face() {
-    check("mistral-gqa41", &common::fixtures().join("models/mistral-gqa41"));
+    check(
+        "mistral-gqa41",
+        &common::fixtures().join("models/mistral-gqa41"),
+    );
 }
 
 #[test]
 fn llama3_rope_and_f16_weights_agree_with_hugging_face() {
-    check("llama3-rope", &common::fixtures().join("models/llama3-rope"));
+    check(
+        "llama3-rope",
+        &common::fixtures().join("models/llama3-rope"),
+    );
 }
 
 #[test]
 fn linear_rope_agrees_with_hugging_face() {
-    check("linear-rope", &common::fixtures().join("models/linear-rope"));
+    check(
+        "linear-rope",
+        &common::fixtures().join("models/linear-rope"),
+    );
 }
 
 #[test]

@@ -10,7 +10,10 @@ use streamgauge::model::Model;
 /// Samples of a tiny model's ids, one-token samples and ones longer than an attention tile among them.
 fn samples(vocab: u32) -> impl Strategy<Value = Vec<Vec<u32>>> {
     let length = prop_oneof![Just(1_usize), Just(2), Just(5), 3_usize..40, 60_usize..150];
-    prop::collection::vec(length.prop_flat_map(move |n| prop::collection::vec(0..vocab, n)), 2..7)
+    prop::collection::vec(
+        length.prop_flat_map(move |n| prop::collection::vec(0..vocab, n)),
+        2..7,
+    )
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -31,7 +34,12 @@ fn check(name: &str, samples: &[Vec<u32>], cuts: &[usize]) {
         let apart = common::run(&mut cpu, &model, &packed, &points);
         for (p, point) in points.iter().enumerate() {
             for (i, (sample, tokens)) in batch.iter().enumerate() {
-                assert_eq!(bits(&apart[p][i]), bits(&together[p][*sample]), "{name} {point}, sample of {} tokens", tokens.len());
+                assert_eq!(
+                    bits(&apart[p][i]),
+                    bits(&together[p][*sample]),
+                    "{name} {point}, sample of {} tokens",
+                    tokens.len()
+                );
             }
         }
     }
@@ -55,16 +63,29 @@ proptest! {
 fn packing_never_changes_a_bit_of_a_real_model() {
     let model = Model::open(&common::smollm2()).unwrap();
     let mut cpu = common::cpu(&model);
-    let points: Vec<HookPoint> = ["blocks.2.hook_resid_post", "blocks.2.attn.hook_pattern", "blocks.1.mlp.hook_post"]
-        .map(|p| HookPoint::parse(p, &dims(&model.config)).unwrap())
-        .to_vec();
-    let samples: Vec<Vec<u32>> = [1_u32, 3, 70, 17, 2, 131].iter().map(|&n| (0..n).map(|i| (i * 7919 + n) % 49_152).collect()).collect();
+    let points: Vec<HookPoint> = [
+        "blocks.2.hook_resid_post",
+        "blocks.2.attn.hook_pattern",
+        "blocks.1.mlp.hook_post",
+    ]
+    .map(|p| HookPoint::parse(p, &dims(&model.config)).unwrap())
+    .to_vec();
+    let samples: Vec<Vec<u32>> = [1_u32, 3, 70, 17, 2, 131]
+        .iter()
+        .map(|&n| (0..n).map(|i| (i * 7919 + n) % 49_152).collect())
+        .collect();
     let all: Vec<&[u32]> = samples.iter().map(Vec::as_slice).collect();
     let together = common::run(&mut cpu, &model, &all, &points);
     for (i, sample) in samples.iter().enumerate() {
         let alone = common::run(&mut cpu, &model, &[sample], &points);
         for p in 0..points.len() {
-            assert_eq!(bits(&alone[p][0]), bits(&together[p][i]), "{} of {} tokens", points[p], sample.len());
+            assert_eq!(
+                bits(&alone[p][0]),
+                bits(&together[p][i]),
+                "{} of {} tokens",
+                points[p],
+                sample.len()
+            );
         }
     }
 }

@@ -13,8 +13,14 @@ pub use sink::{Reduce, Sink, SinkDtype, SinkSpec};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A token id that the embedding has no row for.
-    #[error("token id {token} at row {row} of the batch is not below the vocabulary size {vocab}: use this model's own tokenizer")]
-    TokenOutOfRange { token: u32, row: usize, vocab: usize },
+    #[error(
+        "token id {token} at row {row} of the batch is not below the vocabulary size {vocab}: use this model's own tokenizer"
+    )]
+    TokenOutOfRange {
+        token: u32,
+        row: usize,
+        vocab: usize,
+    },
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -33,7 +39,10 @@ pub struct Batch {
 impl Batch {
     /// Packs samples in the order given.
     pub fn pack<'a>(samples: impl IntoIterator<Item = &'a [u32]>) -> Self {
-        let mut batch = Batch { cu_seqlens: vec![0], ..Batch::default() };
+        let mut batch = Batch {
+            cu_seqlens: vec![0],
+            ..Batch::default()
+        };
         for sample in samples {
             batch.tokens.extend_from_slice(sample);
             batch.positions.extend(0..sample.len() as u32);
@@ -49,7 +58,9 @@ impl Batch {
 
     /// Rows of each sample, in order.
     pub fn samples(&self) -> impl ExactSizeIterator<Item = std::ops::Range<usize>> + '_ {
-        self.cu_seqlens.windows(2).map(|w| w[0] as usize..w[1] as usize)
+        self.cu_seqlens
+            .windows(2)
+            .map(|w| w[0] as usize..w[1] as usize)
     }
 }
 

@@ -51,7 +51,12 @@ pub struct SinkSpec {
 impl SinkSpec {
     /// The whole row, as f32.
     pub fn plain() -> Self {
-        SinkSpec { columns: Vec::new(), heads: Vec::new(), reduce: Reduce::None, dtype: SinkDtype::F32 }
+        SinkSpec {
+            columns: Vec::new(),
+            heads: Vec::new(),
+            reduce: Reduce::None,
+            dtype: SinkDtype::F32,
+        }
     }
 
     /// Width of a stored row, given the activation's.
@@ -67,7 +72,11 @@ impl SinkSpec {
 
     /// Width after the choice of columns, before the reduction.
     pub fn width(&self, act_width: usize) -> usize {
-        if self.columns.is_empty() { act_width } else { self.columns.iter().map(|c| c.len()).sum() }
+        if self.columns.is_empty() {
+            act_width
+        } else {
+            self.columns.iter().map(|c| c.len()).sum()
+        }
     }
 }
 
@@ -99,7 +108,15 @@ impl<'s> Sink<'s> {
         index: Option<&'s mut [u8]>,
     ) -> Self {
         debug_assert_eq!(per_sample.iter().sum::<u32>() as usize, rows.len());
-        Sink { spec, rows, per_sample, bytes, index, seen: 0, sum: Vec::new() }
+        Sink {
+            spec,
+            rows,
+            per_sample,
+            bytes,
+            index,
+            seen: 0,
+            sum: Vec::new(),
+        }
     }
 
     /// True if an op may write into the sink's memory itself: every row of the batch, whole and as f32.

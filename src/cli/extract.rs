@@ -39,7 +39,10 @@ pub fn run(args: &ExtractArgs) -> CliResult {
         }
     }
     if done.clipped > 0 {
-        eprintln!("{} selected positions lie outside their samples and have no row", format::count(done.clipped));
+        eprintln!(
+            "{} selected positions lie outside their samples and have no row",
+            format::count(done.clipped)
+        );
     }
     if args.json {
         out(format_args!("{}\n", summary_json(&done, dir)));
@@ -52,7 +55,8 @@ pub fn run(args: &ExtractArgs) -> CliResult {
 fn summary(done: &Extracted, dir: &std::path::Path) -> String {
     let p = &done.progress;
     let seconds = p.elapsed.as_secs_f64();
-    let share = |d: std::time::Duration| format!("{:.0} %", 100.0 * d.as_secs_f64() / seconds.max(1e-9));
+    let share =
+        |d: std::time::Duration| format!("{:.0} %", 100.0 * d.as_secs_f64() / seconds.max(1e-9));
     format!(
         "{} samples, {} tokens, {} rows in {} taps, {} shards, {} in {} ({} tokens/s)\n\
          time: model {}, waiting for the tokeniser {}, waiting for the disk {}\n\

@@ -27,7 +27,11 @@ pub fn scaled(n: f64, unit: &str) -> String {
         value /= 1000.0;
         power += 1;
     }
-    if power == 0 { format!("{value:.0} {unit}") } else { format!("{value:.2} {}{unit}", prefixes[power]) }
+    if power == 0 {
+        format!("{value:.0} {unit}")
+    } else {
+        format!("{value:.2} {}{unit}", prefixes[power])
+    }
 }
 
 /// `1 h 02 min`, `3 min 05 s`, `4.2 s`
@@ -48,7 +52,9 @@ pub fn duration(seconds: f64) -> String {
 /// # Errors
 /// What is wrong and what is understood.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let scale: f64 = match unit.trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1.0,
@@ -60,11 +66,21 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         "gb" => 1e9,
         "t" | "tib" => 1024.0_f64.powi(4),
         "tb" => 1e12,
-        _ => return Err(format!("'{unit}' is no unit: use B, kB, MB, GB, TB, KiB, MiB, GiB or TiB, as in 2GiB")),
+        _ => {
+            return Err(format!(
+                "'{unit}' is no unit: use B, kB, MB, GB, TB, KiB, MiB, GiB or TiB, as in 2GiB"
+            ));
+        }
     };
-    let value: f64 = number.parse().map_err(|_| format!("'{text}' is no size: write it as in 2GiB"))?;
+    let value: f64 = number
+        .parse()
+        .map_err(|_| format!("'{text}' is no size: write it as in 2GiB"))?;
     let bytes = value * scale;
-    if (1.0..9e18).contains(&bytes) { Ok(bytes as u64) } else { Err(format!("'{text}' must be at least one byte and below 9 EB")) }
+    if (1.0..9e18).contains(&bytes) {
+        Ok(bytes as u64)
+    } else {
+        Err(format!("'{text}' must be at least one byte and below 9 EB"))
+    }
 }
 
 #[cfg(test)]

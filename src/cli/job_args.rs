@@ -28,7 +28,12 @@ pub struct JobArgs {
     pub out: Option<PathBuf>,
     /// Rows of taps that name no selection: all, first, last, -1, -5..-1, no-bos, role:assistant, turn:-1, span:NAME, every:8,
     /// sample:32#SEED, or 'A & B'.
-    #[arg(long, value_name = "SELECTION", default_value = "all", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "SELECTION",
+        default_value = "all",
+        allow_hyphen_values = true
+    )]
     pub select: String,
     /// Compute dtype. The CPU computes in f32.
     #[arg(long, value_enum, default_value = "f32")]
@@ -159,13 +164,41 @@ impl JobArgs {
 
     fn refuse_what_is_missing(&self) -> Result<(), Usage> {
         let missing = [
-            (self.device.starts_with("cuda"), "--device cuda", "this version computes on the CPU: pass --device cpu"),
-            (self.dtype != DtypeArg::F32, "--dtype bf16 and f16", "the CPU computes in f32; --store-dtype sets what is stored"),
-            (self.resume, "--resume", "extract anew into an empty directory"),
-            (!self.edit.is_empty() || self.edits.is_some(), "--edit", "this version reads activations and cannot write them"),
-            (self.shuffle.is_some(), "--shuffle", "shuffle the dataset's lines beforehand"),
-            (self.pack_context.is_some(), "--pack-context", "give token ids of the contexts in `tokens`"),
-            (self.shard.is_some(), "--shard", "split the dataset beforehand"),
+            (
+                self.device.starts_with("cuda"),
+                "--device cuda",
+                "this version computes on the CPU: pass --device cpu",
+            ),
+            (
+                self.dtype != DtypeArg::F32,
+                "--dtype bf16 and f16",
+                "the CPU computes in f32; --store-dtype sets what is stored",
+            ),
+            (
+                self.resume,
+                "--resume",
+                "extract anew into an empty directory",
+            ),
+            (
+                !self.edit.is_empty() || self.edits.is_some(),
+                "--edit",
+                "this version reads activations and cannot write them",
+            ),
+            (
+                self.shuffle.is_some(),
+                "--shuffle",
+                "shuffle the dataset's lines beforehand",
+            ),
+            (
+                self.pack_context.is_some(),
+                "--pack-context",
+                "give token ids of the contexts in `tokens`",
+            ),
+            (
+                self.shard.is_some(),
+                "--shard",
+                "split the dataset beforehand",
+            ),
         ];
         for (asked, flag, instead) in missing {
             if asked {
@@ -173,7 +206,10 @@ impl JobArgs {
             }
         }
         if !matches!(self.device.as_str(), "auto" | "cpu") {
-            return Err(Usage(format!("--device {}: there are auto, cpu, cuda and cuda:N", self.device)));
+            return Err(Usage(format!(
+                "--device {}: there are auto, cpu, cuda and cuda:N",
+                self.device
+            )));
         }
         Ok(())
     }

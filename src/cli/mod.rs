@@ -55,7 +55,11 @@ type CliResult = Result<(), Failure>;
 
 /// Parses the command line, runs the command, and says in one line what failed.
 pub fn run() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).without_time().init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
     let result = match Cli::parse().command {
         Command::Plan(args) => plan::run(&args),
         Command::Extract(args) => extract::run(&args),

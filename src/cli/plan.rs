@@ -46,7 +46,11 @@ impl Bound {
     }
 
     fn limiter(&self) -> &'static str {
-        if self.disk_s.is_some_and(|disk| disk > self.compute_s) { "disk" } else { "compute" }
+        if self.disk_s.is_some_and(|disk| disk > self.compute_s) {
+            "disk"
+        } else {
+            "compute"
+        }
     }
 
     /// Disk and model overlap, so the slower one counts.
@@ -87,11 +91,19 @@ fn text(plan: &Estimate, bound: &Bound) -> String {
         plan.layers,
     )];
     if plan.skipped > 0 {
-        lines.push(format!("{} bad records would be skipped; the first: {}", format::count(plan.skipped), plan.skip_reasons[0]));
+        lines.push(format!(
+            "{} bad records would be skipped; the first: {}",
+            format::count(plan.skipped),
+            plan.skip_reasons[0]
+        ));
     }
     let width = plan.taps.iter().map(|t| t.folder.len()).max().unwrap_or(0);
     for tap in &plan.taps {
-        let reduction = if tap.reduction.is_empty() { String::new() } else { format!("|{}", tap.reduction) };
+        let reduction = if tap.reduction.is_empty() {
+            String::new()
+        } else {
+            format!("|{}", tap.reduction)
+        };
         lines.push(format!(
             "  {:width$}  @{}{reduction}  {:?} {}  {} rows  {} bytes",
             tap.folder,
@@ -102,7 +114,10 @@ fn text(plan: &Estimate, bound: &Bound) -> String {
             format::count(tap.bytes),
         ));
         if tap.rows == 0 {
-            lines.push(format!("  {:width$}  selects no row of any sample: extraction would refuse", ""));
+            lines.push(format!(
+                "  {:width$}  selects no row of any sample: extraction would refuse",
+                ""
+            ));
         }
     }
     lines.push(format!(
@@ -120,7 +135,11 @@ fn text(plan: &Estimate, bound: &Bound) -> String {
         format::scaled(flops.lm_head, "FLOP"),
     ));
     let disk = match (bound.disk_bytes_per_s, bound.disk_s) {
-        (Some(rate), Some(seconds)) => format!("disk {} at {}/s", format::duration(seconds), format::bytes(rate as u64)),
+        (Some(rate), Some(seconds)) => format!(
+            "disk {} at {}/s",
+            format::duration(seconds),
+            format::bytes(rate as u64)
+        ),
         _ => "disk not measured (pass --out)".into(),
     };
     lines.push(format!(

@@ -27,10 +27,17 @@ impl Meter {
             } else {
                 "{spinner} {human_pos} samples  {msg}  {elapsed}"
             };
-            bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_style(
+                ProgressStyle::with_template(template)
+                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
+            );
             bar
         });
-        Meter { bar, quiet, last_line: Instant::now() }
+        Meter {
+            bar,
+            quiet,
+            last_line: Instant::now(),
+        }
     }
 
     /// Shows a newer state.
@@ -40,7 +47,11 @@ impl Meter {
             bar.set_position(progress.samples);
         } else if !self.quiet && self.last_line.elapsed() >= EVERY {
             self.last_line = Instant::now();
-            eprintln!("{} samples  {}", format::count(progress.samples), rates(progress));
+            eprintln!(
+                "{} samples  {}",
+                format::count(progress.samples),
+                rates(progress)
+            );
         }
     }
 
@@ -55,8 +66,15 @@ impl Meter {
 /// Tokens per second, bytes written, and who waited for whom.
 fn rates(p: &Progress) -> String {
     let seconds = p.elapsed.as_secs_f64().max(1e-9);
-    let mut line = format!("{} tokens/s  {}", format::count((p.tokens as f64 / seconds) as u64), format::bytes(p.bytes));
-    for (who, waited) in [("tokeniser", p.waited_for_tokeniser), ("disk", p.waited_for_disk)] {
+    let mut line = format!(
+        "{} tokens/s  {}",
+        format::count((p.tokens as f64 / seconds) as u64),
+        format::bytes(p.bytes)
+    );
+    for (who, waited) in [
+        ("tokeniser", p.waited_for_tokeniser),
+        ("disk", p.waited_for_disk),
+    ] {
         let share = waited.as_secs_f64() / seconds;
         if share >= 0.05 {
             line.push_str(&format!("  waiting for {who} {:.0} %", share * 100.0));

@@ -13,21 +13,39 @@ use crate::sys::map::MappedFile;
 /// # Errors
 /// No such file or key (the error lists the keys), another dtype than f32, f16 or bf16, or another width.
 pub fn load(file: &Path, key: &str, width: usize) -> Result<Vec<f32>> {
-    let fail = |why: String| Error::Directions { file: file.display().to_string(), why };
+    let fail = |why: String| Error::Directions {
+        file: file.display().to_string(),
+        why,
+    };
     let bytes = MappedFile::open(file).map_err(|e| fail(e.to_string()))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| fail(format!("not a safetensors file ({e})")))?;
-    let tensor = tensors.tensor(key).map_err(|_| fail(format!("no tensor '{key}'; it has {}", tensors.names().join(", "))))?;
+    let tensors = SafeTensors::deserialize(&bytes)
+        .map_err(|e| fail(format!("not a safetensors file ({e})")))?;
+    let tensor = tensors.tensor(key).map_err(|_| {
+        fail(format!(
+            "no tensor '{key}'; it has {}",
+            tensors.names().join(", ")
+        ))
+    })?;
     let dtype = match tensor.dtype() {
         safetensors::Dtype::F32 => StoredDtype::F32,
         safetensors::Dtype::F16 => StoredDtype::F16,
         safetensors::Dtype::BF16 => StoredDtype::BF16,
-        other => return Err(fail(format!("'{key}' is {other:?}; F32, F16 and BF16 are read")).into()),
+        other => {
+            return Err(fail(format!("'{key}' is {other:?}; F32, F16 and BF16 are read")).into());
+        }
     };
     if tensor.shape().last() != Some(&width) || tensor.shape().len() > 2 || tensor.shape()[0] == 0 {
         let shape = tensor.shape();
-        return Err(fail(format!("'{key}' has shape {shape:?}; the tap's rows need [{width}] or [n, {width}]")).into());
+        return Err(fail(format!(
+            "'{key}' has shape {shape:?}; the tap's rows need [{width}] or [n, {width}]"
+        ))
+        .into());
     }
     let mut out = vec![0.0; tensor.shape().iter().product()];
-    StoredTensor { dtype, bytes: tensor.data() }.widen(0, &mut out);
+    StoredTensor {
+        dtype,
+        bytes: tensor.data(),
+    }
+    .widen(0, &mut out);
     Ok(out)
 }

@@ -6,11 +6,21 @@ pub enum Error {
     /// The record has no token.
     #[error("{place}: the sample has no tokens: drop it, or pass --skip-bad")]
     NoTokens { place: String },
-    #[error("{place}: token id {id} is not below the model's vocabulary size {vocab}: use ids of this model's tokenizer")]
-    TokenOutOfRange { place: String, id: u32, vocab: usize },
-    #[error("{place}: the sample is text, but {dir} has no tokenizer.json: add one, or give `tokens` instead")]
+    #[error(
+        "{place}: token id {id} is not below the model's vocabulary size {vocab}: use ids of this model's tokenizer"
+    )]
+    TokenOutOfRange {
+        place: String,
+        id: u32,
+        vocab: usize,
+    },
+    #[error(
+        "{place}: the sample is text, but {dir} has no tokenizer.json: add one, or give `tokens` instead"
+    )]
     NoTokenizer { place: String, dir: String },
-    #[error("{place}: the sample is a chat, but {dir} has no chat template: add chat_template.jinja, or give `text` or `tokens`")]
+    #[error(
+        "{place}: the sample is a chat, but {dir} has no chat template: add chat_template.jinja, or give `text` or `tokens`"
+    )]
     NoTemplate { place: String, dir: String },
     #[error("{place}: {source}")]
     Chat {
@@ -18,11 +28,24 @@ pub enum Error {
         #[source]
         source: crate::model::Error,
     },
-    #[error("{place}: the span '{name}' [{start}, {end}) is not in its text ({why}): spans count characters from 0, the end not included")]
-    Span { place: String, name: String, start: usize, end: usize, why: String },
+    #[error(
+        "{place}: the span '{name}' [{start}, {end}) is not in its text ({why}): spans count characters from 0, the end not included"
+    )]
+    Span {
+        place: String,
+        name: String,
+        start: usize,
+        end: usize,
+        why: String,
+    },
     #[error("{place}: the sample has {tokens} tokens, more than {limit}{}: pass --on-long truncate or --on-long chunk{}",
         if limit == positions { ", the model's positions" } else { "" }, if limit == positions { "" } else { ", or raise --max-length" })]
-    TooLong { place: String, tokens: usize, limit: usize, positions: usize },
+    TooLong {
+        place: String,
+        tokens: usize,
+        limit: usize,
+        positions: usize,
+    },
     #[error("--max-length {asked} is more than the model's {positions} positions: lower it")]
     MaxLength { asked: usize, positions: usize },
     /// A flag that names what this version cannot do.
@@ -32,11 +55,15 @@ pub enum Error {
     NoTaps,
     #[error("--{flag} must be at least 1")]
     Zero { flag: &'static str },
-    #[error("the selection '{selection}' needs chat turns, but no sample can have them: give messages, or wrap text with --chat user")]
+    #[error(
+        "the selection '{selection}' needs chat turns, but no sample can have them: give messages, or wrap text with --chat user"
+    )]
     NeedsMessages { selection: String },
     #[error("directions in {file}: {why}")]
     Directions { file: String, why: String },
-    #[error("no sample has a row for the tap {tap}: its selection picked nothing in any of the {samples} samples")]
+    #[error(
+        "no sample has a row for the tap {tap}: its selection picked nothing in any of the {samples} samples"
+    )]
     NothingSelected { tap: String, samples: u64 },
     #[error("all {records} records are bad; the first: {first}")]
     AllBad { records: u64, first: String },
@@ -44,8 +71,15 @@ pub enum Error {
     Thread(&'static str),
     #[error("{dir}: the manifest's job cannot be run again ({why})")]
     ForeignJob { dir: String, why: String },
-    #[error("{what} is not what the store was made from ({found}, the store has {stored}): pass {flag} with the original")]
-    Different { what: &'static str, found: String, stored: String, flag: &'static str },
+    #[error(
+        "{what} is not what the store was made from ({found}, the store has {stored}): pass {flag} with the original"
+    )]
+    Different {
+        what: &'static str,
+        found: String,
+        stored: String,
+        flag: &'static str,
+    },
     #[error("{dir}: sample {sample} of the store is not in the dataset any more")]
     MissingSample { dir: String, sample: u64 },
 }
@@ -54,7 +88,10 @@ impl Error {
     /// True for what is wrong with one record alone: `--skip-bad` passes over it.
     pub fn is_of_one_record(&self) -> bool {
         use Error::{Chat, NoTokens, Span, TokenOutOfRange};
-        matches!(self, NoTokens { .. } | TokenOutOfRange { .. } | Span { .. } | Chat { .. })
+        matches!(
+            self,
+            NoTokens { .. } | TokenOutOfRange { .. } | Span { .. } | Chat { .. }
+        )
     }
 }
 

@@ -90,7 +90,9 @@ pub fn estimate(prepared: &Prepared, report: &mut (dyn FnMut(u64) + Send)) -> Re
             report(estimate.samples);
             Ok::<_, crate::Error>(())
         });
-        let read = reader.join().map_err(|_| Error::Thread("the thread that reads the dataset"))?;
+        let read = reader
+            .join()
+            .map_err(|_| Error::Thread("the thread that reads the dataset"))?;
         counted?;
         let read = read?;
         (estimate.skipped, estimate.skip_reasons) = (read.skipped, read.skip_reasons);
@@ -100,8 +102,16 @@ pub fn estimate(prepared: &Prepared, report: &mut (dyn FnMut(u64) + Send)) -> Re
 }
 
 fn count(estimate: &mut Estimate, prepared: &Prepared, shard: &PlannedShard) -> Result<()> {
-    let rows: Vec<_> = shard.samples.iter().map(|(sample, selected)| prepared.tap_rows(sample, selected)).collect();
-    let table: Vec<_> = shard.samples.iter().map(|(sample, _)| sample.row.clone()).collect();
+    let rows: Vec<_> = shard
+        .samples
+        .iter()
+        .map(|(sample, selected)| prepared.tap_rows(sample, selected))
+        .collect();
+    let table: Vec<_> = shard
+        .samples
+        .iter()
+        .map(|(sample, _)| sample.row.clone())
+        .collect();
     let layout = ShardLayout::plan(&prepared.infos, &table, &rows, &prepared.model.fingerprint)?;
     estimate.shards += 1;
     estimate.samples += shard.samples.len() as u64;
@@ -114,7 +124,11 @@ fn count(estimate: &mut Estimate, prepared: &Prepared, shard: &PlannedShard) -> 
             .samples
             .iter()
             .map(|(sample, selected)| {
-                let wide = if info.ragged { sample.row.tokens.len() as u64 } else { 1 };
+                let wide = if info.ragged {
+                    sample.row.tokens.len() as u64
+                } else {
+                    1
+                };
                 prepared.stored_rows(selected, tap) * row * wide
             })
             .sum::<u64>();
@@ -131,23 +145,42 @@ fn count(estimate: &mut Estimate, prepared: &Prepared, shard: &PlannedShard) -> 
 
 fn add_flops(flops: &mut Flops, prepared: &Prepared, n: f64, selected: &super::SelectedSample) {
     let dims = &prepared.dims;
-    let (d, qz, kv) = (dims.d_model as f64, (dims.n_heads * dims.d_head) as f64, (dims.n_kv_heads * dims.d_head) as f64);
+    let (d, qz, kv) = (
+        dims.d_model as f64,
+        (dims.n_heads * dims.d_head) as f64,
+        (dims.n_kv_heads * dims.d_head) as f64,
+    );
     let f = dims.d_mlp as f64;
     // Parts of a block, and the first hook point that needs each.
-    let parts = [(Site::Q, d * (qz + 2.0 * kv)), (Site::AttnOut, qz * d), (Site::MlpPre, 2.0 * d * f), (Site::MlpOut, f * d)];
+    let parts = [
+        (Site::Q, d * (qz + 2.0 * kv)),
+        (Site::AttnOut, qz * d),
+        (Site::MlpPre, 2.0 * d * f),
+        (Site::MlpOut, f * d),
+    ];
     let visible = match prepared.model.config.sliding_window {
         Some(w) if (w as f64) < n => w as f64 * (n - w as f64) + w as f64 * (w as f64 + 1.0) / 2.0,
         _ => n * (n + 1.0) / 2.0,
     };
-    let Some(last) = prepared.plan.last() else { return };
+    let Some(last) = prepared.plan.last() else {
+        return;
+    };
     for layer in 0..prepared.plan.layers_run(dims.n_layers) {
-        let reaches = |site: Site| !last.site.is_per_layer() || layer < last.layer || last.site >= site;
-        flops.linear += parts.iter().filter(|(site, _)| reaches(*site)).map(|(_, c)| 2.0 * c * n).sum::<f64>();
+        let reaches =
+            |site: Site| !last.site.is_per_layer() || layer < last.layer || last.site >= site;
+        flops.linear += parts
+            .iter()
+            .filter(|(site, _)| reaches(*site))
+            .map(|(_, c)| 2.0 * c * n)
+            .sum::<f64>();
         if reaches(Site::AttnScores) {
             flops.attention += 4.0 * qz * visible;
         }
     }
     let logits = (0..prepared.taps.len()).filter(|&t| prepared.taps[t].point.site == Site::Logits);
-    let rows = logits.map(|t| prepared.positions(selected, t).len()).max().unwrap_or(0);
+    let rows = logits
+        .map(|t| prepared.positions(selected, t).len())
+        .max()
+        .unwrap_or(0);
     flops.lm_head += 2.0 * d * dims.vocab as f64 * rows as f64;
 }

@@ -15,7 +15,9 @@ use super::read_ahead::{PlannedShard, ReadSummary, read_ahead};
 use super::{Error, Prepared, Result, forward};
 use crate::backend::cpu::{Cpu, instruction_set};
 use crate::backend::{Batch, Sink};
-use crate::store::{DatasetInfo, ModelInfo, Provenance, ShardWriter, StoreWriter, Summary, TapSlab};
+use crate::store::{
+    DatasetInfo, ModelInfo, Provenance, ShardWriter, StoreWriter, Summary, TapSlab,
+};
 
 /// How far a run is.
 #[derive(Debug, Clone, Default)]
@@ -50,10 +52,19 @@ pub struct Extracted {
 ///
 /// # Errors
 /// Whatever is wrong with a record, the disk or the store; what was committed before stays, in a store that says it is partial.
-pub fn extract(prepared: &Prepared, out: &Path, report: &mut dyn FnMut(&Progress)) -> Result<Extracted> {
+pub fn extract(
+    prepared: &Prepared,
+    out: &Path,
+    report: &mut dyn FnMut(&Progress),
+) -> Result<Extracted> {
     let start = Instant::now();
     let started = SystemTime::now();
-    let mut writer = StoreWriter::create(out, provenance(prepared), prepared.infos.clone(), &prepared.job.keep)?;
+    let mut writer = StoreWriter::create(
+        out,
+        provenance(prepared),
+        prepared.infos.clone(),
+        &prepared.job.keep,
+    )?;
     let dataset = prepared.job.dataset(prepared.needs_spans())?;
     let to_hash = prepared.job.dataset(false)?;
     let (shards_to, shards_from) = sync_channel(1);
@@ -62,21 +73,33 @@ pub fn extract(prepared: &Prepared, out: &Path, report: &mut dyn FnMut(&Progress
     std::thread::scope(|scope| {
         let fingerprint = scope.spawn(move || to_hash.fingerprint());
         let reader = scope.spawn(move || read_ahead(prepared, dataset, &shards_to));
-        let committer = scope.spawn(move || commits_from.into_iter().try_for_each(ShardWriter::commit));
+        let committer =
+            scope.spawn(move || commits_from.into_iter().try_for_each(ShardWriter::commit));
         let mut run = Run::new(prepared, start);
         let computed = run.shards(shards_from, &mut writer, commits_to, report);
         // A failed commit is why the computing thread could not hand its shard over: its error says more.
-        committer.join().map_err(|_| Error::Thread("the thread that commits shards"))??;
+        committer
+            .join()
+            .map_err(|_| Error::Thread("the thread that commits shards"))??;
         computed?;
-        let read = reader.join().map_err(|_| Error::Thread("the thread that reads the dataset"))??;
-        let fingerprint = fingerprint.join().map_err(|_| Error::Thread("the thread that hashes the dataset"))??;
+        let read = reader
+            .join()
+            .map_err(|_| Error::Thread("the thread that reads the dataset"))??;
+        let fingerprint = fingerprint
+            .join()
+            .map_err(|_| Error::Thread("the thread that hashes the dataset"))??;
         run.finish(writer, read, fingerprint, started)
     })
 }
 
 /// Everything that is known before the first row.
 fn provenance(prepared: &Prepared) -> Provenance {
-    let Prepared { job, model, tokenising, .. } = prepared;
+    let Prepared {
+        job,
+        model,
+        tokenising,
+        ..
+    } = prepared;
     Provenance {
         engine_version: env!("CARGO_PKG_VERSION").into(),
         model: ModelInfo {
@@ -112,7 +135,12 @@ pub fn numeric_record() -> serde_json::Value {
     })
 }
 
-fn dataset_info(prepared: &Prepared, fingerprint: Option<String>, samples: Option<u64>, skipped: u64) -> DatasetInfo {
+fn dataset_info(
+    prepared: &Prepared,
+    fingerprint: Option<String>,
+    samples: Option<u64>,
+    skipped: u64,
+) -> DatasetInfo {
     let job = &prepared.job;
     DatasetInfo {
         paths: job.data.iter().map(|p| absolute(Path::new(p))).collect(),
@@ -127,7 +155,10 @@ fn absolute(path: &Path) -> String {
     if path == Path::new("-") {
         return "-".into();
     }
-    std::path::absolute(path).unwrap_or_else(|_| path.into()).display().to_string()
+    std::path::absolute(path)
+        .unwrap_or_else(|_| path.into())
+        .display()
+        .to_string()
 }
 
 /// The computing side of a run.
@@ -165,7 +196,9 @@ impl<'p> Run<'p> {
     ) -> Result<()> {
         loop {
             let waiting = Instant::now();
-            let Ok(shard) = planned.recv() else { return Ok(()) };
+            let Ok(shard) = planned.recv() else {
+                return Ok(());
+            };
             self.progress.waited_for_tokeniser += waiting.elapsed();
             let laid_out = self.shard(&shard, writer, report)?;
             let waiting = Instant::now();
@@ -179,10 +212,23 @@ impl<'p> Run<'p> {
     }
 
     /// Lays one shard out and runs all its batches.
-    fn shard(&mut self, planned: &PlannedShard, writer: &mut StoreWriter, report: &mut dyn FnMut(&Progress)) -> Result<ShardWriter> {
+    fn shard(
+        &mut self,
+        planned: &PlannedShard,
+        writer: &mut StoreWriter,
+        report: &mut dyn FnMut(&Progress),
+    ) -> Result<ShardWriter> {
         let laying_out = Instant::now();
-        let rows: Vec<_> = planned.samples.iter().map(|(sample, selected)| self.prepared.tap_rows(sample, selected)).collect();
-        let table: Vec<_> = planned.samples.iter().map(|(sample, _)| sample.row.clone()).collect();
+        let rows: Vec<_> = planned
+            .samples
+            .iter()
+            .map(|(sample, selected)| self.prepared.tap_rows(sample, selected))
+            .collect();
+        let table: Vec<_> = planned
+            .samples
+            .iter()
+            .map(|(sample, _)| sample.row.clone())
+            .collect();
         let mut shard = writer.begin_shard(&table, &rows)?;
         drop((rows, table));
         self.progress.waited_for_disk += laying_out.elapsed();
@@ -191,7 +237,10 @@ impl<'p> Run<'p> {
             for (rows, slab) in self.rows.iter_mut().zip(&slabs) {
                 *rows += slab.rows.len() as u64;
             }
-            self.progress.bytes += slabs.iter().map(|s| s.activations.len() as u64).sum::<u64>();
+            self.progress.bytes += slabs
+                .iter()
+                .map(|s| s.activations.len() as u64)
+                .sum::<u64>();
             let computing = Instant::now();
             let samples = &planned.samples[batch.clone()];
             self.clipped += samples.iter().map(|(_, s)| s.clipped).sum::<u64>();
@@ -199,7 +248,10 @@ impl<'p> Run<'p> {
             self.computing += computing.elapsed();
             shard.finish_batch(batch.clone())?;
             self.progress.samples += batch.len() as u64;
-            self.progress.tokens += samples.iter().map(|(s, _)| s.row.tokens.len() as u64).sum::<u64>();
+            self.progress.tokens += samples
+                .iter()
+                .map(|(s, _)| s.row.tokens.len() as u64)
+                .sum::<u64>();
             self.progress.elapsed = self.start.elapsed();
             report(&self.progress);
         }
@@ -215,10 +267,20 @@ impl<'p> Run<'p> {
     ) -> Result<Extracted> {
         if let Some(tap) = self.rows.iter().position(|&rows| rows == 0) {
             let tap = self.prepared.taps[tap].to_string();
-            return Err(Error::NothingSelected { tap, samples: self.progress.samples }.into());
+            return Err(Error::NothingSelected {
+                tap,
+                samples: self.progress.samples,
+            }
+            .into());
         }
         self.progress.elapsed = self.start.elapsed();
-        let Progress { tokens, elapsed, waited_for_tokeniser, waited_for_disk, .. } = self.progress;
+        let Progress {
+            tokens,
+            elapsed,
+            waited_for_tokeniser,
+            waited_for_disk,
+            ..
+        } = self.progress;
         let seconds = |d: Duration| (d.as_secs_f64() * 1e3).round() / 1e3;
         writer.finish(Summary {
             timing: json!({
@@ -267,7 +329,13 @@ pub(super) fn run_batch(
                 rows.extend(positions.iter().map(|p| sample_rows.start as u32 + p));
                 per_sample.push(positions.len() as u32);
             }
-            Sink::new(Arc::clone(&prepared.specs[tap]), rows, per_sample, slab.activations, slab.index)
+            Sink::new(
+                Arc::clone(&prepared.specs[tap]),
+                rows,
+                per_sample,
+                slab.activations,
+                slab.index,
+            )
         })
         .collect();
     let mut pass = cpu.begin(&batch, sinks)?;

@@ -18,26 +18,61 @@ fn transformer(f: &mut Flow<impl Ops>, n_layers: usize) -> ControlFlow<()> {
     f.write(Site::Embed, 0, ResidPre, |o, x| o.embed(x))?;
     for l in 0..n_layers {
         f.read(Site::ResidPre, l, ResidPre)?;
-        f.norm([Site::Ln1Scale, Site::Ln1Normalized, Site::Ln1Out], l, ResidPre, Weight::Ln1(l))?;
+        f.norm(
+            [Site::Ln1Scale, Site::Ln1Normalized, Site::Ln1Out],
+            l,
+            ResidPre,
+            Weight::Ln1(l),
+        )?;
         f.write(Site::Q, l, Q, |o, q| o.linear(Normed, Weight::Q(l), q))?;
         f.write(Site::K, l, K, |o, k| o.linear(Normed, Weight::K(l), k))?;
         f.write(Site::V, l, V, |o, v| o.linear(Normed, Weight::V(l), v))?;
         f.write(Site::RotQ, l, RotQ, |o, q| o.rope(Q, q))?;
         f.write(Site::RotK, l, RotK, |o, k| o.rope(K, k))?;
         f.attention(l, |o, z, scores, patterns| o.attention(z, scores, patterns))?;
-        f.on_rows(Site::Result, l, HeadOut, |o, rows, r| o.head_results(rows, l, r))?;
-        f.write(Site::AttnOut, l, AttnOut, |o, a| o.linear(Z, Weight::O(l), a))?;
-        f.write(Site::ResidMid, l, ResidMid, |o, x| o.add(ResidPre, AttnOut, x))?;
-        f.norm([Site::Ln2Scale, Site::Ln2Normalized, Site::Ln2Out], l, ResidMid, Weight::Ln2(l))?;
-        f.write(Site::MlpPre, l, Gate, |o, g| o.linear(Normed, Weight::Gate(l), g))?;
-        f.write(Site::MlpPreLinear, l, Up, |o, u| o.linear(Normed, Weight::Up(l), u))?;
+        f.on_rows(Site::Result, l, HeadOut, |o, rows, r| {
+            o.head_results(rows, l, r)
+        })?;
+        f.write(Site::AttnOut, l, AttnOut, |o, a| {
+            o.linear(Z, Weight::O(l), a)
+        })?;
+        f.write(Site::ResidMid, l, ResidMid, |o, x| {
+            o.add(ResidPre, AttnOut, x)
+        })?;
+        f.norm(
+            [Site::Ln2Scale, Site::Ln2Normalized, Site::Ln2Out],
+            l,
+            ResidMid,
+            Weight::Ln2(l),
+        )?;
+        f.write(Site::MlpPre, l, Gate, |o, g| {
+            o.linear(Normed, Weight::Gate(l), g)
+        })?;
+        f.write(Site::MlpPreLinear, l, Up, |o, u| {
+            o.linear(Normed, Weight::Up(l), u)
+        })?;
         f.write(Site::MlpPost, l, Post, |o, p| o.swiglu(p))?;
-        f.write(Site::MlpOut, l, MlpOut, |o, m| o.linear(Post, Weight::Down(l), m))?;
-        f.write(Site::ResidPost, l, ResidPost, |o, x| o.add(ResidMid, MlpOut, x))?;
+        f.write(Site::MlpOut, l, MlpOut, |o, m| {
+            o.linear(Post, Weight::Down(l), m)
+        })?;
+        f.write(Site::ResidPost, l, ResidPost, |o, x| {
+            o.add(ResidMid, MlpOut, x)
+        })?;
         f.ops.swap(ResidPre, ResidPost); // the block's output is the next one's input
     }
-    f.norm([Site::LnFinalScale, Site::LnFinalNormalized, Site::LnFinalOut], 0, ResidPre, Weight::LnFinal)?;
-    f.on_rows(Site::Logits, 0, Logits, |o, rows, y| o.linear_rows(Normed, rows, Weight::LmHead, y))
+    f.norm(
+        [
+            Site::LnFinalScale,
+            Site::LnFinalNormalized,
+            Site::LnFinalOut,
+        ],
+        0,
+        ResidPre,
+        Weight::LnFinal,
+    )?;
+    f.on_rows(Site::Logits, 0, Logits, |o, rows, y| {
+        o.linear_rows(Normed, rows, Weight::LmHead, y)
+    })
 }
 
 /// The pass under way; `Break` once the last tap is served.
@@ -51,7 +86,13 @@ const WIDE_ROWS: usize = 128;
 
 impl<'a, O: Ops> Flow<'a, O> {
     /// Runs `op`, which writes `act`, into the hook point's first willing sink or the backend's own memory; then taps it.
-    fn write(&mut self, site: Site, layer: usize, act: Act, op: impl FnOnce(&mut O, Act)) -> ControlFlow<()> {
+    fn write(
+        &mut self,
+        site: Site,
+        layer: usize,
+        act: Act,
+        op: impl FnOnce(&mut O, Act),
+    ) -> ControlFlow<()> {
         self.destine(site, layer, act);
         op(self.ops, act);
         self.read(site, layer, act)
@@ -80,9 +121,16 @@ impl<'a, O: Ops> Flow<'a, O> {
     }
 
     /// Attention and its three hook points; scores and patterns go from the op to their sinks.
-    fn attention(&mut self, layer: usize, op: impl FnOnce(&mut O, Act, &[SinkId], &[SinkId])) -> ControlFlow<()> {
+    fn attention(
+        &mut self,
+        layer: usize,
+        op: impl FnOnce(&mut O, Act, &[SinkId], &[SinkId]),
+    ) -> ControlFlow<()> {
         self.destine(Site::Z, layer, Act::Z);
-        let (scores, patterns) = (self.sinks(Site::AttnScores, layer), self.sinks(Site::Pattern, layer));
+        let (scores, patterns) = (
+            self.sinks(Site::AttnScores, layer),
+            self.sinks(Site::Pattern, layer),
+        );
         op(self.ops, Act::Z, scores, patterns);
         self.after(Site::AttnScores, layer)?;
         self.after(Site::Pattern, layer)?;
@@ -90,9 +138,19 @@ impl<'a, O: Ops> Flow<'a, O> {
     }
 
     /// A hook point that is computed only when tapped and only on the rows tapped, a few at a time.
-    fn on_rows(&mut self, site: Site, layer: usize, act: Act, op: impl Fn(&mut O, &[u32], Act)) -> ControlFlow<()> {
+    fn on_rows(
+        &mut self,
+        site: Site,
+        layer: usize,
+        act: Act,
+        op: impl Fn(&mut O, &[u32], Act),
+    ) -> ControlFlow<()> {
         let sinks = self.sinks(site, layer);
-        let mut rows: Vec<u32> = sinks.iter().flat_map(|&s| self.ops.sink_rows(s)).copied().collect();
+        let mut rows: Vec<u32> = sinks
+            .iter()
+            .flat_map(|&s| self.ops.sink_rows(s))
+            .copied()
+            .collect();
         rows.sort_unstable();
         rows.dedup();
         self.ops.unbind(act);
@@ -119,6 +177,10 @@ impl<'a, O: Ops> Flow<'a, O> {
     }
 
     fn after(&self, site: Site, layer: usize) -> ControlFlow<()> {
-        if self.plan.last() == Some(HookPoint { site, layer }) { Break(()) } else { Continue(()) }
+        if self.plan.last() == Some(HookPoint { site, layer }) {
+            Break(())
+        } else {
+            Continue(())
+        }
     }
 }

@@ -91,7 +91,11 @@ impl Job {
         });
         let options = ReadOptions {
             fields,
-            spans_field: if needs_spans { "spans".into() } else { String::new() },
+            spans_field: if needs_spans {
+                "spans".into()
+            } else {
+                String::new()
+            },
             keep: self.keep.clone(),
             skip_bad: self.skip_bad,
             limit: self.limit,
@@ -140,7 +144,10 @@ impl Prepared {
     /// As there.
     pub fn with_model(job: Job, model: Model) -> Result<Self> {
         let dims = dims(&model.config);
-        for (flag, value) in [("batch-tokens", job.batch_tokens as u64), ("shard-size", job.shard_bytes)] {
+        for (flag, value) in [
+            ("batch-tokens", job.batch_tokens as u64),
+            ("shard-size", job.shard_bytes),
+        ] {
             if value == 0 {
                 return Err(Error::Zero { flag }.into());
             }
@@ -168,7 +175,18 @@ impl Prepared {
         check_selections(&selections, &job)?;
         let store_dtype = job.store_dtype.unwrap_or(StoreDtype::F32);
         let (infos, specs) = describe(&taps, &dims, store_dtype)?;
-        Ok(Prepared { plan: Plan::new(&taps), job, model, dims, tokenising, taps, infos, specs, selections, selection_of })
+        Ok(Prepared {
+            plan: Plan::new(&taps),
+            job,
+            model,
+            dims,
+            tokenising,
+            taps,
+            infos,
+            specs,
+            selections,
+            selection_of,
+        })
     }
 
     /// Whether any selection is by span.
@@ -215,10 +233,16 @@ impl Prepared {
                     let positions = self.positions(selected, tap);
                     if self.is_mean(tap) {
                         let made_of_several = vec![-1; positions.len().min(1)];
-                        return TapRows { positions: made_of_several.clone().into(), tokens: made_of_several.into() };
+                        return TapRows {
+                            positions: made_of_several.clone().into(),
+                            tokens: made_of_several.into(),
+                        };
                     }
                     TapRows {
-                        tokens: positions.iter().map(|&p| sample.row.tokens[p as usize] as i32).collect(),
+                        tokens: positions
+                            .iter()
+                            .map(|&p| sample.row.tokens[p as usize] as i32)
+                            .collect(),
                         positions: positions.iter().map(|&p| p as i32).collect(),
                     }
                 };
@@ -229,12 +253,19 @@ impl Prepared {
 
     /// When a shard is full.
     pub fn shard_limits(&self) -> ShardLimits {
-        ShardLimits { bytes: self.job.shard_bytes, ..ShardLimits::default() }
+        ShardLimits {
+            bytes: self.job.shard_bytes,
+            ..ShardLimits::default()
+        }
     }
 
     /// The CPU backend for this model.
     pub fn cpu(&self) -> Cpu<'_> {
-        Cpu::new(shape(&self.model.config), &self.model, crate::sys::free_memory())
+        Cpu::new(
+            shape(&self.model.config),
+            &self.model,
+            crate::sys::free_memory(),
+        )
     }
 
     fn is_mean(&self, tap: usize) -> bool {
@@ -244,17 +275,28 @@ impl Prepared {
 
 fn tokenising(job: &Job, model: &Model) -> Result<Tokenising> {
     let dir = &model.dir;
-    let tokenizer = dir.join("tokenizer.json").is_file().then(|| Tokenizer::open(dir)).transpose()?;
+    let tokenizer = dir
+        .join("tokenizer.json")
+        .is_file()
+        .then(|| Tokenizer::open(dir))
+        .transpose()?;
     let positions = model.config.max_position_embeddings;
     let max_length = job.max_length.unwrap_or(positions);
     if max_length == 0 {
         return Err(Error::Zero { flag: "max-length" }.into());
     }
     if max_length > positions {
-        return Err(Error::MaxLength { asked: max_length, positions }.into());
+        return Err(Error::MaxLength {
+            asked: max_length,
+            positions,
+        }
+        .into());
     }
     Ok(Tokenising {
-        bos: tokenizer.as_ref().and_then(Tokenizer::bos_id).or(model.config.bos_token_id),
+        bos: tokenizer
+            .as_ref()
+            .and_then(Tokenizer::bos_id)
+            .or(model.config.bos_token_id),
         tokenizer,
         template: ChatTemplate::open(dir)?,
         chat_role: job.chat.clone(),
@@ -272,19 +314,36 @@ fn tokenising(job: &Job, model: &Model) -> Result<Tokenising> {
 fn check_selections(selections: &[Selection], job: &Job) -> Result<()> {
     for selection in selections {
         if selection.needs_generation() {
-            let what = format!("the selection '{selection}' (it picks among generated tokens) in extraction");
-            return Err(Error::NotYet { what, instead: ": choose positions, roles or spans".into() }.into());
+            let what = format!(
+                "the selection '{selection}' (it picks among generated tokens) in extraction"
+            );
+            return Err(Error::NotYet {
+                what,
+                instead: ": choose positions, roles or spans".into(),
+            }
+            .into());
         }
-        let no_chat = job.chat.is_none() && matches!(job.input_field, Some((InputKind::Text | InputKind::Tokens, _)));
+        let no_chat = job.chat.is_none()
+            && matches!(
+                job.input_field,
+                Some((InputKind::Text | InputKind::Tokens, _))
+            );
         if selection.needs_messages() && no_chat {
-            return Err(Error::NeedsMessages { selection: selection.to_string() }.into());
+            return Err(Error::NeedsMessages {
+                selection: selection.to_string(),
+            }
+            .into());
         }
     }
     Ok(())
 }
 
 /// What the store and the backend need to know of each tap.
-fn describe(taps: &[Tap], dims: &Dims, dtype: StoreDtype) -> Result<(Vec<TapInfo>, Vec<Arc<SinkSpec>>)> {
+fn describe(
+    taps: &[Tap],
+    dims: &Dims,
+    dtype: StoreDtype,
+) -> Result<(Vec<TapInfo>, Vec<Arc<SinkSpec>>)> {
     let mut folders: BTreeMap<String, usize> = BTreeMap::new();
     let mut infos = Vec::new();
     let mut specs = Vec::new();
@@ -292,13 +351,19 @@ fn describe(taps: &[Tap], dims: &Dims, dtype: StoreDtype) -> Result<(Vec<TapInfo
         let hook = tap.point.to_string();
         let times = folders.entry(hook.clone()).or_default();
         *times += 1;
-        let folder = if *times == 1 { hook.clone() } else { format!("{hook}~{times}") };
+        let folder = if *times == 1 {
+            hook.clone()
+        } else {
+            format!("{hook}~{times}")
+        };
         let row_shape = tap.row_shape(dims);
         let width: usize = row_shape.iter().product();
         let reduce = match &tap.reduction {
             Reduction::None => Reduce::None,
             Reduction::Mean => Reduce::Mean,
-            Reduction::Dot { file, key } => Reduce::Dot(super::directions::load(file, key, width)?.into()),
+            Reduction::Dot { file, key } => {
+                Reduce::Dot(super::directions::load(file, key, width)?.into())
+            }
             Reduction::Norm => Reduce::Norm,
             Reduction::TopK(k) => Reduce::TopK(*k),
             Reduction::LogProbTopK(k) => Reduce::LogProbTopK(*k),
@@ -307,12 +372,20 @@ fn describe(taps: &[Tap], dims: &Dims, dtype: StoreDtype) -> Result<(Vec<TapInfo
             Reduce::TopK(k) | Reduce::LogProbTopK(k) => Some(k),
             _ => None,
         };
-        let dtype = if tap.point.site.is_always_f32() { StoreDtype::F32 } else { dtype };
+        let dtype = if tap.point.site.is_always_f32() {
+            StoreDtype::F32
+        } else {
+            dtype
+        };
         let ragged = tap.point.site.is_ragged();
         let heads = tap.heads.clone().unwrap_or_default();
         let head_width = tap.point.site.row_shape(dims).get(1).copied().unwrap_or(1);
         let spec = SinkSpec {
-            columns: if ragged { Vec::new() } else { head_columns(&heads, head_width) },
+            columns: if ragged {
+                Vec::new()
+            } else {
+                head_columns(&heads, head_width)
+            },
             heads: if ragged { heads } else { Vec::new() },
             reduce,
             dtype: sink_dtype(dtype),
@@ -324,7 +397,11 @@ fn describe(taps: &[Tap], dims: &Dims, dtype: StoreDtype) -> Result<(Vec<TapInfo
             reduction: tap.reduction.to_string(),
             heads: tap.heads.clone(),
             dtype,
-            row_shape: if matches!(spec.reduce, Reduce::None | Reduce::Mean) { row_shape } else { vec![stored_width(&spec.reduce, width)] },
+            row_shape: if matches!(spec.reduce, Reduce::None | Reduce::Mean) {
+                row_shape
+            } else {
+                vec![stored_width(&spec.reduce, width)]
+            },
             ragged,
             top_k,
         });
@@ -335,7 +412,11 @@ fn describe(taps: &[Tap], dims: &Dims, dtype: StoreDtype) -> Result<(Vec<TapInfo
 
 /// Numbers per stored row that a reduction makes of `width`.
 fn stored_width(reduce: &Reduce, width: usize) -> usize {
-    SinkSpec { reduce: reduce.clone(), ..SinkSpec::plain() }.stored_width(width)
+    SinkSpec {
+        reduce: reduce.clone(),
+        ..SinkSpec::plain()
+    }
+    .stored_width(width)
 }
 
 /// The columns of some heads, neighbours joined.

@@ -36,7 +36,10 @@ impl Plan {
         match self.last() {
             None => 0,
             Some(point) if point.site.is_per_layer() => point.layer + 1,
-            Some(HookPoint { site: crate::hooks::Site::Embed, .. }) => 0,
+            Some(HookPoint {
+                site: crate::hooks::Site::Embed,
+                ..
+            }) => 0,
             Some(_) => n_layers,
         }
     }

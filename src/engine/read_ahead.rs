@@ -53,21 +53,33 @@ pub struct ReadSummary {
 ///
 /// # Errors
 /// The first bad record's, unless bad ones are skipped.
-pub fn read_ahead(prepared: &Prepared, mut dataset: Dataset, shards: &SyncSender<PlannedShard>) -> Result<ReadSummary> {
+pub fn read_ahead(
+    prepared: &Prepared,
+    mut dataset: Dataset,
+    shards: &SyncSender<PlannedShard>,
+) -> Result<ReadSummary> {
     let mut summary = ReadSummary::default();
     let mut fill = ShardFill::new(prepared.shard_limits());
     let mut shard = PlannedShard::default();
     loop {
-        let records = dataset.by_ref().take(RECORDS).collect::<Result<Vec<_>, _>>()?;
+        let records = dataset
+            .by_ref()
+            .take(RECORDS)
+            .collect::<Result<Vec<_>, _>>()?;
         if records.is_empty() {
             break;
         }
         summary.records += records.len() as u64;
-        let tokenised: Vec<_> = records.into_par_iter().map(|record| select_all(prepared, record)).collect();
+        let tokenised: Vec<_> = records
+            .into_par_iter()
+            .map(|record| select_all(prepared, record))
+            .collect();
         for samples in tokenised {
             let samples = match samples {
                 Ok(samples) => samples,
-                Err(crate::Error::Engine(bad)) if prepared.job.skip_bad && bad.is_of_one_record() => {
+                Err(crate::Error::Engine(bad))
+                    if prepared.job.skip_bad && bad.is_of_one_record() =>
+                {
                     summary.skipped += 1;
                     if summary.skip_reasons.len() < REASONS {
                         summary.skip_reasons.push(bad.to_string());
@@ -78,7 +90,8 @@ pub fn read_ahead(prepared: &Prepared, mut dataset: Dataset, shards: &SyncSender
             };
             for (sample, selected) in samples {
                 let tokens = sample.row.tokens.len() as u64;
-                let rows_of = |(tap, info)| sample_bytes(info, tokens, prepared.stored_rows(&selected, tap));
+                let rows_of =
+                    |(tap, info)| sample_bytes(info, tokens, prepared.stored_rows(&selected, tap));
                 let bytes: u64 = prepared.infos.iter().enumerate().map(rows_of).sum();
                 if !fill.add(tokens, bytes) {
                     if shards.send(std::mem::take(&mut shard)).is_err() {
@@ -97,15 +110,24 @@ pub fn read_ahead(prepared: &Prepared, mut dataset: Dataset, shards: &SyncSender
     }
     summary.records += dataset.skipped();
     summary.skipped += dataset.skipped();
-    summary.skip_reasons.extend(dataset.skip_reasons().iter().take(REASONS).cloned());
+    summary
+        .skip_reasons
+        .extend(dataset.skip_reasons().iter().take(REASONS).cloned());
     summary.skip_reasons.truncate(REASONS);
     if summary.skipped > 0 && summary.skipped == summary.records {
-        return Err(Error::AllBad { records: summary.records, first: summary.skip_reasons.first().cloned().unwrap_or_default() }.into());
+        return Err(Error::AllBad {
+            records: summary.records,
+            first: summary.skip_reasons.first().cloned().unwrap_or_default(),
+        }
+        .into());
     }
     Ok(summary)
 }
 
-fn select_all(prepared: &Prepared, record: crate::data::Record) -> Result<Vec<(Sample, SelectedSample)>> {
+fn select_all(
+    prepared: &Prepared,
+    record: crate::data::Record,
+) -> Result<Vec<(Sample, SelectedSample)>> {
     let samples = prepared.tokenising.samples(record)?;
     samples
         .into_iter()

@@ -35,19 +35,40 @@ const TOLD: usize = 10;
 ///
 /// # Errors
 /// A store, model or dataset that cannot be opened, or is not the one that the store was made from.
-pub fn recompute(dir: &Path, k: usize, seed: u64, model: Option<&str>, data: Option<&[String]>) -> Result<Recomputed> {
+pub fn recompute(
+    dir: &Path,
+    k: usize,
+    seed: u64,
+    model: Option<&str>,
+    data: Option<&[String]>,
+) -> Result<Recomputed> {
     let store = Store::open(dir)?;
     let manifest = store.manifest();
-    let mut job: Job = serde_json::from_value(manifest.provenance.job.clone())
-        .map_err(|e| Error::ForeignJob { dir: dir.display().to_string(), why: e.to_string() })?;
+    let mut job: Job =
+        serde_json::from_value(manifest.provenance.job.clone()).map_err(|e| Error::ForeignJob {
+            dir: dir.display().to_string(),
+            why: e.to_string(),
+        })?;
     job.model = model.map_or_else(|| manifest.provenance.model.path.clone(), str::to_owned);
-    job.data = data.map_or_else(|| manifest.provenance.dataset.paths.clone(), <[String]>::to_vec);
+    job.data = data.map_or_else(
+        || manifest.provenance.dataset.paths.clone(),
+        <[String]>::to_vec,
+    );
     if job.data.iter().any(|d| d == "-") {
         let why = "its dataset came from standard input: pass --data with the same records".into();
-        return Err(Error::ForeignJob { dir: dir.display().to_string(), why }.into());
+        return Err(Error::ForeignJob {
+            dir: dir.display().to_string(),
+            why,
+        }
+        .into());
     }
     let opened = Model::open(&crate::model::resolve(&job.model)?)?;
-    same("the model", &opened.fingerprint, &manifest.provenance.model.fingerprint, "--model")?;
+    same(
+        "the model",
+        &opened.fingerprint,
+        &manifest.provenance.model.fingerprint,
+        "--model",
+    )?;
     let prepared = Prepared::with_model(job, opened)?;
     if let Some(stored) = &manifest.provenance.dataset.fingerprint
         && let Some(found) = prepared.job.dataset(false)?.fingerprint()?
@@ -56,7 +77,10 @@ pub fn recompute(dir: &Path, k: usize, seed: u64, model: Option<&str>, data: Opt
     }
 
     let record = numeric_record();
-    let mut result = Recomputed { exact: manifest.provenance.numeric_record == record, ..Recomputed::default() };
+    let mut result = Recomputed {
+        exact: manifest.provenance.numeric_record == record,
+        ..Recomputed::default()
+    };
     if !result.exact {
         result.why_not_exact = Some(format!(
             "the store's numeric record is {}, this machine's is {record}",
@@ -68,7 +92,10 @@ pub fn recompute(dir: &Path, k: usize, seed: u64, model: Option<&str>, data: Opt
     let mut dataset = prepared.job.dataset(prepared.needs_spans())?;
     let mut left = chosen.clone();
     while let Some(&next) = left.first() {
-        let missing = || Error::MissingSample { dir: dir.display().to_string(), sample: next };
+        let missing = || Error::MissingSample {
+            dir: dir.display().to_string(),
+            sample: next,
+        };
         let found = dataset.find(|r| !matches!(r, Ok(r) if r.index < next));
         let record = found.ok_or_else(missing)??;
         if record.index != next {
@@ -76,7 +103,13 @@ pub fn recompute(dir: &Path, k: usize, seed: u64, model: Option<&str>, data: Opt
         }
         left.remove(&next);
         let samples = prepared.tokenising.samples(record)?;
-        compare(&prepared, &store, &samples, &scratch.0.join(next.to_string()), &mut result)?;
+        compare(
+            &prepared,
+            &store,
+            &samples,
+            &scratch.0.join(next.to_string()),
+            &mut result,
+        )?;
         result.samples += 1;
     }
     Ok(result)
@@ -86,12 +119,21 @@ fn same(what: &'static str, found: &str, stored: &str, flag: &'static str) -> Re
     if found == stored {
         return Ok(());
     }
-    Err(Error::Different { what, found: found.into(), stored: stored.into(), flag }.into())
+    Err(Error::Different {
+        what,
+        found: found.into(),
+        stored: stored.into(),
+        flag,
+    }
+    .into())
 }
 
 /// Numbers of `k` samples of the store, drawn by a splitmix64 stream.
 fn choose(store: &Store, k: usize, seed: u64) -> Result<BTreeSet<u64>> {
-    let numbers: BTreeSet<u64> = store.samples().map(|s| s.map(|s| s.sample)).collect::<Result<_, _>>()?;
+    let numbers: BTreeSet<u64> = store
+        .samples()
+        .map(|s| s.map(|s| s.sample))
+        .collect::<Result<_, _>>()?;
     let numbers: Vec<u64> = numbers.into_iter().collect();
     let mut chosen = BTreeSet::new();
     let mut state = seed;
@@ -111,7 +153,11 @@ struct Scratch(std::path::PathBuf);
 impl Scratch {
     fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("streamgauge-verify-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "streamgauge-verify-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         Scratch(std::env::temp_dir().join(name))
     }
 }
@@ -123,15 +169,39 @@ impl Drop for Scratch {
 }
 
 /// Runs each chunk of one sample as a batch of its own, into a store of its own, and compares that with `store`.
-fn compare(prepared: &Prepared, store: &Store, samples: &[Sample], scratch: &Path, result: &mut Recomputed) -> Result<()> {
+fn compare(
+    prepared: &Prepared,
+    store: &Store,
+    samples: &[Sample],
+    scratch: &Path,
+    result: &mut Recomputed,
+) -> Result<()> {
     let mut cpu = prepared.cpu();
-    let selected = samples.iter().map(|sample| Ok((sample.clone(), prepared.select(sample)?))).collect::<Result<Vec<_>>>()?;
-    let rows: Vec<_> = selected.iter().map(|(sample, selected)| prepared.tap_rows(sample, selected)).collect();
-    let table: Vec<_> = samples.iter().map(|s| SampleRow { kept: Vec::new(), ..s.row.clone() }).collect();
-    let mut writer = StoreWriter::create(scratch, Provenance::default(), prepared.infos.clone(), &[])?;
+    let selected = samples
+        .iter()
+        .map(|sample| Ok((sample.clone(), prepared.select(sample)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let rows: Vec<_> = selected
+        .iter()
+        .map(|(sample, selected)| prepared.tap_rows(sample, selected))
+        .collect();
+    let table: Vec<_> = samples
+        .iter()
+        .map(|s| SampleRow {
+            kept: Vec::new(),
+            ..s.row.clone()
+        })
+        .collect();
+    let mut writer =
+        StoreWriter::create(scratch, Provenance::default(), prepared.infos.clone(), &[])?;
     let mut shard = writer.begin_shard(&table, &rows)?;
     for chunk in 0..samples.len() {
-        run_batch(prepared, &mut cpu, &selected[chunk..chunk + 1], shard.batch_slabs(chunk..chunk + 1))?;
+        run_batch(
+            prepared,
+            &mut cpu,
+            &selected[chunk..chunk + 1],
+            shard.batch_slabs(chunk..chunk + 1),
+        )?;
         shard.finish_batch(chunk..chunk + 1)?;
     }
     shard.commit()?;
@@ -140,8 +210,18 @@ fn compare(prepared: &Prepared, store: &Store, samples: &[Sample], scratch: &Pat
     for (tap, info) in prepared.infos.iter().enumerate() {
         let stored = stored_bytes(store, tap, samples)?;
         let fresh = stored_bytes(&again, tap, samples)?;
-        result.rows += rows.iter().map(|r| r[tap].positions.len() as u64).sum::<u64>();
-        judge(result, &info.folder, samples[0].row.sample, &stored, &fresh, info.dtype);
+        result.rows += rows
+            .iter()
+            .map(|r| r[tap].positions.len() as u64)
+            .sum::<u64>();
+        judge(
+            result,
+            &info.folder,
+            samples[0].row.sample,
+            &stored,
+            &fresh,
+            info.dtype,
+        );
     }
     Ok(())
 }
@@ -163,16 +243,32 @@ fn stored_bytes(store: &Store, tap: usize, samples: &[Sample]) -> Result<Vec<u8>
         bytes.extend_from_slice(row.bytes());
     }
     for row in &rows {
-        bytes.extend(row.index().unwrap_or_default().into_iter().flat_map(i32::to_le_bytes));
+        bytes.extend(
+            row.index()
+                .unwrap_or_default()
+                .into_iter()
+                .flat_map(i32::to_le_bytes),
+        );
     }
     Ok(bytes)
 }
 
-fn judge(result: &mut Recomputed, folder: &str, sample: u64, stored: &[u8], fresh: &[u8], dtype: StoreDtype) {
+fn judge(
+    result: &mut Recomputed,
+    folder: &str,
+    sample: u64,
+    stored: &[u8],
+    fresh: &[u8],
+    dtype: StoreDtype,
+) {
     if stored == fresh {
         return;
     }
-    let error = if stored.len() == fresh.len() { relative_error(stored, fresh, dtype) } else { f64::INFINITY };
+    let error = if stored.len() == fresh.len() {
+        relative_error(stored, fresh, dtype)
+    } else {
+        f64::INFINITY
+    };
     result.worst = result.worst.max(error);
     // numerics.md's gates: f32 on the CPU 1e-5; one rounding of 16 bits elsewhere.
     let gate = match (result.exact, dtype) {
@@ -182,22 +278,48 @@ fn judge(result: &mut Recomputed, folder: &str, sample: u64, stored: &[u8], fres
         (false, StoreDtype::BF16) => 8e-3,
     };
     if !(error <= gate) && result.differences.len() < TOLD {
-        let what = if stored.len() == fresh.len() { format!("relative L2 {error:.1e}") } else { "another number of rows".into() };
-        result.differences.push(format!("{folder}, sample {sample}: {what}"));
+        let what = if stored.len() == fresh.len() {
+            format!("relative L2 {error:.1e}")
+        } else {
+            "another number of rows".into()
+        };
+        result
+            .differences
+            .push(format!("{folder}, sample {sample}: {what}"));
     }
 }
 
 fn relative_error(stored: &[u8], fresh: &[u8], dtype: StoreDtype) -> f64 {
     let widen = |bytes: &[u8]| -> Vec<f64> {
         match dtype {
-            StoreDtype::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b) as f64).collect(),
-            StoreDtype::F16 => bytes.as_chunks().0.iter().map(|&b| half::f16::from_le_bytes(b).to_f64()).collect(),
-            StoreDtype::BF16 => bytes.as_chunks().0.iter().map(|&b| half::bf16::from_le_bytes(b).to_f64()).collect(),
+            StoreDtype::F32 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&b| f32::from_le_bytes(b) as f64)
+                .collect(),
+            StoreDtype::F16 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&b| half::f16::from_le_bytes(b).to_f64())
+                .collect(),
+            StoreDtype::BF16 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&b| half::bf16::from_le_bytes(b).to_f64())
+                .collect(),
         }
     };
     let (stored, fresh) = (widen(stored), widen(fresh));
     // Equal infinities (masked scores) are no difference.
-    let square: f64 = stored.iter().zip(&fresh).filter(|(a, b)| a != b).map(|(a, b)| (a - b).powi(2)).sum();
+    let square: f64 = stored
+        .iter()
+        .zip(&fresh)
+        .filter(|(a, b)| a != b)
+        .map(|(a, b)| (a - b).powi(2))
+        .sum();
     let norm: f64 = stored.iter().filter(|v| v.is_finite()).map(|v| v * v).sum();
     (square / norm.max(f64::MIN_POSITIVE)).sqrt()
 }

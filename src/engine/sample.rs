@@ -73,12 +73,22 @@ impl Tokenising {
     /// outside the text; each names the record's file and line.
     pub fn samples(&self, record: Record) -> Result<Vec<Sample>> {
         let place = record.place();
-        let Record { index, file, line, input, spans, kept, .. } = record;
+        let Record {
+            index,
+            file,
+            line,
+            input,
+            spans,
+            kept,
+            ..
+        } = record;
         let mut token_spans = Vec::new();
         let (ids, turns) = match input {
             Input::Tokens(ids) => (ids, Vec::new()),
             Input::Text(text) => match &self.chat_role {
-                Some(role) => self.chat(&[(role.clone(), text)], &spans, &mut token_spans, &place)?,
+                Some(role) => {
+                    self.chat(&[(role.clone(), text)], &spans, &mut token_spans, &place)?
+                }
                 None => {
                     let encoding = self.tokenizer(&place)?.encode(&text, self.special_tokens)?;
                     for span in &spans {
@@ -94,7 +104,12 @@ impl Tokenising {
             return Err(Error::NoTokens { place }.into());
         }
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.vocab) {
-            return Err(Error::TokenOutOfRange { place, id, vocab: self.vocab }.into());
+            return Err(Error::TokenOutOfRange {
+                place,
+                id,
+                vocab: self.vocab,
+            }
+            .into());
         }
         let whole = Sample {
             has_bos: self.bos.is_some() && ids.first() == self.bos.as_ref(),
@@ -114,7 +129,13 @@ impl Tokenising {
     }
 
     fn tokenizer(&self, place: &str) -> Result<&Tokenizer> {
-        self.tokenizer.as_ref().ok_or_else(|| Error::NoTokenizer { place: place.into(), dir: self.model_dir.clone() }.into())
+        self.tokenizer.as_ref().ok_or_else(|| {
+            Error::NoTokenizer {
+                place: place.into(),
+                dir: self.model_dir.clone(),
+            }
+            .into()
+        })
     }
 
     fn chat(
@@ -124,11 +145,21 @@ impl Tokenising {
         token_spans: &mut Vec<TokenSpan>,
         place: &str,
     ) -> Result<(Vec<u32>, Vec<TokenTurn>)> {
-        let template =
-            self.template.as_ref().ok_or_else(|| Error::NoTemplate { place: place.into(), dir: self.model_dir.clone() })?;
-        let chat: Vec<Message> = messages.iter().map(|(role, content)| Message::new(role, content)).collect();
-        let at = |source| Error::Chat { place: place.into(), source };
-        let rendered = template.render(&chat, self.add_generation_prompt).map_err(at)?;
+        let template = self.template.as_ref().ok_or_else(|| Error::NoTemplate {
+            place: place.into(),
+            dir: self.model_dir.clone(),
+        })?;
+        let chat: Vec<Message> = messages
+            .iter()
+            .map(|(role, content)| Message::new(role, content))
+            .collect();
+        let at = |source| Error::Chat {
+            place: place.into(),
+            source,
+        };
+        let rendered = template
+            .render(&chat, self.add_generation_prompt)
+            .map_err(at)?;
         let encoding = self.tokenizer(place)?.encode_chat(&rendered).map_err(at)?;
         for span in spans {
             // A span counts in its message; in the rendered chat when it names none and there are several messages.
@@ -137,12 +168,20 @@ impl Tokenising {
                 None => byte_range(&rendered.text, span, place)?,
                 Some(m) => {
                     let content = messages.get(m).map(|(_, content)| content.as_str());
-                    let content = content.ok_or_else(|| span_error(span, place, &format!("there are {} messages", messages.len())))?;
+                    let content = content.ok_or_else(|| {
+                        span_error(
+                            span,
+                            place,
+                            &format!("there are {} messages", messages.len()),
+                        )
+                    })?;
                     let turn = &rendered.turns[m].content;
                     let bytes = byte_range(content, span, place)?;
                     // The template may have stripped the content's ends.
                     let there = &rendered.text[turn.clone()];
-                    let cut = content.find(there).ok_or_else(|| span_error(span, place, "the template rewrites this message"))?;
+                    let cut = content.find(there).ok_or_else(|| {
+                        span_error(span, place, "the template rewrites this message")
+                    })?;
                     let clip = |b: usize| turn.start + b.saturating_sub(cut).min(there.len());
                     clip(bytes.start)..clip(bytes.end)
                 }
@@ -152,7 +191,11 @@ impl Tokenising {
         let turns = encoding
             .turns
             .into_iter()
-            .map(|t| TokenTurn { role: t.role, content: t.content, whole: t.whole })
+            .map(|t| TokenTurn {
+                role: t.role,
+                content: t.content,
+                whole: t.whole,
+            })
             .collect();
         Ok((encoding.ids, turns))
     }
@@ -164,12 +207,24 @@ impl Tokenising {
             return Ok(vec![sample]);
         }
         match self.on_long {
-            OnLong::Error => Err(Error::TooLong { place, tokens, limit: self.max_length, positions: self.positions }.into()),
+            OnLong::Error => Err(Error::TooLong {
+                place,
+                tokens,
+                limit: self.max_length,
+                positions: self.positions,
+            }
+            .into()),
             OnLong::Truncate => Ok(vec![piece(&sample, 0..self.max_length, 0)]),
             OnLong::Chunk => Ok((0..tokens)
                 .step_by(self.max_length)
                 .enumerate()
-                .map(|(chunk, first)| piece(&sample, first..(first + self.max_length).min(tokens), chunk as u32))
+                .map(|(chunk, first)| {
+                    piece(
+                        &sample,
+                        first..(first + self.max_length).min(tokens),
+                        chunk as u32,
+                    )
+                })
                 .collect()),
         }
     }
@@ -184,9 +239,20 @@ fn piece(sample: &Sample, range: Range<usize>, chunk: u32) -> Sample {
     let turns: Vec<TokenTurn> = sample
         .turns
         .iter()
-        .map(|t| TokenTurn { role: t.role.clone(), content: cut(&t.content), whole: cut(&t.whole) })
+        .map(|t| TokenTurn {
+            role: t.role.clone(),
+            content: cut(&t.content),
+            whole: cut(&t.whole),
+        })
         .collect();
-    let spans = sample.spans.iter().map(|s| TokenSpan { name: s.name.clone(), tokens: cut(&s.tokens) }).collect();
+    let spans = sample
+        .spans
+        .iter()
+        .map(|s| TokenSpan {
+            name: s.name.clone(),
+            tokens: cut(&s.tokens),
+        })
+        .collect();
     Sample {
         row: SampleRow {
             chunk,
@@ -202,7 +268,11 @@ fn piece(sample: &Sample, range: Range<usize>, chunk: u32) -> Sample {
 
 /// First and last token, both inclusive, of every turn that has any.
 fn stored_turns(turns: &[TokenTurn]) -> Vec<(String, u32, u32)> {
-    turns.iter().filter(|t| !t.content.is_empty()).map(|t| (t.role.clone(), t.content.start, t.content.end - 1)).collect()
+    turns
+        .iter()
+        .filter(|t| !t.content.is_empty())
+        .map(|t| (t.role.clone(), t.content.start, t.content.end - 1))
+        .collect()
 }
 
 fn stored_kept(kept: Kept) -> crate::store::Kept {
@@ -218,15 +288,30 @@ fn stored_kept(kept: Kept) -> crate::store::Kept {
 fn byte_range(text: &str, span: &CharSpan, place: &str) -> Result<Range<usize>> {
     let mut starts = text.char_indices().map(|(b, _)| b).chain([text.len()]);
     let start = starts.nth(span.start);
-    let end = if span.end == span.start { start } else { starts.nth(span.end.wrapping_sub(span.start + 1)) };
+    let end = if span.end == span.start {
+        start
+    } else {
+        starts.nth(span.end.wrapping_sub(span.start + 1))
+    };
     match (start, end) {
         (Some(start), Some(end)) if span.start <= span.end => Ok(start..end),
-        _ => Err(span_error(span, place, &format!("the text has {} characters", text.chars().count())).into()),
+        _ => Err(span_error(
+            span,
+            place,
+            &format!("the text has {} characters", text.chars().count()),
+        )
+        .into()),
     }
 }
 
 fn span_error(span: &CharSpan, place: &str, why: &str) -> Error {
-    Error::Span { place: place.into(), name: span.name.clone(), start: span.start, end: span.end, why: why.into() }
+    Error::Span {
+        place: place.into(),
+        name: span.name.clone(),
+        start: span.start,
+        end: span.end,
+        why: why.into(),
+    }
 }
 
 /// The tokens that hold any byte of the span.
@@ -238,5 +323,8 @@ fn token_span(span: &CharSpan, bytes: Range<usize>, offsets: &[Range<usize>]) ->
         (Some(first), Some(last)) => first as u32..last as u32 + 1,
         _ => 0..0,
     };
-    TokenSpan { name: span.name.clone(), tokens }
+    TokenSpan {
+        name: span.name.clone(),
+        tokens,
+    }
 }

@@ -33,7 +33,10 @@ fn stored(tensor: Tensor<'_>) -> StoredTensor<'_> {
         Dtype::F16 => StoredDtype::F16,
         Dtype::BF16 => StoredDtype::BF16,
     };
-    StoredTensor { dtype, bytes: tensor.bytes }
+    StoredTensor {
+        dtype,
+        bytes: tensor.bytes,
+    }
 }
 
 /// The sizes and constants that ops need.

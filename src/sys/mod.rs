@@ -13,7 +13,8 @@ pub fn free_memory() -> u64 {
 
 /// The processor's name and how many threads are used.
 pub fn cpu_name() -> String {
-    let name = proc_field("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into());
+    let name =
+        proc_field("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into());
     format!("{name}, {} threads", rayon::current_num_threads())
 }
 

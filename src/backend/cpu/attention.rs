@@ -56,10 +56,22 @@ pub(super) fn attention(
     let patterns = RaggedSinks::new(patterns, samples, heads.n_heads);
     let z = SharedOut(z.as_mut_ptr(), z.len());
     let arch = Arch::new();
-    (0..samples.len() * heads.n_heads).into_par_iter().for_each(|task| {
-        let (sample, head) = (task / heads.n_heads, task % heads.n_heads);
-        one_head(arch, heads, sample, head, samples[sample].clone(), inputs, &z, &scores, &patterns);
-    });
+    (0..samples.len() * heads.n_heads)
+        .into_par_iter()
+        .for_each(|task| {
+            let (sample, head) = (task / heads.n_heads, task % heads.n_heads);
+            one_head(
+                arch,
+                heads,
+                sample,
+                head,
+                samples[sample].clone(),
+                inputs,
+                &z,
+                &scores,
+                &patterns,
+            );
+        });
 }
 
 /// The output that tasks share; each writes its own head of its own sample.
@@ -83,7 +95,12 @@ fn one_head(
     scores: &RaggedSinks,
     patterns: &RaggedSinks,
 ) {
-    let Heads { n_heads, n_kv_heads, head_dim, .. } = heads;
+    let Heads {
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        ..
+    } = heads;
     let kv_head = head / (n_heads / n_kv_heads);
     let (q_stride, kv_stride) = (n_heads * head_dim, n_kv_heads * head_dim);
     let n = rows.len();
@@ -96,9 +113,25 @@ fn one_head(
             scratch.clear();
             scratch.resize(m * width + m * head_dim, 0.0);
             let (tile, z_tile) = scratch.split_at_mut(m * width);
-            let q = Rows { data: &inputs.q[(rows.start + queries.start) * q_stride + head * head_dim..], stride: q_stride };
-            let k = Rows { data: &inputs.k[(rows.start + keys.start) * kv_stride + kv_head * head_dim..], stride: kv_stride };
-            product(m, width, head_dim, q, k, tile, width, scale, Parallelism::None);
+            let q = Rows {
+                data: &inputs.q[(rows.start + queries.start) * q_stride + head * head_dim..],
+                stride: q_stride,
+            };
+            let k = Rows {
+                data: &inputs.k[(rows.start + keys.start) * kv_stride + kv_head * head_dim..],
+                stride: kv_stride,
+            };
+            product(
+                m,
+                width,
+                head_dim,
+                q,
+                k,
+                tile,
+                width,
+                scale,
+                Parallelism::None,
+            );
 
             arch.dispatch(
                 #[inline(always)]
@@ -107,18 +140,43 @@ fn one_head(
                         let seen = heads.visible(queries.start + r);
                         let seen = seen.start - keys.start..seen.end - keys.start;
                         if !scores.is_empty() {
-                            scores.write(sample, head, queries.start + r, n, keys.start + seen.start, &row[seen.clone()], f32::NEG_INFINITY);
+                            scores.write(
+                                sample,
+                                head,
+                                queries.start + r,
+                                n,
+                                keys.start + seen.start,
+                                &row[seen.clone()],
+                                f32::NEG_INFINITY,
+                            );
                         }
                         row[..seen.start].fill(0.0);
                         row[seen.end..].fill(0.0);
                         softmax(&mut row[seen.clone()]);
                         if !patterns.is_empty() {
-                            patterns.write(sample, head, queries.start + r, n, keys.start + seen.start, &row[seen], 0.0);
+                            patterns.write(
+                                sample,
+                                head,
+                                queries.start + r,
+                                n,
+                                keys.start + seen.start,
+                                &row[seen],
+                                0.0,
+                            );
                         }
                     }
                 },
             );
-            weighted_values(tile, m, width, inputs.v, (rows.start + keys.start) * kv_stride + kv_head * head_dim, kv_stride, head_dim, z_tile);
+            weighted_values(
+                tile,
+                m,
+                width,
+                inputs.v,
+                (rows.start + keys.start) * kv_stride + kv_head * head_dim,
+                kv_stride,
+                head_dim,
+                z_tile,
+            );
             for (r, row) in z_tile.chunks_exact(head_dim).enumerate() {
                 let at = (rows.start + queries.start + r) * q_stride + head * head_dim;
                 assert!(at + head_dim <= z.1);
@@ -143,8 +201,21 @@ fn softmax(row: &mut [f32]) {
 
 /// z\[r\] = Σ_j tile\[r, j\] · v\[j\]
 #[allow(clippy::too_many_arguments)]
-fn weighted_values(tile: &[f32], m: usize, width: usize, v: &[f32], v_at: usize, v_stride: usize, head_dim: usize, z: &mut [f32]) {
-    assert!(v_at + (width - 1) * v_stride + head_dim <= v.len() && z.len() == m * head_dim && tile.len() == m * width);
+fn weighted_values(
+    tile: &[f32],
+    m: usize,
+    width: usize,
+    v: &[f32],
+    v_at: usize,
+    v_stride: usize,
+    head_dim: usize,
+    z: &mut [f32],
+) {
+    assert!(
+        v_at + (width - 1) * v_stride + head_dim <= v.len()
+            && z.len() == m * head_dim
+            && tile.len() == m * width
+    );
     // SAFETY: the assert keeps every element that gemm addresses inside its slice; z is borrowed mutably.
     unsafe {
         gemm::gemm(
@@ -195,28 +266,40 @@ impl<'r> RaggedSinks<'r> {
             sinks
                 .iter_mut()
                 .map(|sink| {
-                    let kept: Vec<usize> = if sink.spec.heads.is_empty() { (0..n_heads).collect() } else { sink.spec.heads.clone() };
+                    let kept: Vec<usize> = if sink.spec.heads.is_empty() {
+                        (0..n_heads).collect()
+                    } else {
+                        sink.spec.heads.clone()
+                    };
                     let mut at = 0;
                     let mut row = 0;
                     let layout = samples
                         .iter()
                         .zip(&sink.per_sample)
                         .map(|(sample, &count)| {
-                            let rows: Vec<u32> =
-                                sink.rows[row..row + count as usize].iter().map(|&r| r - sample.start as u32).collect();
+                            let rows: Vec<u32> = sink.rows[row..row + count as usize]
+                                .iter()
+                                .map(|&r| r - sample.start as u32)
+                                .collect();
                             row += count as usize;
                             let begins = at;
                             at += kept.len() * rows.len() * sample.len();
                             (rows, begins)
                         })
                         .collect();
-                    assert_eq!(sink.bytes.len(), at * sink.spec.dtype.size(), "a ragged sink holds [heads, rows, tokens] of its samples");
+                    assert_eq!(
+                        sink.bytes.len(),
+                        at * sink.spec.dtype.size(),
+                        "a ragged sink holds [heads, rows, tokens] of its samples"
+                    );
                     sink.seen = sink.rows.len();
                     RaggedSink {
                         bytes: sink.bytes.as_mut_ptr(),
                         len: sink.bytes.len(),
                         dtype: sink.spec.dtype,
-                        head_place: (0..n_heads).map(|h| kept.iter().position(|&k| k == h)).collect(),
+                        head_place: (0..n_heads)
+                            .map(|h| kept.iter().position(|&k| k == h))
+                            .collect(),
                         heads_kept: kept.len(),
                         samples: layout,
                         marker: std::marker::PhantomData,
@@ -232,10 +315,22 @@ impl<'r> RaggedSinks<'r> {
 
     /// Writes query `i`'s row of `n` keys: `values` from key `first` on, `rest` elsewhere.
     #[allow(clippy::too_many_arguments)]
-    fn write(&self, sample: usize, head: usize, i: usize, n: usize, first: usize, values: &[f32], rest: f32) {
+    fn write(
+        &self,
+        sample: usize,
+        head: usize,
+        i: usize,
+        n: usize,
+        first: usize,
+        values: &[f32],
+        rest: f32,
+    ) {
         for sink in &self.0 {
             let (rows, begins) = &sink.samples[sample];
-            let (Some(head), Ok(row)) = (sink.head_place[head], rows.binary_search(&(i as u32))) else { continue };
+            let (Some(head), Ok(row)) = (sink.head_place[head], rows.binary_search(&(i as u32)))
+            else {
+                continue;
+            };
             debug_assert!(head < sink.heads_kept);
             let size = sink.dtype.size();
             let at = (begins + (head * rows.len() + row) * n) * size;

@@ -10,7 +10,14 @@ const ROWS_PER_TASK: usize = 16;
 
 /// scale = sqrt(mean(x²) + eps) `[rows]`, normalized = x / scale and out = normalized · gain `[rows, d]`.
 /// (Zhang & Sennrich 2019, as `MistralRMSNorm` computes it.)
-pub(super) fn rms_norm(x: &[f32], gain: &[f32], eps: f32, scale: &mut [f32], normalized: Option<&mut [f32]>, out: &mut [f32]) {
+pub(super) fn rms_norm(
+    x: &[f32],
+    gain: &[f32],
+    eps: f32,
+    scale: &mut [f32],
+    normalized: Option<&mut [f32]>,
+    out: &mut [f32],
+) {
     let d = gain.len();
     let task = d * ROWS_PER_TASK;
     let arch = Arch::new();
@@ -36,10 +43,14 @@ pub(super) fn rms_norm(x: &[f32], gain: &[f32], eps: f32, scale: &mut [f32], nor
             },
         );
     };
-    let rows = x.par_chunks(task).zip(scale.par_chunks_mut(ROWS_PER_TASK)).zip(out.par_chunks_mut(task));
+    let rows = x
+        .par_chunks(task)
+        .zip(scale.par_chunks_mut(ROWS_PER_TASK))
+        .zip(out.par_chunks_mut(task));
     match normalized {
         Some(normalized) => {
-            rows.zip(normalized.par_chunks_mut(task)).for_each(|(((x, s), o), n)| norm(x, s, Some(n), o));
+            rows.zip(normalized.par_chunks_mut(task))
+                .for_each(|(((x, s), o), n)| norm(x, s, Some(n), o));
         }
         None => rows.for_each(|((x, s), o)| norm(x, s, None, o)),
     }
@@ -47,30 +58,43 @@ pub(super) fn rms_norm(x: &[f32], gain: &[f32], eps: f32, scale: &mut [f32], nor
 
 /// Rotate-half RoPE (Su et al. 2021, in Hugging Face's layout: element i pairs with i + h/2):
 /// out = x·cos + rotate_half(x)·sin, per head. `x`, `out` are `[rows, heads, h]`; `cos`, `sin` `[positions, h/2]`.
-pub(super) fn rope(x: &[f32], positions: &[u32], cos: &[f32], sin: &[f32], head_dim: usize, width: usize, out: &mut [f32]) {
+pub(super) fn rope(
+    x: &[f32],
+    positions: &[u32],
+    cos: &[f32],
+    sin: &[f32],
+    head_dim: usize,
+    width: usize,
+    out: &mut [f32],
+) {
     let half = head_dim / 2;
     let task = width * ROWS_PER_TASK;
     let arch = Arch::new();
-    x.par_chunks(task).zip(out.par_chunks_mut(task)).zip(positions.par_chunks(ROWS_PER_TASK)).for_each(|((x, out), positions)| {
-        arch.dispatch(
-            #[inline(always)]
-            || {
-                for (r, &position) in positions.iter().enumerate() {
-                    let at = position as usize * half;
-                    let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
-                    let heads = x[r * width..(r + 1) * width].chunks_exact(head_dim);
-                    for (x, out) in heads.zip(out[r * width..(r + 1) * width].chunks_exact_mut(head_dim)) {
-                        let (x1, x2) = x.split_at(half);
-                        let (out1, out2) = out.split_at_mut(half);
-                        for i in 0..half {
-                            out1[i] = x1[i] * cos[i] - x2[i] * sin[i];
-                            out2[i] = x2[i] * cos[i] + x1[i] * sin[i];
+    x.par_chunks(task)
+        .zip(out.par_chunks_mut(task))
+        .zip(positions.par_chunks(ROWS_PER_TASK))
+        .for_each(|((x, out), positions)| {
+            arch.dispatch(
+                #[inline(always)]
+                || {
+                    for (r, &position) in positions.iter().enumerate() {
+                        let at = position as usize * half;
+                        let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
+                        let heads = x[r * width..(r + 1) * width].chunks_exact(head_dim);
+                        for (x, out) in
+                            heads.zip(out[r * width..(r + 1) * width].chunks_exact_mut(head_dim))
+                        {
+                            let (x1, x2) = x.split_at(half);
+                            let (out1, out2) = out.split_at_mut(half);
+                            for i in 0..half {
+                                out1[i] = x1[i] * cos[i] - x2[i] * sin[i];
+                                out2[i] = x2[i] * cos[i] + x1[i] * sin[i];
+                            }
                         }
                     }
-                }
-            },
-        );
-    });
+                },
+            );
+        });
 }
 
 /// out = silu(gate) · up (Shazeer 2020).
@@ -86,16 +110,19 @@ pub(super) fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
 fn elementwise(a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(f32, f32) -> f32 + Sync + Copy) {
     const TASK: usize = 16 * 1024;
     let arch = Arch::new();
-    a.par_chunks(TASK).zip(b.par_chunks(TASK)).zip(out.par_chunks_mut(TASK)).for_each(|((a, b), out)| {
-        arch.dispatch(
-            #[inline(always)]
-            || {
-                for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
-                    *o = f(a, b);
-                }
-            },
-        );
-    });
+    a.par_chunks(TASK)
+        .zip(b.par_chunks(TASK))
+        .zip(out.par_chunks_mut(TASK))
+        .for_each(|((a, b), out)| {
+            arch.dispatch(
+                #[inline(always)]
+                || {
+                    for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
+                        *o = f(a, b);
+                    }
+                },
+            );
+        });
 }
 
 #[cfg(test)]
@@ -110,15 +137,19 @@ mod tests {
     fn rms_norm_agrees_with_its_formula_in_f64() {
         let (rows, d) = (37, 20);
         let (x, gain) = (wave(rows * d, 0.37), wave(d, 1.1));
-        let (mut scale, mut normalized, mut out) = (vec![0.0; rows], vec![0.0; rows * d], vec![0.0; rows * d]);
+        let (mut scale, mut normalized, mut out) =
+            (vec![0.0; rows], vec![0.0; rows * d], vec![0.0; rows * d]);
         rms_norm(&x, &gain, 1e-5, &mut scale, Some(&mut normalized), &mut out);
         for r in 0..rows {
             let row = &x[r * d..(r + 1) * d];
-            let truth = (row.iter().map(|&v| (v as f64).powi(2)).sum::<f64>() / d as f64 + 1e-5).sqrt();
+            let truth =
+                (row.iter().map(|&v| (v as f64).powi(2)).sum::<f64>() / d as f64 + 1e-5).sqrt();
             assert!((scale[r] as f64 - truth).abs() < 1e-6 * truth);
             for i in 0..d {
                 assert!((normalized[r * d + i] as f64 - row[i] as f64 / truth).abs() < 1e-6);
-                assert!((out[r * d + i] as f64 - row[i] as f64 / truth * gain[i] as f64).abs() < 2e-6);
+                assert!(
+                    (out[r * d + i] as f64 - row[i] as f64 / truth * gain[i] as f64).abs() < 2e-6
+                );
             }
         }
     }
@@ -127,7 +158,9 @@ mod tests {
     fn rope_rotates_each_pair_by_its_angle() {
         let (head_dim, heads, positions) = (8, 3, [0_u32, 5, 2]);
         let width = head_dim * heads;
-        let angles: Vec<f32> = (0..6).flat_map(|p| (0..4).map(move |i| p as f32 * 0.3_f32.powi(i))).collect();
+        let angles: Vec<f32> = (0..6)
+            .flat_map(|p| (0..4).map(move |i| p as f32 * 0.3_f32.powi(i)))
+            .collect();
         let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
         let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
         let x = wave(3 * width, 0.9);

@@ -4,7 +4,6 @@ use half::f16;
 use pulp::Arch;
 use rayon::prelude::*;
 
-
 use crate::backend::{Reduce, Sink, SinkDtype, SinkSpec};
 
 /// Writes the sink's next `src_rows.len()` rows; `src_rows` says where each is in `src` `[.., width]`.
@@ -23,18 +22,23 @@ pub(super) fn emit(sink: &mut Sink<'_>, src: &[f32], width: usize, src_rows: &[u
         (Reduce::TopK(k) | Reduce::LogProbTopK(k), Some(index)) => {
             let log_prob = matches!(spec.reduce, Reduce::LogProbTopK(_));
             let index = &mut index[first * k * 4..(first + src_rows.len()) * k * 4];
-            out.par_chunks_mut(stride).zip(index.par_chunks_mut(k * 4)).zip(src_rows).for_each(|((out, index), &r)| {
-                top_k(&columns(spec, row(r)), *k, log_prob, spec.dtype, out, index);
-            });
+            out.par_chunks_mut(stride)
+                .zip(index.par_chunks_mut(k * 4))
+                .zip(src_rows)
+                .for_each(|((out, index), &r)| {
+                    top_k(&columns(spec, row(r)), *k, log_prob, spec.dtype, out, index);
+                });
         }
         _ => {
             // Handing a task over costs more than a short row.
             let task = (4096 / stored).max(1);
-            out.par_chunks_mut(task * stride).zip(src_rows.par_chunks(task)).for_each(|(out, rows)| {
-                for (out, &r) in out.chunks_exact_mut(stride).zip(rows) {
-                    reduce_row(spec, row(r), out);
-                }
-            });
+            out.par_chunks_mut(task * stride)
+                .zip(src_rows.par_chunks(task))
+                .for_each(|(out, rows)| {
+                    for (out, &r) in out.chunks_exact_mut(stride).zip(rows) {
+                        reduce_row(spec, row(r), out);
+                    }
+                });
         }
     }
 }
@@ -44,7 +48,11 @@ fn columns<'a>(spec: &SinkSpec, row: &'a [f32]) -> std::borrow::Cow<'a, [f32]> {
     match &spec.columns[..] {
         [] => row.into(),
         [one] => row[one.clone()].into(),
-        many => many.iter().flat_map(|c| row[c.clone()].iter().copied()).collect::<Vec<f32>>().into(),
+        many => many
+            .iter()
+            .flat_map(|c| row[c.clone()].iter().copied())
+            .collect::<Vec<f32>>()
+            .into(),
     }
 }
 
@@ -54,7 +62,12 @@ fn reduce_row(spec: &SinkSpec, row: &[f32], out: &mut [u8]) {
         Reduce::Dot(directions) => {
             let dots: Vec<f32> = directions
                 .chunks_exact(row.len())
-                .map(|d| d.iter().zip(&*row).map(|(&a, &b)| a as f64 * b as f64).sum::<f64>() as f32)
+                .map(|d| {
+                    d.iter()
+                        .zip(&*row)
+                        .map(|(&a, &b)| a as f64 * b as f64)
+                        .sum::<f64>() as f32
+                })
                 .collect();
             store_row(&dots, spec.dtype, out);
         }
@@ -89,15 +102,30 @@ fn emit_means<'a>(sink: &mut Sink<'_>, first: usize, rows: impl Iterator<Item = 
         }
         in_sample += 1;
         if in_sample == sink.per_sample[sample] as usize {
-            let mean: Vec<f32> = sink.sum.iter().map(|s| (s / in_sample as f64) as f32).collect();
+            let mean: Vec<f32> = sink
+                .sum
+                .iter()
+                .map(|s| (s / in_sample as f64) as f32)
+                .collect();
             let stride = mean.len() * spec.dtype.size();
-            store_row(&mean, spec.dtype, &mut sink.bytes[means * stride..(means + 1) * stride]);
+            store_row(
+                &mean,
+                spec.dtype,
+                &mut sink.bytes[means * stride..(means + 1) * stride],
+            );
             (sample, in_sample, means) = (sample + 1, 0, means + 1);
         }
     }
 }
 
-fn top_k(row: &[f32], k: usize, log_prob: bool, dtype: SinkDtype, out: &mut [u8], index: &mut [u8]) {
+fn top_k(
+    row: &[f32],
+    k: usize,
+    log_prob: bool,
+    dtype: SinkDtype,
+    out: &mut [u8],
+    index: &mut [u8],
+) {
     let shift = if log_prob { log_sum_exp(row) } else { 0.0 };
     let larger = |&a: &u32, &b: &u32| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b));
     let mut order: Vec<u32> = (0..row.len() as u32).collect();
@@ -106,7 +134,10 @@ fn top_k(row: &[f32], k: usize, log_prob: bool, dtype: SinkDtype, out: &mut [u8]
         order.truncate(k);
     }
     order.sort_unstable_by(larger);
-    let values: Vec<f32> = order.iter().map(|&i| (row[i as usize] as f64 - shift) as f32).collect();
+    let values: Vec<f32> = order
+        .iter()
+        .map(|&i| (row[i as usize] as f64 - shift) as f32)
+        .collect();
     store_row(&values, dtype, out);
     for (out, i) in index.chunks_exact_mut(4).zip(order) {
         out.copy_from_slice(&(i as i32).to_le_bytes());
@@ -115,7 +146,12 @@ fn top_k(row: &[f32], k: usize, log_prob: bool, dtype: SinkDtype, out: &mut [u8]
 
 fn log_sum_exp(row: &[f32]) -> f64 {
     let largest = super::math::max(row) as f64;
-    largest + row.iter().map(|&v| (v as f64 - largest).exp()).sum::<f64>().ln()
+    largest
+        + row
+            .iter()
+            .map(|&v| (v as f64 - largest).exp())
+            .sum::<f64>()
+            .ln()
 }
 
 /// Stores a row, rounding to nearest, ties to even.
@@ -138,7 +174,11 @@ pub(super) fn store_row(row: &[f32], dtype: SinkDtype, out: &mut [u8]) {
 fn bf16_bits(v: f32) -> u16 {
     let bits = v.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-    ((if v.is_nan() { bits | 0x0040_0000 } else { rounded }) >> 16) as u16
+    ((if v.is_nan() {
+        bits | 0x0040_0000
+    } else {
+        rounded
+    }) >> 16) as u16
 }
 
 #[inline(always)]
@@ -148,22 +188,38 @@ fn store_by<const SIZE: usize>(row: &[f32], out: &mut [u8], f: impl Fn(f32) -> [
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use half::bf16;
     use std::sync::Arc;
 
-    fn written(spec: SinkSpec, act: &[f32], width: usize, rows: &[u32], per_sample: &[u32], pieces: usize) -> (Vec<u8>, Vec<u8>) {
+    fn written(
+        spec: SinkSpec,
+        act: &[f32],
+        width: usize,
+        rows: &[u32],
+        per_sample: &[u32],
+        pieces: usize,
+    ) -> (Vec<u8>, Vec<u8>) {
         let outputs = match spec.reduce {
             Reduce::Mean => per_sample.iter().filter(|&&n| n > 0).count(),
             _ => rows.len(),
         };
         let mut bytes = vec![0xAA; outputs * spec.stored_width(width) * spec.dtype.size()];
-        let k = if let Reduce::TopK(k) | Reduce::LogProbTopK(k) = spec.reduce { k } else { 0 };
+        let k = if let Reduce::TopK(k) | Reduce::LogProbTopK(k) = spec.reduce {
+            k
+        } else {
+            0
+        };
         let mut index = vec![0xAA; outputs * k * 4];
-        let mut sink = Sink::new(Arc::new(spec), rows.to_vec(), per_sample.to_vec(), &mut bytes, (k > 0).then_some(&mut index[..]));
+        let mut sink = Sink::new(
+            Arc::new(spec),
+            rows.to_vec(),
+            per_sample.to_vec(),
+            &mut bytes,
+            (k > 0).then_some(&mut index[..]),
+        );
         for chunk in rows.chunks(rows.len().div_ceil(pieces)) {
             emit(&mut sink, act, width, chunk);
         }
@@ -171,14 +227,22 @@ mod tests {
     }
 
     fn floats(bytes: &[u8]) -> Vec<f32> {
-        bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+        bytes
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
     }
 
-    const ACT: [f32; 12] = [1.0, 2.0, 3.0, -4.0, 5.0, 6.0, 7.0, -8.0, 9.0, 0.5, 0.25, 0.125];
+    const ACT: [f32; 12] = [
+        1.0, 2.0, 3.0, -4.0, 5.0, 6.0, 7.0, -8.0, 9.0, 0.5, 0.25, 0.125,
+    ];
 
     #[test]
     fn selected_rows_and_columns_arrive_in_order() {
-        let spec = SinkSpec { columns: vec![2..3, 0..1], ..SinkSpec::plain() };
+        let spec = SinkSpec {
+            columns: vec![2..3, 0..1],
+            ..SinkSpec::plain()
+        };
         let (bytes, _) = written(spec, &ACT, 3, &[0, 2, 3], &[1, 2], 1);
         assert_eq!(floats(&bytes), [3.0, 1.0, 9.0, 7.0, 0.125, 0.5]);
     }
@@ -186,7 +250,10 @@ mod tests {
     #[test]
     fn means_are_per_sample_however_the_rows_arrive() {
         for pieces in [1, 2, 3] {
-            let spec = SinkSpec { reduce: Reduce::Mean, ..SinkSpec::plain() };
+            let spec = SinkSpec {
+                reduce: Reduce::Mean,
+                ..SinkSpec::plain()
+            };
             let (bytes, _) = written(spec, &ACT, 3, &[0, 1, 3], &[2, 0, 1], pieces);
             assert_eq!(floats(&bytes), [-1.5, 3.5, 4.5, 0.5, 0.25, 0.125]);
         }
@@ -194,11 +261,26 @@ mod tests {
 
     #[test]
     fn norm_dot_and_top_k_do_as_they_say() {
-        let norm = SinkSpec { reduce: Reduce::Norm, ..SinkSpec::plain() };
-        assert_eq!(floats(&written(norm, &[3.0, 4.0], 2, &[0], &[1], 1).0), [5.0]);
-        let dot = SinkSpec { reduce: Reduce::Dot([1.0, 0.0, 0.5, 0.5].into()), ..SinkSpec::plain() };
-        assert_eq!(floats(&written(dot, &[3.0, 4.0], 2, &[0], &[1], 1).0), [3.0, 3.5]);
-        let top = SinkSpec { reduce: Reduce::TopK(3), ..SinkSpec::plain() };
+        let norm = SinkSpec {
+            reduce: Reduce::Norm,
+            ..SinkSpec::plain()
+        };
+        assert_eq!(
+            floats(&written(norm, &[3.0, 4.0], 2, &[0], &[1], 1).0),
+            [5.0]
+        );
+        let dot = SinkSpec {
+            reduce: Reduce::Dot([1.0, 0.0, 0.5, 0.5].into()),
+            ..SinkSpec::plain()
+        };
+        assert_eq!(
+            floats(&written(dot, &[3.0, 4.0], 2, &[0], &[1], 1).0),
+            [3.0, 3.5]
+        );
+        let top = SinkSpec {
+            reduce: Reduce::TopK(3),
+            ..SinkSpec::plain()
+        };
         let (values, index) = written(top, &[1.0, 7.0, -3.0, 7.0, 2.0], 5, &[0], &[1], 1);
         assert_eq!(floats(&values), [7.0, 7.0, 2.0]);
         assert_eq!(index, [1_i32, 3, 4].map(i32::to_le_bytes).concat());
@@ -206,7 +288,10 @@ mod tests {
 
     #[test]
     fn log_probabilities_sum_to_one_over_the_whole_row() {
-        let spec = SinkSpec { reduce: Reduce::LogProbTopK(4), ..SinkSpec::plain() };
+        let spec = SinkSpec {
+            reduce: Reduce::LogProbTopK(4),
+            ..SinkSpec::plain()
+        };
         let (values, _) = written(spec, &[1.0, 700.0, 699.0, 698.5], 4, &[0], &[1], 1);
         let total: f64 = floats(&values).iter().map(|&v| (v as f64).exp()).sum();
         assert!((total - 1.0).abs() < 1e-6);
@@ -214,12 +299,18 @@ mod tests {
 
     #[test]
     fn sixteen_bit_rows_round_to_nearest_even_as_the_half_crate_does() {
-        let row: Vec<f32> = (0..70_000).map(|i| f32::from_bits(i * 61_357 + 13)).chain([f32::NAN, f32::INFINITY, -0.0]).collect();
+        let row: Vec<f32> = (0..70_000)
+            .map(|i| f32::from_bits(i * 61_357 + 13))
+            .chain([f32::NAN, f32::INFINITY, -0.0])
+            .collect();
         let mut out = vec![0; row.len() * 2];
         store_row(&row, SinkDtype::BF16, &mut out);
         for (b, &v) in out.chunks_exact(2).zip(&row) {
             let (ours, half) = (bf16::from_le_bytes([b[0], b[1]]), bf16::from_f32(v));
-            assert!(ours.to_bits() == half.to_bits() || (ours.is_nan() && half.is_nan()), "{v}");
+            assert!(
+                ours.to_bits() == half.to_bits() || (ours.is_nan() && half.is_nan()),
+                "{v}"
+            );
         }
     }
 }

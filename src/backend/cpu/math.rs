@@ -20,7 +20,8 @@ pub fn exp(x: f32) -> f32 {
     p = p.mul_add(r, 1.666_666_5e-1);
     p = p.mul_add(r, 0.5);
     let e = p.mul_add(r * r, r) + 1.0;
-    let scale = f32::from_bits(((biased.to_bits() as i32 - ROUND.to_bits() as i32 + 127) << 23) as u32);
+    let scale =
+        f32::from_bits(((biased.to_bits() as i32 - ROUND.to_bits() as i32 + 127) << 23) as u32);
     if x < -87.3 { 0.0 } else { e * scale }
 }
 
@@ -68,7 +69,9 @@ pub fn max(x: &[f32]) -> f32 {
             *lane = if v > *lane { v } else { *lane };
         }
     }
-    tail.iter().chain(&lanes).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
+    tail.iter()
+        .chain(&lanes)
+        .fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
 }
 
 #[cfg(test)]
@@ -83,7 +86,10 @@ mod tests {
             let truth = (x as f64).exp();
             worst = worst.max(((exp(x) as f64 - truth) / truth).abs());
         }
-        assert!(worst < 2.0 * f32::EPSILON as f64, "worst relative error {worst:e}");
+        assert!(
+            worst < 2.0 * f32::EPSILON as f64,
+            "worst relative error {worst:e}"
+        );
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(-100.0), 0.0);
         assert_eq!(exp(0.0), 1.0);
@@ -94,7 +100,10 @@ mod tests {
         for i in -2_000..2_000 {
             let x = i as f32 * 0.05;
             let truth = x as f64 / (1.0 + (-x as f64).exp());
-            assert!((silu(x) as f64 - truth).abs() <= 3e-7 * truth.abs() + 1e-30, "silu({x})");
+            assert!(
+                (silu(x) as f64 - truth).abs() <= 3e-7 * truth.abs() + 1e-30,
+                "silu({x})"
+            );
         }
     }
 
@@ -102,7 +111,10 @@ mod tests {
     fn the_order_of_a_sum_depends_on_its_length_alone() {
         let x: Vec<f32> = (0..37).map(|i| (i as f32 * 0.7).sin()).collect();
         let shifted: Vec<f32> = std::iter::once(9.0).chain(x.iter().copied()).collect();
-        assert_eq!(sum_by(&x, |v| v * v).to_bits(), sum_by(&shifted[1..], |v| v * v).to_bits());
+        assert_eq!(
+            sum_by(&x, |v| v * v).to_bits(),
+            sum_by(&shifted[1..], |v| v * v).to_bits()
+        );
         assert_eq!(max(&x), x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     }
 }

@@ -23,13 +23,26 @@ pub const GEMM: &str = "gemm 0.19, depth 256";
 
 /// Fewest rows with which a product onto `n` columns takes the general path.
 fn fewest_rows(n: usize) -> usize {
-    if n > 64 { 4 } else { (257_usize.div_ceil(n.max(1))).max(65) }
+    if n > 64 {
+        4
+    } else {
+        (257_usize.div_ceil(n.max(1))).max(65)
+    }
 }
 
 /// out\[r, c\] = Σ_k x\[r, k\] · w\[c, k\], r < `m`; `w` is `[n, k]`.
 ///
 /// `pad` is scratch that is used when there are few rows.
-pub(super) fn linear(m: usize, x: Rows<'_>, w: Rows<'_>, n: usize, k: usize, out: &mut [f32], out_stride: usize, pad: &mut Vec<f32>) {
+pub(super) fn linear(
+    m: usize,
+    x: Rows<'_>,
+    w: Rows<'_>,
+    n: usize,
+    k: usize,
+    out: &mut [f32],
+    out_stride: usize,
+    pad: &mut Vec<f32>,
+) {
     if m == 0 || n == 0 {
         return;
     }
@@ -43,7 +56,20 @@ pub(super) fn linear(m: usize, x: Rows<'_>, w: Rows<'_>, n: usize, k: usize, out
     for r in 0..m {
         wide_x[r * k..(r + 1) * k].copy_from_slice(&x.data[r * x.stride..r * x.stride + k]);
     }
-    product(fewest, n, k, Rows { data: wide_x, stride: k }, w, wide_out, n, 1.0, Parallelism::Rayon(0));
+    product(
+        fewest,
+        n,
+        k,
+        Rows {
+            data: wide_x,
+            stride: k,
+        },
+        w,
+        wide_out,
+        n,
+        1.0,
+        Parallelism::Rayon(0),
+    );
     for r in 0..m {
         out[r * out_stride..r * out_stride + n].copy_from_slice(&wide_out[r * n..(r + 1) * n]);
     }
@@ -62,9 +88,18 @@ pub(super) fn product(
     scale: f32,
     parallelism: Parallelism,
 ) {
-    assert!(k <= x.stride && (m - 1) * x.stride + k <= x.data.len(), "x holds m rows of k");
-    assert!(k <= w.stride && (n - 1) * w.stride + k <= w.data.len(), "w holds n rows of k");
-    assert!(n <= out_stride && (m - 1) * out_stride + n <= out.len(), "out holds m rows of n");
+    assert!(
+        k <= x.stride && (m - 1) * x.stride + k <= x.data.len(),
+        "x holds m rows of k"
+    );
+    assert!(
+        k <= w.stride && (n - 1) * w.stride + k <= w.data.len(),
+        "w holds n rows of k"
+    );
+    assert!(
+        n <= out_stride && (m - 1) * out_stride + n <= out.len(),
+        "out holds m rows of n"
+    );
     let depth = k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(8);
     for first in (0..k).step_by(depth) {
         let depth = depth.min(k - first);
@@ -101,7 +136,11 @@ pub(super) fn product(
 pub fn instruction_set() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") { "x86-64-v3" } else { "x86-64" }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            "x86-64-v3"
+        } else {
+            "x86-64"
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -111,14 +150,33 @@ pub fn instruction_set() -> &'static str {
 
 /// GFLOP/s of the machine's f32 matrix product at one shape: best of `repeats` calls of x`[m, k]` · w`[n, k]`ᵀ.
 pub fn gemm_gflops(m: usize, n: usize, k: usize, repeats: usize) -> f64 {
-    let x: Vec<f32> = (0..m * k).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.02).collect();
-    let w: Vec<f32> = (0..n * k).map(|i| ((i * 53 % 103) as f32 - 51.0) * 0.02).collect();
+    let x: Vec<f32> = (0..m * k)
+        .map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.02)
+        .collect();
+    let w: Vec<f32> = (0..n * k)
+        .map(|i| ((i * 53 % 103) as f32 - 51.0) * 0.02)
+        .collect();
     let mut out = vec![0.0_f32; m * n];
     let mut pad = Vec::new();
     let mut best = f64::INFINITY;
     for _ in 0..=repeats {
         let start = std::time::Instant::now();
-        linear(m, Rows { data: &x, stride: k }, Rows { data: &w, stride: k }, n, k, &mut out, n, &mut pad);
+        linear(
+            m,
+            Rows {
+                data: &x,
+                stride: k,
+            },
+            Rows {
+                data: &w,
+                stride: k,
+            },
+            n,
+            k,
+            &mut out,
+            n,
+            &mut pad,
+        );
         best = best.min(start.elapsed().as_secs_f64());
         std::hint::black_box(&mut out);
     }
@@ -134,7 +192,9 @@ mod tests {
         let mut state = seed;
         (0..len)
             .map(|_| {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                state = state
+                    .wrapping_mul(6364136223846793005)
+                    .wrapping_add(1442695040888963407);
                 ((state >> 33) as f32 / (1u64 << 31) as f32) * 2.0 - 1.0
             })
             .collect()
@@ -142,7 +202,16 @@ mod tests {
 
     fn rows_of(m: usize, n: usize, k: usize, x: &[f32], w: &[f32]) -> Vec<f32> {
         let mut out = vec![f32::NAN; m * n];
-        linear(m, Rows { data: x, stride: k }, Rows { data: w, stride: k }, n, k, &mut out, n, &mut Vec::new());
+        linear(
+            m,
+            Rows { data: x, stride: k },
+            Rows { data: w, stride: k },
+            n,
+            k,
+            &mut out,
+            n,
+            &mut Vec::new(),
+        );
         out
     }
 
@@ -175,7 +244,9 @@ mod tests {
         let out = rows_of(m, n, k, &x, &w);
         for r in 0..m {
             for c in 0..n {
-                let truth: f64 = (0..k).map(|i| x[r * k + i] as f64 * w[c * k + i] as f64).sum();
+                let truth: f64 = (0..k)
+                    .map(|i| x[r * k + i] as f64 * w[c * k + i] as f64)
+                    .sum();
                 assert!((out[r * n + c] as f64 - truth).abs() < 1e-6);
             }
         }

@@ -37,15 +37,23 @@ impl Shape {
             Act::HeadOut => self.n_heads * self.d_model,
             Act::Gate | Act::Up | Act::Post => self.d_mlp,
             Act::Logits => self.vocab,
-            Act::ResidPre | Act::ResidMid | Act::ResidPost | Act::Normalized | Act::Normed | Act::AttnOut | Act::MlpOut => {
-                self.d_model
-            }
+            Act::ResidPre
+            | Act::ResidMid
+            | Act::ResidPost
+            | Act::Normalized
+            | Act::Normed
+            | Act::AttnOut
+            | Act::MlpOut => self.d_model,
         }
     }
 
     /// Elements of every matrix, without the embedding and the LM head.
     fn matrix_elements(&self) -> usize {
-        let (d, qz, kv) = (self.d_model, self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim);
+        let (d, qz, kv) = (
+            self.d_model,
+            self.n_heads * self.head_dim,
+            self.n_kv_heads * self.head_dim,
+        );
         self.n_layers * d * (2 * qz + 2 * kv + 3 * self.d_mlp)
     }
 }
@@ -84,10 +92,18 @@ impl<'m> Cpu<'m> {
     ///
     /// # Errors
     /// A token id that is not in the vocabulary.
-    pub fn begin<'c, 's>(&'c mut self, batch: &'c Batch, sinks: Vec<Sink<'s>>) -> Result<Pass<'c, 'm, 's>> {
+    pub fn begin<'c, 's>(
+        &'c mut self,
+        batch: &'c Batch,
+        sinks: Vec<Sink<'s>>,
+    ) -> Result<Pass<'c, 'm, 's>> {
         let vocab = self.shape.vocab;
         if let Some(row) = batch.tokens.iter().position(|&t| t as usize >= vocab) {
-            return Err(Error::TokenOutOfRange { token: batch.tokens[row], row, vocab });
+            return Err(Error::TokenOutOfRange {
+                token: batch.tokens[row],
+                row,
+                vocab,
+            });
         }
         let positions = batch.positions.iter().max().map_or(0, |&p| p as usize + 1);
         self.extend_rope_tables(positions);
@@ -184,7 +200,19 @@ impl<'s> Pass<'_, '_, 's> {
         let mut pad = std::mem::take(&mut self.cpu.pad);
         let weights = self.cpu.weights.get(w);
         let k = weights.len() / n;
-        matmul::linear(m, Rows { data: x, stride: k }, Rows { data: &weights, stride: k }, n, k, to.as_mut(), n, &mut pad);
+        matmul::linear(
+            m,
+            Rows { data: x, stride: k },
+            Rows {
+                data: &weights,
+                stride: k,
+            },
+            n,
+            k,
+            to.as_mut(),
+            n,
+            &mut pad,
+        );
         self.cpu.pad = pad;
         self.put_back(out, to);
     }
@@ -204,11 +232,17 @@ impl<'s> Pass<'_, '_, 's> {
         if self.bound[act as usize] == Some(id) {
             return; // the op wrote the sink itself
         }
-        let Some(mut sink) = self.sinks[id].take() else { return };
+        let Some(mut sink) = self.sinks[id].take() else {
+            return;
+        };
         let left = &sink.rows[sink.seen..];
         let src_rows: Vec<u32> = match rows {
             None => left.to_vec(),
-            Some(rows) => left.iter().map_while(|r| rows.binary_search(r).ok()).map(|r| r as u32).collect(),
+            Some(rows) => left
+                .iter()
+                .map_while(|r| rows.binary_search(r).ok())
+                .map(|r| r as u32)
+                .collect(),
         };
         emit::emit(&mut sink, self.read(act), self.width(act), &src_rows);
         self.sinks[id] = Some(sink);
@@ -217,7 +251,9 @@ impl<'s> Pass<'_, '_, 's> {
 
 impl Ops for Pass<'_, '_, '_> {
     fn bind(&mut self, act: Act, sink: SinkId) -> bool {
-        let direct = self.sinks[sink].as_ref().is_some_and(|s| s.is_direct(self.rows()));
+        let direct = self.sinks[sink]
+            .as_ref()
+            .is_some_and(|s| s.is_direct(self.rows()));
         if direct {
             self.bound[act as usize] = Some(sink);
         }
@@ -279,7 +315,11 @@ impl Ops for Pass<'_, '_, '_> {
     fn linear_rows(&mut self, x: Act, rows: &[u32], w: Weight, out: Act) {
         let width = self.width(x);
         let from = self.read(x);
-        let picked: Vec<f32> = rows.iter().flat_map(|&r| &from[r as usize * width..][..width]).copied().collect();
+        let picked: Vec<f32> = rows
+            .iter()
+            .flat_map(|&r| &from[r as usize * width..][..width])
+            .copied()
+            .collect();
         self.multiply(rows.len(), &picked, w, out);
     }
 
@@ -303,27 +343,66 @@ impl Ops for Pass<'_, '_, '_> {
         let mut pattern_sinks = self.take_sinks(patterns);
         let mut to = self.take(z, self.rows());
         let shape = &self.cpu.shape;
-        let heads =
-            Heads { n_heads: shape.n_heads, n_kv_heads: shape.n_kv_heads, head_dim: shape.head_dim, window: shape.window };
-        let inputs = Inputs { q: self.read(Act::RotQ), k: self.read(Act::RotK), v: self.read(Act::V) };
-        attention::attention(heads, &self.samples, &inputs, to.as_mut(), &mut score_sinks, &mut pattern_sinks);
+        let heads = Heads {
+            n_heads: shape.n_heads,
+            n_kv_heads: shape.n_kv_heads,
+            head_dim: shape.head_dim,
+            window: shape.window,
+        };
+        let inputs = Inputs {
+            q: self.read(Act::RotQ),
+            k: self.read(Act::RotK),
+            v: self.read(Act::V),
+        };
+        attention::attention(
+            heads,
+            &self.samples,
+            &inputs,
+            to.as_mut(),
+            &mut score_sinks,
+            &mut pattern_sinks,
+        );
         self.put_back(z, to);
         self.put_back_sinks(scores, score_sinks);
         self.put_back_sinks(patterns, pattern_sinks);
     }
 
     fn head_results(&mut self, rows: &[u32], layer: usize, out: Act) {
-        let Shape { n_heads, head_dim, d_model, .. } = self.cpu.shape;
+        let Shape {
+            n_heads,
+            head_dim,
+            d_model,
+            ..
+        } = self.cpu.shape;
         let z_width = n_heads * head_dim;
         let mut to = self.take(out, rows.len());
         let z = self.read(Act::Z);
-        let picked: Vec<f32> = rows.iter().flat_map(|&r| &z[r as usize * z_width..][..z_width]).copied().collect();
+        let picked: Vec<f32> = rows
+            .iter()
+            .flat_map(|&r| &z[r as usize * z_width..][..z_width])
+            .copied()
+            .collect();
         let mut pad = std::mem::take(&mut self.cpu.pad);
         let weights = self.cpu.weights.get(Weight::O(layer));
         for head in 0..n_heads {
-            let x = Rows { data: &picked[head * head_dim..], stride: z_width };
-            let w = Rows { data: &weights[head * head_dim..], stride: z_width };
-            matmul::linear(rows.len(), x, w, d_model, head_dim, &mut to.as_mut()[head * d_model..], n_heads * d_model, &mut pad);
+            let x = Rows {
+                data: &picked[head * head_dim..],
+                stride: z_width,
+            };
+            let w = Rows {
+                data: &weights[head * head_dim..],
+                stride: z_width,
+            };
+            matmul::linear(
+                rows.len(),
+                x,
+                w,
+                d_model,
+                head_dim,
+                &mut to.as_mut()[head * d_model..],
+                n_heads * d_model,
+                &mut pad,
+            );
         }
         self.cpu.pad = pad;
         self.put_back(out, to);

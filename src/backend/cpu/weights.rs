@@ -82,7 +82,12 @@ pub(super) struct WideWeights<'m> {
 impl<'m> WideWeights<'m> {
     /// `keep`: hold every widened matrix instead of one layer's.
     pub fn new(stored: &'m dyn StoredWeights, keep: bool) -> Self {
-        WideWeights { stored, keep, kept: HashMap::new(), scratch: HashMap::new() }
+        WideWeights {
+            stored,
+            keep,
+            kept: HashMap::new(),
+            scratch: HashMap::new(),
+        }
     }
 
     /// The checkpoint's own tensors.
@@ -99,10 +104,16 @@ impl<'m> WideWeights<'m> {
             return Cow::Borrowed(mapped);
         }
         if self.keep {
-            return Cow::Borrowed(self.kept.entry(weight).or_insert_with(|| widen_all(&tensor, Vec::new())));
+            return Cow::Borrowed(
+                self.kept
+                    .entry(weight)
+                    .or_insert_with(|| widen_all(&tensor, Vec::new())),
+            );
         }
-        let (held, wide) =
-            self.scratch.entry(std::mem::discriminant(&weight)).or_insert_with(|| (weight, widen_all(&tensor, Vec::new())));
+        let (held, wide) = self
+            .scratch
+            .entry(std::mem::discriminant(&weight))
+            .or_insert_with(|| (weight, widen_all(&tensor, Vec::new())));
         if *held != weight {
             *wide = widen_all(&tensor, std::mem::take(wide));
             *held = weight;
@@ -114,7 +125,9 @@ impl<'m> WideWeights<'m> {
 fn widen_all(tensor: &StoredTensor<'_>, mut out: Vec<f32>) -> Vec<f32> {
     const CHUNK: usize = 1 << 16;
     out.resize(tensor.len(), 0.0);
-    out.par_chunks_mut(CHUNK).enumerate().for_each(|(i, chunk)| tensor.widen(i * CHUNK, chunk));
+    out.par_chunks_mut(CHUNK)
+        .enumerate()
+        .for_each(|(i, chunk)| tensor.widen(i * CHUNK, chunk));
     out
 }
 
@@ -126,8 +139,15 @@ mod tests {
 
     impl StoredWeights for TwoLayers {
         fn tensor(&self, weight: Weight) -> StoredTensor<'_> {
-            let bytes = if weight == Weight::Q(0) { &self.0 } else { &self.1 };
-            StoredTensor { dtype: StoredDtype::BF16, bytes }
+            let bytes = if weight == Weight::Q(0) {
+                &self.0
+            } else {
+                &self.1
+            };
+            StoredTensor {
+                dtype: StoredDtype::BF16,
+                bytes,
+            }
         }
         fn embed(&self) -> StoredTensor<'_> {
             self.tensor(Weight::Q(0))
@@ -136,7 +156,11 @@ mod tests {
 
     #[test]
     fn every_layer_gets_its_own_weights_whether_they_are_kept_or_not() {
-        let bytes = |v: &[f32]| v.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect::<Vec<u8>>();
+        let bytes = |v: &[f32]| {
+            v.iter()
+                .flat_map(|&x| bf16::from_f32(x).to_le_bytes())
+                .collect::<Vec<u8>>()
+        };
         let stored = TwoLayers(bytes(&[1.0, -2.5]), bytes(&[3.0, 0.125]));
         for keep in [false, true] {
             let mut wide = WideWeights::new(&stored, keep);
@@ -153,7 +177,11 @@ mod tests {
         bytes[1..5].copy_from_slice(&1.5_f32.to_le_bytes());
         bytes[5..9].copy_from_slice(&(-7.0_f32).to_le_bytes());
         let mut out = [0.0; 2];
-        StoredTensor { dtype: StoredDtype::F32, bytes: &bytes[1..] }.widen(0, &mut out);
+        StoredTensor {
+            dtype: StoredDtype::F32,
+            bytes: &bytes[1..],
+        }
+        .widen(0, &mut out);
         assert_eq!(out, [1.5, -7.0]);
     }
 }
