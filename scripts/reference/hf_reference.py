@@ -142,16 +142,24 @@ class Recorder:
             self.put(name + "hook_result", torch.einsum("nhe,dhe->nhd", z[0], output))
         return z, pattern
 
-    def run(self, ids, wanted):
+    def run(self, ids, wanted, padded=False):
+        """`padded`: as the first of two in a batch, padded on the right; what is returned leaves the padding out."""
+        n = len(ids)
+        batch = {"input_ids": torch.tensor([ids])}
+        if padded:
+            length = max(n + 7, 64)
+            longer, mask = (ids * length)[:length], [1] * n + [0] * (length - n)
+            batch["input_ids"] = torch.tensor([ids + [0] * (length - n), longer])
+            batch["attention_mask"] = torch.tensor([mask, [1] * length])
         self.points, self.wanted = {}, wanted
         family = FAMILIES[self.model.config.model_type]
         eager, family.eager_attention_forward = family.eager_attention_forward, self.attention
         try:
-            self.model(torch.tensor([ids]), use_cache=False)
+            self.model(**batch, use_cache=False)
         finally:
             family.eager_attention_forward = eager
         points, self.points = self.points, {}
-        return points
+        return {name: rows[:, :n, :n] if is_ragged(name) else rows[:n] for name, rows in points.items()}
 
 
 class Reference:
@@ -188,8 +196,8 @@ class Reference:
         assert all(tensor.dtype == torch.float64 for tensor in points.values())
         return points
 
-    def float32(self, ids, wanted=lambda point: True):
-        return self._float32.run(ids, wanted)
+    def float32(self, ids, wanted=lambda point: True, padded=False):
+        return self._float32.run(ids, wanted, padded)
 
 
 def groups(point, tensor):
