@@ -6,7 +6,7 @@ that no float32 operation is left but RoPE's cos/sin tables, which belong to the
 
     reference = Reference(folder)
     reference.truth(ids)       {hook point: float64 tensor}
-    reference.float32(ids)     the same from the unpatched float32 model, twice
+    reference.float32(ids)     the same from the unpatched float32 model
 
 Shapes are ours: rows first ([n, d], [n, H, h], …); `hook_attn_scores` and `hook_pattern` are [H, n, n], and masked
 scores are -inf.
@@ -27,7 +27,6 @@ BLOCK_POINTS = """hook_resid_pre ln1.hook_scale ln1.hook_normalized ln1.hook_out
 attn.hook_rot_q attn.hook_rot_k attn.hook_attn_scores attn.hook_pattern attn.hook_z attn.hook_result hook_attn_out
 hook_resid_mid ln2.hook_scale ln2.hook_normalized ln2.hook_out mlp.hook_pre mlp.hook_pre_linear mlp.hook_post
 hook_mlp_out hook_resid_post""".split()
-PADDING = 32
 FINAL_POINTS = ["ln_final.hook_scale", "ln_final.hook_normalized", "ln_final.hook_out", "logits"]
 
 
@@ -143,16 +142,24 @@ class Recorder:
             self.put(name + "hook_result", torch.einsum("nhe,dhe->nhd", z[0], output))
         return z, pattern
 
-    def run(self, ids, wanted):
+    def run(self, ids, wanted, padded=False):
+        """`padded`: as the first of two in a batch, padded on the right; what is returned leaves the padding out."""
+        n = len(ids)
+        batch = {"input_ids": torch.tensor([ids])}
+        if padded:
+            length = max(n + 7, 64)
+            longer, mask = (ids * length)[:length], [1] * n + [0] * (length - n)
+            batch["input_ids"] = torch.tensor([ids + [0] * (length - n), longer])
+            batch["attention_mask"] = torch.tensor([mask, [1] * length])
         self.points, self.wanted = {}, wanted
         family = FAMILIES[self.model.config.model_type]
         eager, family.eager_attention_forward = family.eager_attention_forward, self.attention
         try:
-            self.model(torch.tensor([ids]), use_cache=False)
+            self.model(**batch, use_cache=False)
         finally:
             family.eager_attention_forward = eager
         points, self.points = self.points, {}
-        return points
+        return {name: rows[:, :n, :n] if is_ragged(name) else rows[:n] for name, rows in points.items()}
 
 
 class Reference:
@@ -189,14 +196,8 @@ class Reference:
         assert all(tensor.dtype == torch.float64 for tensor in points.values())
         return points
 
-    def float32(self, ids, wanted=lambda point: True):
-        """[{hook point: tensor}] of two runs: of the sample alone, and of the sample with padding after it, as in a
-        batch. The two take other paths through the matrix products; a cell of few numbers can by luck be ten times
-        better in one of them, so the noise floor is the worse of the two."""
-        n, padded = len(ids), self._float32.run([*ids, *[0] * PADDING], wanted)
-        for point, tensor in padded.items():
-            padded[point] = tensor[:, :n, :n] if is_ragged(point) else tensor[:n]
-        return [self._float32.run(ids, wanted), padded]
+    def float32(self, ids, wanted=lambda point: True, padded=False):
+        return self._float32.run(ids, wanted, padded)
 
 
 def groups(point, tensor):
