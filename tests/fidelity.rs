@@ -1,5 +1,7 @@
 //! Every hook point, layer and sample against float64 Hugging Face, within numerics.md's gate for f32 on the CPU:
-//! at most 2 × what Hugging Face's own float32 shows at the same place (floor 1e-6), and at most 1e-5.
+//! at most 2 × what Hugging Face's own float32 shows at the same place (floor 1e-6), and at most 1e-5. What it shows is
+//! the worst of five float32 runs that differ in their bits alone: a single run is a lucky draw wherever one massive
+//! component is the whole norm, and fails the gate made of another run in up to 167 cells (tests/fixtures/README.md).
 //!
 //! The goldens are random-sign sketches (scripts/reference/sketch.py) of token 0 and of the later tokens, apart:
 //! real models hold massive activations at token 0 that would hide everything else in a common norm.
@@ -121,9 +123,6 @@ fn check(name: &str, dir: &std::path::Path) {
                     let error = (square / PROJECTIONS as f64).sqrt() / norms[cell];
                     let gate = (2.0 * hf[cell] as f64).max(1e-6).min(1e-5);
                     cells += 1;
-                    if std::env::var("SHOW").is_ok() {
-                        println!("CELL {sample} {point} {g} {error:e} {:e}", hf[cell]);
-                    }
                     if !(error <= gate * SKETCH_SLACK) {
                         failures.insert(format!("{sample} {point} group {g}"), (error, gate));
                     }
