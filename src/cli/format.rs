@@ -13,6 +13,11 @@ pub fn count(n: u64) -> String {
     out
 }
 
+/// `1 shard`, `1,234 shards`
+pub fn counted(n: u64, noun: &str) -> String {
+    format!("{} {noun}{}", count(n), if n == 1 { "" } else { "s" })
+}
+
 /// `1.50 GB` (powers of 1000, as disks are sold); exact below 1 kB.
 pub fn bytes(n: u64) -> String {
     scaled(n as f64, "B")
@@ -101,6 +106,7 @@ mod tests {
     fn numbers_are_grouped_and_scaled() {
         assert_eq!(count(1_234_567), "1,234,567");
         assert_eq!(count(12), "12");
+        assert_eq!((counted(1, "shard"), counted(2000, "shard")), ("1 shard".into(), "2,000 shards".into()));
         assert_eq!(bytes(1_500_000_000), "1.50 GB");
         assert_eq!(duration(3725.0), "1 h 02 min");
         assert_eq!(duration(65.4), "1 min 05 s");

@@ -1,11 +1,18 @@
 //! The command line: one file per subcommand, each thin; what they share is in `job_args`, `format` and `progress`.
 //! Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 usage.
 
+mod analyze;
+mod bench;
+mod doctor;
 mod extract;
 mod format;
+mod inspect;
 mod job_args;
+mod model_info;
 mod plan;
 mod progress;
+mod store_taps;
+mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -22,8 +29,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Doctor(doctor::DoctorArgs),
+    Model(model_info::ModelArgs),
     Plan(plan::PlanArgs),
     Extract(extract::ExtractArgs),
+    Inspect(inspect::InspectArgs),
+    Verify(verify::VerifyArgs),
+    Analyze(analyze::AnalyzeArgs),
+    Bench(bench::BenchArgs),
 }
 
 /// A command line that makes no sense, found after clap was done with it: exit status 2.
@@ -34,14 +47,16 @@ struct Usage(String);
 #[derive(Debug)]
 enum Failure {
     Usage(Usage),
-    Failed(crate::Error),
+    Failed(Box<crate::Error>),
+    /// What the command itself finds wrong with its input.
+    Refused(String),
     /// What went wrong is already on stdout (as `verify` tells it).
     Told,
 }
 
 impl<E: Into<crate::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Failure::Failed(error.into())
+        Failure::Failed(Box::new(error.into()))
     }
 }
 
@@ -61,13 +76,20 @@ pub fn run() -> ExitCode {
         .without_time()
         .init();
     let result = match Cli::parse().command {
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Model(args) => model_info::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Extract(args) => extract::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Analyze(args) => analyze::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Told) => ExitCode::from(1),
         Err(Failure::Failed(error)) => complain(&error.to_string(), 1),
+        Err(Failure::Refused(message)) => complain(&message, 1),
         Err(Failure::Usage(Usage(message))) => complain(&message, 2),
     }
 }

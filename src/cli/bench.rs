@@ -1,0 +1,126 @@
+//! `streamgauge bench`
+
+use clap::{Args, Subcommand};
+
+use super::{CliResult, format, out};
+use crate::backend::cpu::{GEMM, gemm_gflops, instruction_set};
+
+/// Measure what this machine reaches.
+///
+/// Rates are the best of several runs, with nothing else assumed about the machine: run them while it is otherwise idle.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    Gemm(GemmArgs),
+}
+
+/// The rate of f32 matrix products, which bounds how fast any model can run on the CPU.
+///
+/// Each product is x[M, K] · w[N, K]ᵀ, as a linear layer over M tokens computes it. Without --n and --k the shapes are
+/// those of SmolLM2-135M's blocks: the query and output projections, keys and values, the MLP's way up and its way down.
+/// The overall rate is all their FLOPs over all their time.
+#[derive(Debug, Args)]
+struct GemmArgs {
+    /// Rows of x: tokens in a batch.
+    #[arg(long, value_name = "M", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    m: u32,
+    /// Outputs of the layer; goes with --k.
+    #[arg(long, value_name = "N", requires = "k", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    n: Option<u32>,
+    /// Inputs of the layer; goes with --n.
+    #[arg(long, value_name = "K", requires = "n", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    k: Option<u32>,
+    /// Runs of each shape; the best counts.
+    #[arg(long, value_name = "R", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    repeats: u32,
+    /// Print JSON: {"gflops", "shapes": [{"m", "n", "k", "gflops"}], …}.
+    #[arg(long)]
+    json: bool,
+}
+
+/// (N, K) of the linear layers of a SmolLM2-135M block.
+const SMOLLM2: [(usize, usize); 4] = [(576, 576), (192, 576), (1536, 576), (576, 1536)];
+
+/// One shape's rate.
+#[derive(Debug, serde::Serialize)]
+struct Rate {
+    m: usize,
+    n: usize,
+    k: usize,
+    gflops: f64,
+}
+
+pub fn run(args: &BenchArgs) -> CliResult {
+    match &args.what {
+        What::Gemm(args) => gemm(args),
+    }
+    Ok(())
+}
+
+fn gemm(args: &GemmArgs) {
+    let m = args.m as usize;
+    let shapes = match (args.n, args.k) {
+        (Some(n), Some(k)) => vec![(n as usize, k as usize)],
+        _ => SMOLLM2.to_vec(),
+    };
+    let rates: Vec<Rate> = shapes
+        .into_iter()
+        .map(|(n, k)| Rate {
+            m,
+            n,
+            k,
+            gflops: gemm_gflops(m, n, k, args.repeats as usize),
+        })
+        .collect();
+    let overall = overall(&rates);
+    if args.json {
+        let value = serde_json::json!({
+            "gflops": overall,
+            "shapes": rates,
+            "instruction_set": instruction_set(),
+            "threads": rayon::current_num_threads(),
+            "gemm": GEMM,
+        });
+        out(format_args!("{value}\n"));
+        return;
+    }
+    for Rate { m, n, k, gflops } in &rates {
+        out(format_args!(
+            "M {m:6}  N {n:6}  K {k:6}  {gflops:8.1} GFLOP/s\n"
+        ));
+    }
+    let threads = format::counted(rayon::current_num_threads() as u64, "thread");
+    out(format_args!(
+        "overall {overall:.1} GFLOP/s in f32 ({}, {threads})\n",
+        instruction_set()
+    ));
+}
+
+/// All FLOPs over all time.
+fn overall(rates: &[Rate]) -> f64 {
+    let flops = |r: &Rate| 2.0 * (r.m * r.n * r.k) as f64;
+    let seconds: f64 = rates.iter().map(|r| flops(r) / r.gflops).sum();
+    rates.iter().map(flops).sum::<f64>() / seconds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_overall_rate_weighs_each_shape_by_its_time() {
+        let rate = |n, gflops| Rate {
+            m: 10,
+            n,
+            k: 10,
+            gflops,
+        };
+        assert!((overall(&[rate(10, 50.0), rate(10, 100.0)]) - 200.0 / 3.0).abs() < 1e-9);
+        assert!((overall(&[rate(20, 50.0), rate(10, 100.0)]) - 60.0).abs() < 1e-9);
+    }
+}
