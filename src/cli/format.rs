@@ -106,7 +106,10 @@ mod tests {
     fn numbers_are_grouped_and_scaled() {
         assert_eq!(count(1_234_567), "1,234,567");
         assert_eq!(count(12), "12");
-        assert_eq!((counted(1, "shard"), counted(2000, "shard")), ("1 shard".into(), "2,000 shards".into()));
+        assert_eq!(
+            (counted(1, "shard"), counted(2000, "shard")),
+            ("1 shard".into(), "2,000 shards".into())
+        );
         assert_eq!(bytes(1_500_000_000), "1.50 GB");
         assert_eq!(duration(3725.0), "1 h 02 min");
         assert_eq!(duration(65.4), "1 min 05 s");

@@ -70,11 +70,6 @@ type CliResult = Result<(), Failure>;
 
 /// Parses the command line, runs the command, and says in one line what failed.
 pub fn run() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .without_time()
-        .init();
     let result = match Cli::parse().command {
         Command::Doctor(args) => doctor::run(&args),
         Command::Model(args) => model_info::run(&args),

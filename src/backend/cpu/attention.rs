@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::emit::store_row;
 use super::math::{exp, max, sum_by};
-use super::matmul::{Rows, product};
+use super::matmul::{Rows, RowsMut, Size, product};
 use crate::backend::Sink;
 
 /// Queries per tile.
@@ -121,14 +121,19 @@ fn one_head(
                 data: &inputs.k[(rows.start + keys.start) * kv_stride + kv_head * head_dim..],
                 stride: kv_stride,
             };
-            product(
+            let size = Size {
                 m,
-                width,
-                head_dim,
+                n: width,
+                k: head_dim,
+            };
+            product(
+                size,
                 q,
                 k,
-                tile,
-                width,
+                RowsMut {
+                    data: tile,
+                    stride: width,
+                },
                 scale,
                 Parallelism::None,
             );

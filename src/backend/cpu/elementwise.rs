@@ -99,12 +99,25 @@ pub(super) fn rope(
 
 /// out = silu(gate) · up (Shazeer 2020).
 pub(super) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    elementwise(gate, up, out, |g, u| silu(g) * u);
+    elementwise(
+        gate,
+        up,
+        out,
+        #[inline(always)]
+        // into the loop that is compiled for this processor; as a call it is scalar and slow
+        |g, u| silu(g) * u,
+    );
 }
 
 /// out = a + b
 pub(super) fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
-    elementwise(a, b, out, |a, b| a + b);
+    elementwise(
+        a,
+        b,
+        out,
+        #[inline(always)]
+        |a, b| a + b,
+    );
 }
 
 fn elementwise(a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(f32, f32) -> f32 + Sync + Copy) {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::attention::{self, Heads, Inputs};
-use super::matmul::{self, Rows};
+use super::matmul::{self, Rows, RowsMut, Size};
 use super::weights::{StoredWeights, WideWeights};
 use super::{elementwise, emit};
 use crate::backend::{Act, Batch, Error, Ops, Result, Sink, SinkId, Weight};
@@ -200,17 +200,21 @@ impl<'s> Pass<'_, '_, 's> {
         let mut pad = std::mem::take(&mut self.cpu.pad);
         let weights = self.cpu.weights.get(w);
         let k = weights.len() / n;
-        matmul::linear(
-            m,
+        let (x, w) = (
             Rows { data: x, stride: k },
             Rows {
                 data: &weights,
                 stride: k,
             },
-            n,
-            k,
-            to.as_mut(),
-            n,
+        );
+        matmul::linear(
+            Size { m, n, k },
+            x,
+            w,
+            RowsMut {
+                data: to.as_mut(),
+                stride: n,
+            },
             &mut pad,
         );
         self.cpu.pad = pad;
@@ -393,16 +397,16 @@ impl Ops for Pass<'_, '_, '_> {
                 data: &weights[head * head_dim..],
                 stride: z_width,
             };
-            matmul::linear(
-                rows.len(),
-                x,
-                w,
-                d_model,
-                head_dim,
-                &mut to.as_mut()[head * d_model..],
-                n_heads * d_model,
-                &mut pad,
-            );
+            let size = Size {
+                m: rows.len(),
+                n: d_model,
+                k: head_dim,
+            };
+            let out = RowsMut {
+                data: &mut to.as_mut()[head * d_model..],
+                stride: n_heads * d_model,
+            };
+            matmul::linear(size, x, w, out, &mut pad);
         }
         self.cpu.pad = pad;
         self.put_back(out, to);
