@@ -18,7 +18,13 @@ pub enum Error {
     #[error(transparent)]
     Report(#[from] crate::report::Error),
     #[error(transparent)]
-    Store(#[from] crate::store::Error),
+    Store(Box<crate::store::Error>),
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl From<crate::store::Error> for Error {
+    fn from(error: crate::store::Error) -> Self {
+        Error::Store(Box::new(error))
+    }
+}

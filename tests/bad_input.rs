@@ -108,7 +108,8 @@ fn with_header(model: &Path, change: impl Fn(&mut serde_json::Map<String, serde_
 #[test]
 fn missing_extra_misshaped_and_mistyped_tensors_are_named() {
     const Q: &str = "model.layers.1.self_attn.q_proj.weight";
-    let cases: [(&str, fn(&mut serde_json::Map<String, serde_json::Value>)); 4] = [
+    type Change = fn(&mut serde_json::Map<String, serde_json::Value>);
+    let cases: [(&str, Change); 4] = [
         ("missing", |h| {
             let tensor = h.remove(Q).unwrap();
             h.insert("model.layers.1.self_attn.renamed.weight".into(), tensor);

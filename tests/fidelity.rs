@@ -121,9 +121,9 @@ fn check(name: &str, dir: &std::path::Path) {
                         .map(|(a, &b)| (a - b as f64).powi(2))
                         .sum();
                     let error = (square / PROJECTIONS as f64).sqrt() / norms[cell];
-                    let gate = (2.0 * hf[cell] as f64).max(1e-6).min(1e-5);
+                    let gate = (2.0 * hf[cell] as f64).clamp(1e-6, 1e-5);
                     cells += 1;
-                    if !(error <= gate * SKETCH_SLACK) {
+                    if error.is_nan() || error > gate * SKETCH_SLACK {
                         failures.insert(format!("{sample} {point} group {g}"), (error, gate));
                     }
                 }

@@ -58,14 +58,14 @@ fn summary(done: &Extracted, dir: &std::path::Path) -> String {
     let share =
         |d: std::time::Duration| format!("{:.0} %", 100.0 * d.as_secs_f64() / seconds.max(1e-9));
     format!(
-        "{} samples, {} tokens, {} rows in {} taps, {} shards, {} in {} ({} tokens/s)\n\
+        "{}, {}, {} in {}, {}, {} in {} ({} tokens/s)\n\
          time: model {}, waiting for the tokeniser {}, waiting for the disk {}\n\
          {}\n",
-        format::count(p.samples),
-        format::count(p.tokens),
-        format::count(done.rows.iter().sum()),
-        done.rows.len(),
-        done.shards,
+        format::counted(p.samples, "sample"),
+        format::counted(p.tokens, "token"),
+        format::counted(done.rows.iter().sum(), "row"),
+        format::counted(done.rows.len() as u64, "tap"),
+        format::counted(done.shards as u64, "shard"),
         format::bytes(p.bytes),
         format::duration(seconds),
         format::count((p.tokens as f64 / seconds.max(1e-9)) as u64),

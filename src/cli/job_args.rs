@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use super::Usage;
 use super::format::parse_bytes;
 use crate::engine::{InputKind, Job, OnLong};
+use crate::hooks::{Reduction, TapSpec};
 use crate::store::StoreDtype;
 
 /// What to run, over what, and what to keep.
@@ -103,6 +104,20 @@ pub struct JobArgs {
     pub shard: Option<String>,
 }
 
+/// The tap with the path of its directions made absolute, so that the store's job runs from anywhere.
+fn with_absolute_path(tap: &str) -> String {
+    let Ok(mut spec) = TapSpec::parse(tap) else {
+        return tap.to_owned(); // it is refused where its errors are told
+    };
+    match &mut spec.reduction {
+        Reduction::Dot { file, .. } => {
+            *file = std::path::absolute(&*file).unwrap_or_else(|_| file.clone());
+            spec.to_string()
+        }
+        _ => tap.to_owned(),
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DtypeArg {
     F32,
@@ -158,7 +173,11 @@ impl JobArgs {
             limit: self.limit,
             shard_bytes: self.shard_size,
             batch_tokens: self.batch_tokens,
-            ..Job::new(self.model.clone(), self.data.clone(), self.tap.clone())
+            ..Job::new(
+                self.model.clone(),
+                self.data.clone(),
+                self.tap.iter().map(|tap| with_absolute_path(tap)).collect(),
+            )
         })
     }
 

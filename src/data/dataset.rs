@@ -92,7 +92,7 @@ impl Dataset {
         &self.skip_reasons
     }
 
-    /// xxh3-128, in hex, over each file's base name, its length and its contents, in order; `None` where
+    /// xxh3-128, in hex, over each file's extension, its length and its contents, in order; `None` where
     /// standard input is among them, which cannot be read twice. Reads the files whole, in pieces.
     pub fn fingerprint(&self) -> Result<Option<String>> {
         if self.sources.iter().any(Source::is_stdin) {
@@ -101,7 +101,8 @@ impl Dataset {
         let mut hash = Xxh3::new();
         let mut piece = vec![0; 1 << 20];
         for source in &self.sources {
-            let name = source.path.file_name().unwrap_or_default();
+            // Not the name: a dataset that was moved is the same one. The extension says how it is read.
+            let name = source.path.extension().unwrap_or_default();
             let name = name.as_encoded_bytes();
             hash.update(&(name.len() as u64).to_le_bytes());
             hash.update(name);

@@ -26,7 +26,7 @@ pub enum Error {
     Chat {
         place: String,
         #[source]
-        source: crate::model::Error,
+        source: Box<crate::model::Error>,
     },
     #[error(
         "{place}: the span '{name}' [{start}, {end}) is not in its text ({why}): spans count characters from 0, the end not included"

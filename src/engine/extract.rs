@@ -7,6 +7,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
@@ -65,31 +66,45 @@ pub fn extract(
         prepared.infos.clone(),
         &prepared.job.keep,
     )?;
+    match run(prepared, &mut writer, start, report) {
+        Ok((run, read, fingerprint)) => run.finish(writer, read, fingerprint, started),
+        Err(error) => {
+            writer.abandon();
+            Err(error)
+        }
+    }
+}
+
+/// Runs the three threads; also returns what the dataset was.
+fn run<'p>(
+    prepared: &'p Prepared,
+    writer: &mut StoreWriter,
+    start: Instant,
+    report: &mut dyn FnMut(&Progress),
+) -> Result<(Run<'p>, ReadSummary, Option<String>)> {
     let dataset = prepared.job.dataset(prepared.needs_spans())?;
     let to_hash = prepared.job.dataset(false)?;
     let (shards_to, shards_from) = sync_channel(1);
     let (commits_to, commits_from) = sync_channel::<ShardWriter>(0);
-
     std::thread::scope(|scope| {
         let fingerprint = scope.spawn(move || to_hash.fingerprint());
         let reader = scope.spawn(move || read_ahead(prepared, dataset, &shards_to));
         let committer =
             scope.spawn(move || commits_from.into_iter().try_for_each(ShardWriter::commit));
         let mut run = Run::new(prepared, start);
-        let computed = run.shards(shards_from, &mut writer, commits_to, report);
+        let computed = run.shards(shards_from, writer, commits_to, report);
         // A failed commit is why the computing thread could not hand its shard over: its error says more.
-        committer
-            .join()
-            .map_err(|_| Error::Thread("the thread that commits shards"))??;
+        joined(committer, "the thread that commits shards")??;
         computed?;
-        let read = reader
-            .join()
-            .map_err(|_| Error::Thread("the thread that reads the dataset"))??;
-        let fingerprint = fingerprint
-            .join()
-            .map_err(|_| Error::Thread("the thread that hashes the dataset"))??;
-        run.finish(writer, read, fingerprint, started)
+        let read = joined(reader, "the thread that reads the dataset")??;
+        let fingerprint = joined(fingerprint, "the thread that hashes the dataset")??;
+        run.check_rows()?;
+        Ok((run, read, fingerprint))
     })
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, T>, name: &'static str) -> Result<T, Error> {
+    thread.join().map_err(|_| Error::Thread(name))
 }
 
 /// Everything that is known before the first row.
@@ -109,7 +124,9 @@ fn provenance(prepared: &Prepared) -> Provenance {
         },
         tokenizer_fingerprint: tokenising.tokenizer.as_ref().map(|t| t.fingerprint()),
         dataset: dataset_info(prepared, None, None, 0),
-        chat_template: tokenising.template.as_ref().map(|t| t.source().to_owned()),
+        chat_template: (prepared.may_be_chat())
+            .then(|| tokenising.template.as_ref().map(|t| t.source().to_owned()))
+            .flatten(),
         compute_dtype: "f32".into(),
         store_dtype: job.store_dtype.map_or("f32".into(), |d| d.to_string()),
         backend: "cpu".into(),
@@ -258,6 +275,17 @@ impl<'p> Run<'p> {
         Ok(shard)
     }
 
+    /// A selection that picks nothing anywhere is a mistake, not a result.
+    fn check_rows(&self) -> Result<(), Error> {
+        match self.rows.iter().position(|&rows| rows == 0) {
+            None => Ok(()),
+            Some(tap) => Err(Error::NothingSelected {
+                tap: self.prepared.taps[tap].to_string(),
+                samples: self.progress.samples,
+            }),
+        }
+    }
+
     fn finish(
         mut self,
         writer: StoreWriter,
@@ -265,14 +293,6 @@ impl<'p> Run<'p> {
         fingerprint: Option<String>,
         started: SystemTime,
     ) -> Result<Extracted> {
-        if let Some(tap) = self.rows.iter().position(|&rows| rows == 0) {
-            let tap = self.prepared.taps[tap].to_string();
-            return Err(Error::NothingSelected {
-                tap,
-                samples: self.progress.samples,
-            }
-            .into());
-        }
         self.progress.elapsed = self.start.elapsed();
         let Progress {
             tokens,

@@ -79,6 +79,15 @@ impl Job {
         }
     }
 
+    /// Whether samples can be chats: text wrapped in a turn, messages, or whatever each record holds.
+    pub fn may_be_chat(&self) -> bool {
+        self.chat.is_some()
+            || !matches!(
+                self.input_field,
+                Some((InputKind::Text | InputKind::Tokens, _))
+            )
+    }
+
     /// The dataset, opened anew.
     ///
     /// # Errors
@@ -212,6 +221,11 @@ impl Prepared {
         Ok(SelectedSample { positions, clipped })
     }
 
+    /// Whether samples can be chats.
+    pub fn may_be_chat(&self) -> bool {
+        self.job.may_be_chat()
+    }
+
     /// Positions that tap `tap` takes of the sample.
     pub fn positions<'s>(&self, selected: &'s SelectedSample, tap: usize) -> &'s [u32] {
         &selected.positions[self.selection_of[tap]]
@@ -323,12 +337,7 @@ fn check_selections(selections: &[Selection], job: &Job) -> Result<()> {
             }
             .into());
         }
-        let no_chat = job.chat.is_none()
-            && matches!(
-                job.input_field,
-                Some((InputKind::Text | InputKind::Tokens, _))
-            );
-        if selection.needs_messages() && no_chat {
+        if selection.needs_messages() && !job.may_be_chat() {
             return Err(Error::NeedsMessages {
                 selection: selection.to_string(),
             }

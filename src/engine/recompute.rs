@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::extract::run_batch;
 use super::{Error, Job, Prepared, Result, Sample, numeric_record};
+use crate::backend::cpu::Cpu;
 use crate::model::Model;
 use crate::store::{Provenance, SampleRow, Store, StoreDtype, StoreWriter, Summary};
 
@@ -24,7 +25,9 @@ pub struct Recomputed {
     pub why_not_exact: Option<String>,
     /// Largest relative L2 error of a tap's rows of one sample.
     pub worst: f64,
-    /// What differs: tap, sample, and by how much.
+    /// How many taps of samples differ.
+    pub different: u64,
+    /// The first of them: tap, sample, and by how much.
     pub differences: Vec<String>,
 }
 
@@ -89,6 +92,7 @@ pub fn recompute(
     }
     let chosen = choose(&store, k, seed)?;
     let scratch = Scratch::new();
+    let mut cpu = prepared.cpu();
     let mut dataset = prepared.job.dataset(prepared.needs_spans())?;
     let mut left = chosen.clone();
     while let Some(&next) = left.first() {
@@ -103,13 +107,8 @@ pub fn recompute(
         }
         left.remove(&next);
         let samples = prepared.tokenising.samples(record)?;
-        compare(
-            &prepared,
-            &store,
-            &samples,
-            &scratch.0.join(next.to_string()),
-            &mut result,
-        )?;
+        let scratch = scratch.0.join(next.to_string());
+        compare(&prepared, &mut cpu, &store, &samples, &scratch, &mut result)?;
         result.samples += 1;
     }
     Ok(result)
@@ -171,12 +170,12 @@ impl Drop for Scratch {
 /// Runs each chunk of one sample as a batch of its own, into a store of its own, and compares that with `store`.
 fn compare(
     prepared: &Prepared,
+    cpu: &mut Cpu<'_>,
     store: &Store,
     samples: &[Sample],
     scratch: &Path,
     result: &mut Recomputed,
 ) -> Result<()> {
-    let mut cpu = prepared.cpu();
     let selected = samples
         .iter()
         .map(|sample| Ok((sample.clone(), prepared.select(sample)?)))
@@ -198,7 +197,7 @@ fn compare(
     for chunk in 0..samples.len() {
         run_batch(
             prepared,
-            &mut cpu,
+            cpu,
             &selected[chunk..chunk + 1],
             shard.batch_slabs(chunk..chunk + 1),
         )?;
@@ -277,7 +276,12 @@ fn judge(
         (false, StoreDtype::F16) => 1e-3,
         (false, StoreDtype::BF16) => 8e-3,
     };
-    if !(error <= gate) && result.differences.len() < TOLD {
+    // Not `error > gate`: NaN is a difference.
+    if error <= gate {
+        return;
+    }
+    result.different += 1;
+    if result.differences.len() < TOLD {
         let what = if stored.len() == fresh.len() {
             format!("relative L2 {error:.1e}")
         } else {
@@ -313,11 +317,11 @@ fn relative_error(stored: &[u8], fresh: &[u8], dtype: StoreDtype) -> f64 {
         }
     };
     let (stored, fresh) = (widen(stored), widen(fresh));
-    // Equal infinities (masked scores) are no difference.
+    // Equal infinities (masked scores) and NaNs are no difference; a NaN on one side makes the error NaN.
     let square: f64 = stored
         .iter()
         .zip(&fresh)
-        .filter(|(a, b)| a != b)
+        .filter(|(a, b)| a.to_bits() != b.to_bits())
         .map(|(a, b)| (a - b).powi(2))
         .sum();
     let norm: f64 = stored.iter().filter(|v| v.is_finite()).map(|v| v * v).sum();

@@ -155,7 +155,7 @@ impl Tokenising {
             .collect();
         let at = |source| Error::Chat {
             place: place.into(),
-            source,
+            source: Box::new(source),
         };
         let rendered = template
             .render(&chat, self.add_generation_prompt)

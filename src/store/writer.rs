@@ -42,7 +42,8 @@ pub struct Summary {
     pub dataset: Option<DatasetInfo>,
 }
 
-/// Writes a store. Dropped without [`finish`](Self::finish), it leaves one whose manifest says `partial`.
+/// Writes a store. Dropped without [`finish`](Self::finish) or [`abandon`](Self::abandon), it leaves one whose manifest says
+/// `partial`.
 #[derive(Debug)]
 pub struct StoreWriter {
     shared: Arc<Mutex<Shared>>,
@@ -245,6 +246,18 @@ impl StoreWriter {
         sync_dir(&shared.root)
     }
 
+    /// Gives the run up. What was committed stays, in a store that says `partial`; a store without a committed shard
+    /// goes, so that the directory is free for the next attempt.
+    pub fn abandon(self) {
+        let (root, committed) = {
+            let shared = self.lock();
+            (shared.root.clone(), shared.manifest.shards.len())
+        };
+        if committed == 0 {
+            clear(&root, &self.taps, true);
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -280,7 +293,7 @@ fn furnish(dir: &Path, manifest: Manifest) -> Result<Shared> {
     })
 }
 
-/// Undoes what a failed [`StoreWriter::create`] made. Only empty folders and our own `.partial/` go.
+/// Undoes what [`StoreWriter::create`] made. Only empty folders and our own `.partial/` go.
 fn clear(dir: &Path, taps: &[TapInfo], existed: bool) {
     let _ = fs::remove_dir_all(dir.join(PARTIAL));
     let _ = fs::remove_file(dir.join(MANIFEST));

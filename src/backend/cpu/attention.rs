@@ -9,12 +9,12 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use gemm::Parallelism;
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::emit::store_row;
 use super::math::{exp, max, sum_by};
 use super::matmul::{Rows, RowsMut, Size, product};
+use super::simd::vectorised;
 use crate::backend::Sink;
 
 /// Queries per tile.
@@ -55,13 +55,11 @@ pub(super) fn attention(
     let scores = RaggedSinks::new(scores, samples, heads.n_heads);
     let patterns = RaggedSinks::new(patterns, samples, heads.n_heads);
     let z = SharedOut(z.as_mut_ptr(), z.len());
-    let arch = Arch::new();
     (0..samples.len() * heads.n_heads)
         .into_par_iter()
         .for_each(|task| {
             let (sample, head) = (task / heads.n_heads, task % heads.n_heads);
             one_head(
-                arch,
                 heads,
                 sample,
                 head,
@@ -85,7 +83,6 @@ thread_local! {
 
 #[allow(clippy::too_many_arguments)]
 fn one_head(
-    arch: Arch,
     heads: Heads,
     sample: usize,
     head: usize,
@@ -138,40 +135,29 @@ fn one_head(
                 Parallelism::None,
             );
 
-            arch.dispatch(
-                #[inline(always)]
-                || {
-                    for (r, row) in tile.chunks_exact_mut(width).enumerate() {
-                        let seen = heads.visible(queries.start + r);
-                        let seen = seen.start - keys.start..seen.end - keys.start;
-                        if !scores.is_empty() {
-                            scores.write(
-                                sample,
-                                head,
-                                queries.start + r,
-                                n,
-                                keys.start + seen.start,
-                                &row[seen.clone()],
-                                f32::NEG_INFINITY,
-                            );
-                        }
-                        row[..seen.start].fill(0.0);
-                        row[seen.end..].fill(0.0);
-                        softmax(&mut row[seen.clone()]);
-                        if !patterns.is_empty() {
-                            patterns.write(
-                                sample,
-                                head,
-                                queries.start + r,
-                                n,
-                                keys.start + seen.start,
-                                &row[seen],
-                                0.0,
-                            );
-                        }
-                    }
-                },
-            );
+            let seen = |r: usize| {
+                let seen = heads.visible(queries.start + r);
+                seen.start - keys.start..seen.end - keys.start
+            };
+            if !scores.is_empty() {
+                for (r, row) in tile.chunks_exact(width).enumerate() {
+                    let (i, seen) = (queries.start + r, seen(r));
+                    let first = keys.start + seen.start;
+                    scores.write(sample, head, i, n, first, &row[seen], f32::NEG_INFINITY);
+                }
+            }
+            for (r, row) in tile.chunks_exact_mut(width).enumerate() {
+                let seen = seen(r);
+                row[..seen.start].fill(0.0);
+                row[seen.end..].fill(0.0);
+                softmax(&mut row[seen]);
+            }
+            if !patterns.is_empty() {
+                for (r, row) in tile.chunks_exact(width).enumerate() {
+                    let (i, seen) = (queries.start + r, seen(r));
+                    patterns.write(sample, head, i, n, keys.start + seen.start, &row[seen], 0.0);
+                }
+            }
             weighted_values(
                 tile,
                 m,
@@ -192,8 +178,12 @@ fn one_head(
     });
 }
 
+vectorised! {
+    fn softmax(row: &mut [f32]) = softmax_loop;
+}
+
 #[inline(always)]
-fn softmax(row: &mut [f32]) {
+fn softmax_loop(row: &mut [f32]) {
     let largest = max(row);
     for s in row.iter_mut() {
         *s = exp(*s - largest);

@@ -1,12 +1,14 @@
 //! RMSNorm, RoPE, SwiGLU and the residual add: one pass over memory each, rows shared out over the cores.
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::math::{silu, sum_by};
+use super::simd::vectorised;
 
 /// Rows that one task takes: enough to pay for handing it over.
 const ROWS_PER_TASK: usize = 16;
+/// Elements that one task takes, where rows don't matter.
+const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
 /// scale = sqrt(mean(x²) + eps) `[rows]`, normalized = x / scale and out = normalized · gain `[rows, d]`.
 /// (Zhang & Sennrich 2019, as `MistralRMSNorm` computes it.)
@@ -18,41 +20,45 @@ pub(super) fn rms_norm(
     normalized: Option<&mut [f32]>,
     out: &mut [f32],
 ) {
-    let d = gain.len();
-    let task = d * ROWS_PER_TASK;
-    let arch = Arch::new();
-    let norm = |x: &[f32], scale: &mut [f32], normalized: Option<&mut [f32]>, out: &mut [f32]| {
-        arch.dispatch(
-            #[inline(always)]
-            || {
-                let mut normalized = normalized;
-                for (r, scale) in scale.iter_mut().enumerate() {
-                    let x = &x[r * d..(r + 1) * d];
-                    *scale = (sum_by(x, |v| v * v) / d as f32 + eps).sqrt();
-                    let inverse = 1.0 / *scale;
-                    let out = &mut out[r * d..(r + 1) * d];
-                    if let Some(normalized) = normalized.as_deref_mut() {
-                        for (n, &v) in normalized[r * d..(r + 1) * d].iter_mut().zip(x) {
-                            *n = v * inverse;
-                        }
-                    }
-                    for ((o, &v), &g) in out.iter_mut().zip(x).zip(gain) {
-                        *o = (v * inverse) * g;
-                    }
-                }
-            },
-        );
-    };
+    let task = gain.len() * ROWS_PER_TASK;
     let rows = x
         .par_chunks(task)
         .zip(scale.par_chunks_mut(ROWS_PER_TASK))
         .zip(out.par_chunks_mut(task));
     match normalized {
-        Some(normalized) => {
-            rows.zip(normalized.par_chunks_mut(task))
-                .for_each(|(((x, s), o), n)| norm(x, s, Some(n), o));
+        Some(normalized) => rows
+            .zip(normalized.par_chunks_mut(task))
+            .for_each(|(((x, s), o), n)| norm_rows(x, gain, eps, s, Some(n), o)),
+        None => rows.for_each(|((x, s), o)| norm_rows(x, gain, eps, s, None, o)),
+    }
+}
+
+vectorised! {
+    fn norm_rows(x: &[f32], gain: &[f32], eps: f32, scale: &mut [f32], normalized: Option<&mut [f32]>, out: &mut [f32]) = norm_loop;
+}
+
+#[inline(always)]
+fn norm_loop(
+    x: &[f32],
+    gain: &[f32],
+    eps: f32,
+    scale: &mut [f32],
+    mut normalized: Option<&mut [f32]>,
+    out: &mut [f32],
+) {
+    let d = gain.len();
+    for (r, scale) in scale.iter_mut().enumerate() {
+        let x = &x[r * d..(r + 1) * d];
+        *scale = (sum_by(x, |v| v * v) / d as f32 + eps).sqrt();
+        let inverse = 1.0 / *scale;
+        if let Some(normalized) = normalized.as_deref_mut() {
+            for (n, &v) in normalized[r * d..(r + 1) * d].iter_mut().zip(x) {
+                *n = v * inverse;
+            }
         }
-        None => rows.for_each(|((x, s), o)| norm(x, s, None, o)),
+        for ((o, &v), &g) in out[r * d..(r + 1) * d].iter_mut().zip(x).zip(gain) {
+            *o = (v * inverse) * g;
+        }
     }
 }
 
@@ -67,75 +73,81 @@ pub(super) fn rope(
     width: usize,
     out: &mut [f32],
 ) {
-    let half = head_dim / 2;
     let task = width * ROWS_PER_TASK;
-    let arch = Arch::new();
     x.par_chunks(task)
         .zip(out.par_chunks_mut(task))
         .zip(positions.par_chunks(ROWS_PER_TASK))
-        .for_each(|((x, out), positions)| {
-            arch.dispatch(
-                #[inline(always)]
-                || {
-                    for (r, &position) in positions.iter().enumerate() {
-                        let at = position as usize * half;
-                        let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
-                        let heads = x[r * width..(r + 1) * width].chunks_exact(head_dim);
-                        for (x, out) in
-                            heads.zip(out[r * width..(r + 1) * width].chunks_exact_mut(head_dim))
-                        {
-                            let (x1, x2) = x.split_at(half);
-                            let (out1, out2) = out.split_at_mut(half);
-                            for i in 0..half {
-                                out1[i] = x1[i] * cos[i] - x2[i] * sin[i];
-                                out2[i] = x2[i] * cos[i] + x1[i] * sin[i];
-                            }
-                        }
-                    }
-                },
-            );
-        });
+        .for_each(|((x, out), positions)| rope_rows(x, positions, cos, sin, head_dim, out));
+}
+
+vectorised! {
+    fn rope_rows(x: &[f32], positions: &[u32], cos: &[f32], sin: &[f32], head_dim: usize, out: &mut [f32]) = rope_loop;
+}
+
+#[inline(always)]
+fn rope_loop(
+    x: &[f32],
+    positions: &[u32],
+    cos: &[f32],
+    sin: &[f32],
+    head_dim: usize,
+    out: &mut [f32],
+) {
+    let half = head_dim / 2;
+    let width = x.len() / positions.len();
+    for (r, &position) in positions.iter().enumerate() {
+        let at = position as usize * half;
+        let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
+        let heads = x[r * width..(r + 1) * width].chunks_exact(head_dim);
+        let outs = out[r * width..(r + 1) * width].chunks_exact_mut(head_dim);
+        for (x, out) in heads.zip(outs) {
+            let (x1, x2) = x.split_at(half);
+            let (out1, out2) = out.split_at_mut(half);
+            for i in 0..half {
+                out1[i] = x1[i] * cos[i] - x2[i] * sin[i];
+                out2[i] = x2[i] * cos[i] + x1[i] * sin[i];
+            }
+        }
+    }
 }
 
 /// out = silu(gate) · up (Shazeer 2020).
 pub(super) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    elementwise(
-        gate,
-        up,
-        out,
-        #[inline(always)]
-        // into the loop that is compiled for this processor; as a call it is scalar and slow
-        |g, u| silu(g) * u,
-    );
+    by_task(gate, up, out, swiglu_task);
+}
+
+vectorised! {
+    fn swiglu_task(gate: &[f32], up: &[f32], out: &mut [f32]) = swiglu_loop;
+}
+
+#[inline(always)]
+fn swiglu_loop(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((o, &g), &u) in out.iter_mut().zip(gate).zip(up) {
+        *o = silu(g) * u;
+    }
 }
 
 /// out = a + b
 pub(super) fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
-    elementwise(
-        a,
-        b,
-        out,
-        #[inline(always)]
-        |a, b| a + b,
-    );
+    by_task(a, b, out, add_task);
 }
 
-fn elementwise(a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(f32, f32) -> f32 + Sync + Copy) {
-    const TASK: usize = 16 * 1024;
-    let arch = Arch::new();
-    a.par_chunks(TASK)
-        .zip(b.par_chunks(TASK))
-        .zip(out.par_chunks_mut(TASK))
-        .for_each(|((a, b), out)| {
-            arch.dispatch(
-                #[inline(always)]
-                || {
-                    for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
-                        *o = f(a, b);
-                    }
-                },
-            );
-        });
+vectorised! {
+    fn add_task(a: &[f32], b: &[f32], out: &mut [f32]) = add_loop;
+}
+
+#[inline(always)]
+fn add_loop(a: &[f32], b: &[f32], out: &mut [f32]) {
+    for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
+        *o = a + b;
+    }
+}
+
+fn by_task(a: &[f32], b: &[f32], out: &mut [f32], op: fn(&[f32], &[f32], &mut [f32])) {
+    a.par_chunks(ELEMENTS_PER_TASK)
+        .zip(b.par_chunks(ELEMENTS_PER_TASK))
+        .zip(out.par_chunks_mut(ELEMENTS_PER_TASK))
+        .for_each(|((a, b), out)| op(a, b, out));
 }
 
 #[cfg(test)]

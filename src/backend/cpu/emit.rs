@@ -1,9 +1,9 @@
 //! The tap: rows of an activation, reduced and converted on their way into a sink's memory.
 
 use half::f16;
-use pulp::Arch;
 use rayon::prelude::*;
 
+use super::simd::vectorised;
 use crate::backend::{Reduce, Sink, SinkDtype, SinkSpec};
 
 /// Writes the sink's next `src_rows.len()` rows; `src_rows` says where each is in `src` `[.., width]`.
@@ -162,10 +162,18 @@ pub(super) fn store_row(row: &[f32], dtype: SinkDtype, out: &mut [u8]) {
             Err(_) => store_by(row, out, f32::to_le_bytes),
         },
         SinkDtype::F16 => store_by(row, out, |v| f16::from_f32(v).to_le_bytes()),
-        SinkDtype::BF16 => Arch::new().dispatch(
-            #[inline(always)]
-            || store_by(row, out, |v| bf16_bits(v).to_le_bytes()),
-        ),
+        SinkDtype::BF16 => store_bf16(row, out),
+    }
+}
+
+vectorised! {
+    fn store_bf16(row: &[f32], out: &mut [u8]) = store_bf16_loop;
+}
+
+#[inline(always)]
+fn store_bf16_loop(row: &[f32], out: &mut [u8]) {
+    for (out, &v) in out.as_chunks_mut::<2>().0.iter_mut().zip(row) {
+        *out = bf16_bits(v).to_le_bytes();
     }
 }
 

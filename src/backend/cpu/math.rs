@@ -6,7 +6,7 @@
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5·2^23: adding it rounds to an integer in the low bits
-    const LN2_HI: f32 = 0.693_359_375;
+    const LN2_HI: f32 = 355.0 / 512.0; // ln 2 to 9 bits, so that n·LN2_HI is exact
     const LN2_LO: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-87.3, 88.0);
     let biased = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);

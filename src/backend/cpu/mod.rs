@@ -9,6 +9,7 @@ mod emit;
 mod math;
 mod matmul;
 mod pass;
+mod simd;
 mod weights;
 
 pub use attention::TILE as ATTENTION_TILE;

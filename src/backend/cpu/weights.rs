@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_misaligned_f32_tensor_is_copied() {
-        let mut bytes = vec![0_u8; 9];
+        let mut bytes = [0_u8; 9];
         bytes[1..5].copy_from_slice(&1.5_f32.to_le_bytes());
         bytes[5..9].copy_from_slice(&(-7.0_f32).to_le_bytes());
         let mut out = [0.0; 2];
