@@ -82,7 +82,7 @@ pub struct JobArgs {
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = parse_bytes)]
     pub shard_size: u64,
     /// Most tokens of a batch; a longer sample makes one of its own. Changes speed and memory, never a bit of the result.
-    #[arg(long, value_name = "N", default_value_t = 2048)]
+    #[arg(long, value_name = "N", default_value_t = 4096)]
     pub batch_tokens: usize,
     /// Go on with a store that a stopped run left.
     #[arg(long)]

@@ -75,7 +75,7 @@ impl Job {
             skip_bad: false,
             limit: None,
             shard_bytes: 2 << 30,
-            batch_tokens: 2048,
+            batch_tokens: 4096,
         }
     }
 
