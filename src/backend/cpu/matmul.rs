@@ -36,7 +36,7 @@ pub(super) struct Size {
 const DEPTH: usize = 128;
 
 /// Rows that one thread multiplies at a time: enough to pay for packing the weights.
-const ROWS: usize = 512;
+const ROWS: usize = 256;
 
 /// Fewest rows that are worth handing to a thread of their own.
 const FEWEST_ROWS_OF_A_THREAD: usize = 64;
