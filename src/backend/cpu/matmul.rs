@@ -32,7 +32,7 @@ pub(super) struct Size {
 
 /// Longest run of products that is summed in one register before it is added to the rest. Left to itself `gemm` sums
 /// runs of up to 512, and over SmolLM2's hook points its error is 1.3 × that of PyTorch's product (2 × at token 0); with
-/// 256 the two are equal, and with 128 ours is 0.9 × (0.76 ×), for about 3 % of the product's speed.
+/// 256 the two are equal, and with 128 ours is 0.9 × (0.76 ×), for a few per cent of the product's speed.
 const DEPTH: usize = 128;
 
 /// Rows that one thread multiplies at a time: enough to pay for packing the weights.
