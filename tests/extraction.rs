@@ -45,6 +45,8 @@ fn run(job: Job, out: &Path) -> Extracted {
     let done = extract(&prepared, out, &mut |_| ()).unwrap();
     let report = verify(out, &|_| ()).unwrap();
     assert!(report.ok(), "{:?}", report.problems);
+    let told = done.progress.expected_tokens;
+    assert_eq!(told, Some(done.progress.tokens), "the end was foreseen");
     done
 }
 

@@ -28,7 +28,7 @@ pub fn run(args: &ExtractArgs) -> CliResult {
         return Err(Usage("--out DIR is missing: say where the store goes".into()).into());
     };
     let prepared = Prepared::open(args.job.job()?)?;
-    let mut meter = Meter::new(args.quiet, None);
+    let mut meter = Meter::new(args.quiet);
     let result = extract(&prepared, dir, &mut |progress| meter.show(progress));
     meter.done();
     let done = result?;

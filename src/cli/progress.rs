@@ -18,19 +18,10 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// `total`: samples to come, where known.
-    pub fn new(quiet: bool, total: Option<u64>) -> Self {
+    pub fn new(quiet: bool) -> Self {
         let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
-            let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
-            let template = if total.is_some() {
-                "{bar:30} {human_pos}/{human_len} samples  {msg}  ETA {eta}"
-            } else {
-                "{spinner} {human_pos} samples  {msg}  {elapsed}"
-            };
-            bar.set_style(
-                ProgressStyle::with_template(template)
-                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
-            );
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.set_style(style("{spinner} {msg}  {elapsed}"));
             bar
         });
         Meter {
@@ -43,15 +34,17 @@ impl Meter {
     /// Shows a newer state.
     pub fn show(&mut self, progress: &Progress) {
         if let Some(bar) = &self.bar {
-            bar.set_message(rates(progress));
-            bar.set_position(progress.samples);
+            if let Some(total) = progress.expected_tokens {
+                if bar.length().is_none() {
+                    bar.set_style(style("{bar:20} {percent} %  {msg}"));
+                }
+                bar.set_length(total.max(progress.tokens));
+            }
+            bar.set_message(line(progress));
+            bar.set_position(progress.tokens);
         } else if !self.quiet && self.last_line.elapsed() >= EVERY {
             self.last_line = Instant::now();
-            eprintln!(
-                "{} samples  {}",
-                format::count(progress.samples),
-                rates(progress)
-            );
+            eprintln!("{}", line(progress));
         }
     }
 
@@ -63,14 +56,26 @@ impl Meter {
     }
 }
 
-/// Tokens per second, bytes written, and who waited for whom.
-fn rates(p: &Progress) -> String {
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// Samples, tokens per second, bytes written, the time that is left, and who waited for whom.
+fn line(p: &Progress) -> String {
     let seconds = p.elapsed.as_secs_f64().max(1e-9);
+    let rate = p.tokens as f64 / seconds;
     let mut line = format!(
-        "{} tokens/s  {}",
-        format::count((p.tokens as f64 / seconds) as u64),
+        "{}  {} tokens/s  {}",
+        format::counted(p.samples, "sample"),
+        format::count(rate as u64),
         format::bytes(p.bytes)
     );
+    if let Some(total) = p.expected_tokens
+        && rate > 0.0
+    {
+        let left = total.saturating_sub(p.tokens) as f64 / rate;
+        line.push_str(&format!("  ETA {}", format::duration(left)));
+    }
     for (who, waited) in [
         ("tokeniser", p.waited_for_tokeniser),
         ("disk", p.waited_for_disk),
@@ -81,4 +86,34 @@ fn rates(p: &Progress) -> String {
         }
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(expected_tokens: Option<u64>) -> Progress {
+        Progress {
+            samples: 30,
+            tokens: 1_000,
+            expected_tokens,
+            bytes: 4 << 20,
+            elapsed: Duration::from_secs(10),
+            waited_for_tokeniser: Duration::from_secs(1),
+            waited_for_disk: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn a_line_tells_the_rate_the_time_left_and_who_waits() {
+        assert_eq!(
+            line(&progress(Some(5_000))),
+            "30 samples  100 tokens/s  4.19 MB  ETA 40.0 s  waiting for tokeniser 10 %"
+        );
+    }
+
+    #[test]
+    fn nothing_is_said_of_the_time_left_where_nothing_tells_it() {
+        assert!(!line(&progress(None)).contains("ETA"));
+    }
 }

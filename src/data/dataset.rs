@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Of the bad records that were skipped, the first few reasons are kept for the report.
@@ -33,6 +34,10 @@ pub struct Dataset {
     current: Option<Box<dyn RecordReader>>,
     /// Sources begun.
     opened: usize,
+    /// Bytes of each source; `None` where standard input is among them.
+    lengths: Option<Vec<u64>>,
+    /// Bytes read of the current source.
+    read: Arc<AtomicU64>,
     /// Records seen, bad ones counted.
     seen: u64,
     skipped: u64,
@@ -64,12 +69,14 @@ impl Dataset {
         }
         Ok(Dataset {
             paths: sources.iter().map(|s| s.path.clone()).collect(),
+            lengths: lengths(&sources),
             sources,
             wanted,
             skip_bad: options.skip_bad,
             limit: options.limit,
             current: None,
             opened: 0,
+            read: Arc::default(),
             seen: 0,
             skipped: 0,
             skip_reasons: Vec::new(),
@@ -90,6 +97,28 @@ impl Dataset {
     /// Why the first few of them were bad, each with its file and place.
     pub fn skip_reasons(&self) -> &[String] {
         &self.skip_reasons
+    }
+
+    /// The share of the dataset that was read so far, in 0..=1; `None` where standard input hides how much there is.
+    /// By bytes, and by records where there is a limit; readers buffer some 256 KiB, so small files are read at once.
+    pub fn fraction_read(&self) -> Option<f64> {
+        if self.done {
+            return Some(1.0);
+        }
+        let by_bytes = self.lengths.as_ref().map(|lengths| {
+            let (begun, ahead) = lengths.split_at(self.opened);
+            let current = if self.current.is_some() {
+                begun.last().copied().unwrap_or(0)
+            } else {
+                0
+            };
+            let begun: u64 = begun.iter().sum();
+            let total = begun + ahead.iter().sum::<u64>();
+            let read = begun - current + self.read.load(Relaxed).min(current);
+            read as f64 / total.max(1) as f64
+        });
+        let by_records = self.limit.map(|n| self.seen as f64 / n.max(1) as f64);
+        by_bytes.into_iter().chain(by_records).reduce(f64::max)
     }
 
     /// xxh3-128, in hex, over each file's extension, its length and its contents, in order; `None` where
@@ -121,7 +150,8 @@ impl Dataset {
                 None => {
                     let source = self.sources.get(self.opened)?;
                     self.opened += 1;
-                    match open_reader(source, &self.wanted) {
+                    self.read.store(0, Relaxed);
+                    match open_reader(source, &self.wanted, &self.read) {
                         Ok(reader) => self.current.insert(reader),
                         Err(error) => return Some(Err(error)),
                     }
@@ -218,7 +248,32 @@ fn io_error(source: &Source, error: io::Error) -> Error {
     }
 }
 
-fn open_reader(source: &Source, wanted: &Wanted) -> Result<Box<dyn RecordReader>> {
+/// Bytes of each file; one that cannot be looked at counts as empty, and its own error comes when it is read.
+fn lengths(sources: &[Source]) -> Option<Vec<u64>> {
+    let length = |s: &Source| std::fs::metadata(&s.path).map_or(0, |m| m.len());
+    let known = sources.iter().all(|s| !s.is_stdin());
+    known.then(|| sources.iter().map(length).collect())
+}
+
+/// Counts what is read through it.
+struct Counted<R> {
+    input: R,
+    bytes: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.input.read(buffer)?;
+        self.bytes.fetch_add(n as u64, Relaxed);
+        Ok(n)
+    }
+}
+
+fn open_reader(
+    source: &Source,
+    wanted: &Wanted,
+    read: &Arc<AtomicU64>,
+) -> Result<Box<dyn RecordReader>> {
     let input: Box<dyn Read + Send> = if source.is_stdin() {
         Box::new(io::stdin())
     } else {
@@ -228,9 +283,13 @@ fn open_reader(source: &Source, wanted: &Wanted) -> Result<Box<dyn RecordReader>
                 source.file.clone(),
                 file,
                 wanted,
+                read.clone(),
             )?));
         }
-        Box::new(file)
+        Box::new(Counted {
+            input: file,
+            bytes: read.clone(),
+        })
     };
     open_text(source.form, source.file.clone(), input, wanted)
 }

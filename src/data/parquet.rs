@@ -16,6 +16,7 @@ use std::any::Any;
 use std::cell::Cell as Flag;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Once};
 
 /// Values decoded ahead per column; small, because a value may be a long text.
@@ -33,11 +34,14 @@ pub(super) struct ParquetReader {
     next_group: usize,
     /// Rows begun.
     row: u64,
+    /// Where the bytes of the row groups begun so far are told.
+    read: Arc<AtomicU64>,
 }
 
 impl ParquetReader {
     /// Reads the footer. Fails where no column can be the input, or a field to keep has no column.
-    pub fn new(file: Arc<str>, input: File, wanted: &Wanted) -> Result<Self> {
+    /// `read` hears of the bytes of each row group as it is begun.
+    pub fn new(file: Arc<str>, input: File, wanted: &Wanted, read: Arc<AtomicU64>) -> Result<Self> {
         let fail = |what: String, remedy: String| Error::File {
             file: file.clone(),
             place: None,
@@ -73,6 +77,7 @@ impl ParquetReader {
             rows: None,
             next_group: 0,
             row: 0,
+            read,
         })
     }
 
@@ -95,6 +100,8 @@ impl ParquetReader {
                     .with_batch_size(VALUES_AHEAD)
                     .as_iter(projection, &*group)
             })?);
+            let bytes = groups.metadata().row_group(number).compressed_size();
+            self.read.fetch_add(bytes.max(0) as u64, Relaxed);
             self.next_group += 1;
         }
     }

@@ -25,6 +25,8 @@ use crate::store::{
 pub struct Progress {
     pub samples: u64,
     pub tokens: u64,
+    /// Tokens that there seem to be in all; exact from the last shard on, `None` while nothing tells.
+    pub expected_tokens: Option<u64>,
     /// Bytes of activations written.
     pub bytes: u64,
     pub elapsed: Duration,
@@ -217,6 +219,7 @@ impl<'p> Run<'p> {
                 return Ok(());
             };
             self.progress.waited_for_tokeniser += waiting.elapsed();
+            self.progress.expected_tokens = shard.expected_tokens;
             let laid_out = self.shard(&shard, writer, report)?;
             let waiting = Instant::now();
             let handed_over = commits.send(laid_out);

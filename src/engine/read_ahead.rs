@@ -19,6 +19,9 @@ const REASONS: usize = 5;
 #[derive(Default)]
 pub struct PlannedShard {
     pub samples: Vec<(Sample, SelectedSample)>,
+    /// Tokens that the whole dataset seems to hold, by what was read of it until this shard was full; exact in the last
+    /// one. `None` where nothing tells how long the dataset is.
+    pub expected_tokens: Option<u64>,
 }
 
 impl PlannedShard {
@@ -61,6 +64,7 @@ pub fn read_ahead(
     let mut summary = ReadSummary::default();
     let mut fill = ShardFill::new(prepared.shard_limits());
     let mut shard = PlannedShard::default();
+    let mut planned_tokens = 0;
     loop {
         let records = dataset
             .by_ref()
@@ -94,17 +98,20 @@ pub fn read_ahead(
                     |(tap, info)| sample_bytes(info, tokens, prepared.stored_rows(&selected, tap));
                 let bytes: u64 = prepared.infos.iter().enumerate().map(rows_of).sum();
                 if !fill.add(tokens, bytes) {
+                    shard.expected_tokens = expected_tokens(planned_tokens, &dataset);
                     if shards.send(std::mem::take(&mut shard)).is_err() {
                         return Ok(summary);
                     }
                     fill = ShardFill::new(prepared.shard_limits());
                     fill.add(tokens, bytes);
                 }
+                planned_tokens += tokens;
                 shard.samples.push((sample, selected));
             }
         }
     }
     if !shard.samples.is_empty() {
+        shard.expected_tokens = Some(planned_tokens);
         // A closed channel means that the model stopped, and its error is the one that counts.
         let _ = shards.send(shard);
     }
@@ -122,6 +129,11 @@ pub fn read_ahead(
         .into());
     }
     Ok(summary)
+}
+
+fn expected_tokens(planned: u64, dataset: &Dataset) -> Option<u64> {
+    let read = dataset.fraction_read().filter(|&f| f > 0.0)?;
+    Some((planned as f64 / read) as u64)
 }
 
 fn select_all(

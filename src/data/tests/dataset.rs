@@ -292,3 +292,34 @@ fn a_read_error_midway_names_the_file_and_the_line_reached() {
         );
     }
 }
+
+#[test]
+fn the_share_read_grows_with_the_bytes_of_all_files_and_ends_at_one() {
+    let lines = "a line of text, a line of text\n".repeat(100_000);
+    let folder = Folder::with("a.txt", &lines);
+    folder.write("b.txt", &lines);
+    let mut dataset = folder
+        .open(&["a.txt", "b.txt"], ReadOptions::default())
+        .unwrap();
+    assert_eq!(dataset.fraction_read(), Some(0.0));
+    // A reader buffers up to 256 KiB, of 6.2 MB.
+    for (records, expected) in [(50_000, 0.25), (100_000, 0.75)] {
+        assert_eq!(dataset.by_ref().take(records).count(), records);
+        let read = dataset.fraction_read().unwrap();
+        assert!((expected..expected + 0.05).contains(&read), "{read}");
+    }
+    assert_eq!(dataset.by_ref().count(), 50_000);
+    assert_eq!(dataset.fraction_read(), Some(1.0));
+}
+
+#[test]
+fn the_share_read_of_a_limited_dataset_counts_records() {
+    let folder = Folder::with("a.txt", "a line of text\n".repeat(100_000));
+    let options = ReadOptions {
+        limit: Some(80_000),
+        ..ReadOptions::default()
+    };
+    let mut dataset = folder.open(&["a.txt"], options).unwrap();
+    assert_eq!(dataset.by_ref().take(60_000).count(), 60_000);
+    assert_eq!(dataset.fraction_read(), Some(0.75));
+}
