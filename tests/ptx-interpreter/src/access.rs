@@ -206,6 +206,7 @@ fn misaligned(address: u64, bytes: usize) -> Box<Fault> {
 macro_rules! parts {
     ($machine:ident, $w:expr, $pc:expr, $strong:expr => $warp:ident, $view:ident, $actor:ident) => {
         let $warp = &mut $machine.warps[$w];
+        #[allow(unused_mut)]
         let mut $view = $crate::access::View {
             global: &mut *$machine.global,
             shared: &mut $machine.shared,

@@ -95,8 +95,14 @@ impl Machine<'_> {
                     break;
                 };
                 parts!(self, w, pc, false => _warp, view, actor);
-                let actor = Actor { lane: lane as u16, tag: view.shared_tag, ..actor };
-                view.shared.region.deliver(copy.at as usize, copy.bytes.into(), &actor);
+                let actor = Actor {
+                    lane: lane as u16,
+                    tag: view.shared_tag,
+                    ..actor
+                };
+                view.shared
+                    .region
+                    .deliver(copy.at as usize, copy.bytes.into(), &actor);
             }
         }
     }

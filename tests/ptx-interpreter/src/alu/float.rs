@@ -180,7 +180,13 @@ fn unary64(op: Float1, a: f64) -> f64 {
 /// `rcp.approx.ftz.f64` and `rsqrt.approx.ftz.f64` look at the upper 32 bits and give the upper 32 bits.
 fn gross64(op: Float1, a: f64) -> f64 {
     let upper = |value: f64| f64::from_bits(value.to_bits() & !0xffff_ffff);
-    let flushed = |value: f64| if value.is_subnormal() { 0f64.copysign(value) } else { value };
+    let flushed = |value: f64| {
+        if value.is_subnormal() {
+            0f64.copysign(value)
+        } else {
+            value
+        }
+    };
     flushed(upper(unary64(op, flushed(upper(a)))))
 }
 
