@@ -187,7 +187,7 @@ impl View<'_> {
 }
 
 pub(crate) fn check_aligned(address: u64, bytes: usize) -> Outcome<()> {
-    if address % bytes as u64 != 0 {
+    if !address.is_multiple_of(bytes as u64) {
         Err(misaligned(address, bytes))
     } else {
         Ok(())

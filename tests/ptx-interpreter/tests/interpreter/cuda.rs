@@ -83,7 +83,7 @@ fn upload(device: &mut Device, values: &[u16]) -> u64 {
     address
 }
 
-fn download(device: &mut Device, address: u64, count: usize) -> Vec<u16> {
+fn download(device: &Device, address: u64, count: usize) -> Vec<u16> {
     let bytes = device
         .read(address, 2 * count)
         .expect("all of it was written");
@@ -114,7 +114,7 @@ fn softmax(
         schedule,
     };
     let stats = device.launch(module, "softmax", &launch, &args)?;
-    Ok((download(&mut device, output, x.len()), stats))
+    Ok((download(&device, output, x.len()), stats))
 }
 
 fn check_softmax(module: &Module) {
@@ -179,7 +179,7 @@ fn tile(
         },
         &args,
     )?;
-    Ok(download(&mut device, y, m * n))
+    Ok(download(&device, y, m * n))
 }
 
 fn check_tile(module: &Module) {
