@@ -74,6 +74,22 @@ pub struct Stats {
 }
 
 impl Stats {
+    pub(crate) fn add(&mut self, other: &Stats) {
+        self.blocks += other.blocks;
+        self.warp_instructions += other.warp_instructions;
+        self.thread_instructions += other.thread_instructions;
+        self.divergent_branches += other.divergent_branches;
+        self.barriers += other.barriers;
+        self.mma += other.mma;
+        self.atomics += other.atomics;
+        self.global_read += other.global_read;
+        self.global_written += other.global_written;
+        self.shared_read += other.shared_read;
+        self.shared_written += other.shared_written;
+        self.local_read += other.local_read;
+        self.local_written += other.local_written;
+    }
+
     pub(crate) fn count_load(&mut self, space: Space, m: u32, bytes: usize) {
         let bytes = u64::from(m.count_ones()) * bytes as u64;
         match space {

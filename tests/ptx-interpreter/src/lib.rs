@@ -21,6 +21,7 @@ mod machine;
 mod matrix;
 mod memory;
 mod module;
+mod parallel;
 mod parser;
 mod program;
 mod race;

@@ -20,6 +20,8 @@ pub(crate) struct Machine<'a> {
     pub program: &'a Program,
     pub launch: Launch,
     pub params: &'a [u8],
+    /// The addresses of the module's variables.
+    pub variables: &'a [u64],
     pub global: &'a mut Global,
     pub shared: Shared,
     pub warps: Vec<Warp>,
@@ -49,7 +51,7 @@ impl<'a> Machine<'a> {
         launch: &Launch,
         params: &'a [u8],
         global: &'a mut Global,
-        variables: &[u64],
+        variables: &'a [u64],
         (first_tag, step_limit): (u32, u64),
     ) -> Self {
         let program = &kernel.program;
@@ -70,6 +72,7 @@ impl<'a> Machine<'a> {
             program,
             launch: *launch,
             params,
+            variables,
             global,
             shared: Shared::new(shared_bytes, ranges, program.shared_granule),
             warps,
@@ -89,29 +92,51 @@ impl<'a> Machine<'a> {
         }
     }
 
+    /// Another machine for the same launch, with memory of its own.
+    pub fn on<'g>(&'g self, global: &'g mut Global) -> Machine<'g> {
+        let limits = (self.first_tag, self.step_limit);
+        Machine::new(
+            self.module,
+            self.kernel,
+            &self.launch,
+            self.params,
+            global,
+            self.variables,
+            limits,
+        )
+    }
+
     pub fn run(&mut self) -> Result<Stats, Finding> {
-        let [gx, gy, gz] = self.launch.grid;
-        let blocks = u64::from(gx) * u64::from(gy) * u64::from(gz);
-        let mut random = Random::new(match self.launch.schedule {
-            Schedule::Seeded(seed) => seed,
-            _ => 0,
-        });
-        for position in 0..blocks {
-            let linear = match self.launch.schedule {
-                Schedule::Forward => position,
-                Schedule::Reverse => blocks - 1 - position,
-                Schedule::Seeded(seed) => permuted(position, blocks, seed),
-            };
-            let (x, rest) = (linear % u64::from(gx), linear / u64::from(gx));
-            self.block = [
-                x as u32,
-                (rest % u64::from(gy)) as u32,
-                (rest / u64::from(gy)) as u32,
-            ];
-            self.tag = self.first_tag + linear as u32;
-            self.run_block(&mut random)?;
+        let blocks = self.launch.grid.iter().map(|&n| u64::from(n)).product();
+        // The first block tells how long the others will take.
+        self.run_positions(0..1, blocks)?;
+        match self.run_in_parallel(1, blocks) {
+            Some(stats) => Ok(stats),
+            None => self.run_positions(1..blocks, blocks),
         }
-        self.stats.blocks = blocks;
+    }
+
+    /// Runs the blocks at these positions of the schedule, one after another.
+    pub fn run_positions(
+        &mut self,
+        positions: impl Iterator<Item = u64>,
+        blocks: u64,
+    ) -> Result<Stats, Finding> {
+        let [gx, gy, _] = self.launch.grid.map(u64::from);
+        for position in positions {
+            let (linear, seed) = match self.launch.schedule {
+                Schedule::Forward => (position, 0),
+                Schedule::Reverse => (blocks - 1 - position, 0),
+                Schedule::Seeded(seed) => (permuted(position, blocks, seed), seed),
+            };
+            let (x, rest) = (linear % gx, linear / gx);
+            self.block = [x as u32, (rest % gy) as u32, (rest / gy) as u32];
+            self.tag = self.first_tag + linear as u32;
+            self.run_block(&mut Random::new(
+                seed ^ linear.wrapping_mul(0x2545_f491_4f6c_dd1d),
+            ))?;
+            self.stats.blocks += 1;
+        }
         Ok(self.stats)
     }
 
@@ -231,8 +256,8 @@ impl<'a> Machine<'a> {
     pub fn check_launch(program: &Program, launch: &Launch) -> Outcome<()> {
         let bad = |what: String| Err(fault(FindingKind::BadLaunch, what));
         let [x, y, z] = launch.block.map(u64::from);
-        let threads = x * y.max(1) * z.max(1);
-        if threads == 0 || launch.block.contains(&0) || x * y * z > 1024 || z > 64 {
+        let threads = x.saturating_mul(y).saturating_mul(z);
+        if threads == 0 || threads > 1024 || z > 64 {
             return bad(format!(
                 "a block of {x} × {y} × {z} threads; there are 1 to 1024, at most 64 deep"
             ));

@@ -136,6 +136,28 @@ impl Region {
         }
     }
 
+    fn merge(&mut self, other: Region, first_tag: u32) -> bool {
+        if other.cells.is_empty() {
+            return true;
+        }
+        if self.cells.is_empty() || self.cell_shift != other.cell_shift {
+            self.make_cells(1 << other.cell_shift);
+        }
+        let granule = 1usize << self.cell_shift;
+        for (i, (mine, theirs)) in self.cells.iter_mut().zip(&other.cells).enumerate() {
+            let Some(wrote) = mine.merge(theirs, first_tag) else {
+                return false;
+            };
+            if wrote {
+                let range = i * granule..((i + 1) * granule).min(self.data.len());
+                self.data[range.clone()].copy_from_slice(&other.data[range.clone()]);
+                // A write covers whole granules.
+                self.init.set_range(range.start, range.len());
+            }
+        }
+        true
+    }
+
     pub fn forget_cells(&mut self) {
         self.cells = Vec::new();
     }
@@ -294,6 +316,39 @@ impl Global {
             name,
         });
         start
+    }
+
+    /// A copy that remembers no accesses.
+    pub fn without_cells(&self) -> Global {
+        let values = |region: &Region| Region {
+            id: region.id,
+            data: region.data.clone(),
+            init: region.init.clone(),
+            ..Region::default()
+        };
+        let allocations = self.allocations.iter().map(|allocation| Allocation {
+            start: allocation.start,
+            bytes: allocation.bytes,
+            region: allocation.region.as_ref().map(values),
+            read_only: allocation.read_only,
+            name: allocation.name.clone(),
+        });
+        Global {
+            allocations: allocations.collect(),
+            next: self.next,
+            live: self.live,
+        }
+    }
+
+    /// Takes over what a copy wrote; false where blocks of the two touched the same memory, and then this is spoilt.
+    pub fn merge(&mut self, other: Global, first_tag: u32) -> bool {
+        self.allocations
+            .iter_mut()
+            .zip(other.allocations)
+            .all(|(mine, theirs)| match (&mut mine.region, theirs.region) {
+                (Some(mine), Some(theirs)) => mine.merge(theirs, first_tag),
+                _ => true,
+            })
     }
 
     pub fn index_of(&self, address: u64) -> Option<usize> {

@@ -276,6 +276,26 @@ impl Cell {
         Ok(())
     }
 
+    /// Adds what other blocks of the launch did: whether they wrote here, or None where the two met.
+    pub fn merge(&mut self, other: &Cell, first_tag: u32) -> Option<bool> {
+        let (mine_wrote, mine_read) = (self.w_tag >= first_tag, self.r_tag >= first_tag);
+        let (wrote, read) = (other.w_tag >= first_tag, other.r_tag >= first_tag);
+        if mine_wrote && (wrote || read) || mine_read && wrote {
+            return None;
+        }
+        if wrote {
+            (self.w_tag, self.w_time, self.w_sync) = (other.w_tag, other.w_time, other.w_sync);
+            (self.w_who, self.w_pc) = (other.w_who, other.w_pc);
+        }
+        if read {
+            let several = if mine_read { SEVERAL_BLOCKS } else { 0 };
+            (self.r_tag, self.r_time, self.r_sync) = (other.r_tag, other.r_time, other.r_sync);
+            self.r_warps = other.r_warps;
+            (self.r_who, self.r_pc) = (other.r_who | several, other.r_pc);
+        }
+        Some(wrote)
+    }
+
     /// Moves the date of the last write, which was the actor's own, to now.
     pub fn restamp(&mut self, actor: &Actor) {
         self.w_tag = actor.tag;

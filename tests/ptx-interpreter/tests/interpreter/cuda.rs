@@ -257,3 +257,31 @@ fn a_missing_wait_is_found() {
         assert!(finding.to_string().contains("tile.cu:"), "{finding}");
     }
 }
+
+#[test]
+fn many_blocks_give_the_same_bits_and_counts_as_each_by_itself() {
+    // Long enough that the blocks are spread over threads.
+    let module = stored("softmax.ptx");
+    let (rows, width) = (256, 4096);
+    let x = pattern(rows * width, 5);
+    let run = |schedule| {
+        softmax(&module, &x, width, schedule).unwrap_or_else(|finding| panic!("{finding}"))
+    };
+    let (y, stats) = run(Schedule::Forward);
+    assert!(stats.warp_instructions > 2 << 20, "{stats:?}");
+    assert_eq!(run(Schedule::Reverse), (y.clone(), stats));
+    for row in [0, 141, 255] {
+        let (alone, one) = softmax(
+            &module,
+            &x[row * width..][..width],
+            width,
+            Schedule::Forward,
+        )
+        .expect("sound");
+        assert_eq!(alone, y[row * width..][..width]);
+        assert_eq!(
+            one.thread_instructions * rows as u64,
+            stats.thread_instructions
+        );
+    }
+}
