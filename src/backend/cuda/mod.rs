@@ -2,6 +2,7 @@
 //! copies and launches, and no more; a GPU and the PTX interpreter both stand behind it, so that what runs on one runs on the
 //! other. `kernels` holds one handle module per `.cu`.
 
+pub mod images;
 pub mod kernels;
 pub mod launch;
 
