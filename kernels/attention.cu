@@ -77,6 +77,8 @@ constexpr int KEY_TILES = KEYS / 8;
 
 // Scores of a warp's queries: fragment [m][n] holds queries 16m + g and + 8, keys 8n + 2t and + 1 (mma.cuh).
 using Scores = float[M_TILES][KEY_TILES][4];
+// Weights as the A operand of P·V: the accumulator layout of two neighbouring score fragments is the A layout of 16 keys.
+using Weights = uint32_t[M_TILES][KEY_TILES / 2][4];
 template <int HEAD_DIM>
 using Values = float[M_TILES][HEAD_DIM / 8][4];
 
@@ -171,31 +173,32 @@ __device__ __forceinline__ void soften(Scores& s, Values<HEAD_DIM>& z, Running& 
         }
 }
 
-// Z += P·V. The accumulator layout of two neighbouring score fragments is the A layout of 16 keys.
+template <typename T>
+__device__ __forceinline__ void round_weights(Weights& p, const Scores& s) {
+#pragma unroll
+    for (int m = 0; m < M_TILES; m++)
+#pragma unroll
+        for (int n = 0; n < KEY_TILES; n++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) p[m][n / 2][n % 2 * 2 + half] = pack2<T>(s[m][n][2 * half], s[m][n][2 * half + 1]);
+}
+
+// Z += P·V
 template <typename T, int HEAD_DIM>
-__device__ __forceinline__ void multiply_values(Values<HEAD_DIM>& z, const Scores& p, uint32_t v_at) {
+__device__ __forceinline__ void multiply_values(Values<HEAD_DIM>& z, const Weights& p, uint32_t v_at) {
     constexpr int PITCH = pitch<T, HEAD_DIM>();
 #pragma unroll
-    for (int n = 0; n < KEY_TILES; n += 2) {
-        uint32_t a[M_TILES][4];
-#pragma unroll
-        for (int m = 0; m < M_TILES; m++) {
-            a[m][0] = pack2<T>(p[m][n][0], p[m][n][1]);
-            a[m][1] = pack2<T>(p[m][n][2], p[m][n][3]);
-            a[m][2] = pack2<T>(p[m][n + 1][0], p[m][n + 1][1]);
-            a[m][3] = pack2<T>(p[m][n + 1][2], p[m][n + 1][3]);
-        }
+    for (int n = 0; n < KEY_TILES / 2; n++)
 #pragma unroll
         for (int d = 0; d < HEAD_DIM; d += 16) {
             uint32_t v[4];
-            ldmatrix_x4_trans(v, v_at + (n * 8 * PITCH + d) * sizeof(T));
+            ldmatrix_x4_trans(v, v_at + (n * 16 * PITCH + d) * sizeof(T));
 #pragma unroll
             for (int m = 0; m < M_TILES; m++) {
-                mma_m16n8k16<T>(z[m][d / 8], a[m], v[0], v[1]);
-                mma_m16n8k16<T>(z[m][d / 8 + 1], a[m], v[2], v[3]);
+                mma_m16n8k16<T>(z[m][d / 8], p[m][n], v[0], v[1]);
+                mma_m16n8k16<T>(z[m][d / 8 + 1], p[m][n], v[2], v[3]);
             }
         }
-    }
 }
 
 // Divides by the row sums, rounds, and stores a warp's `inside` rows by way of its own rows of the query tile, for whole 16-byte pieces.
@@ -209,7 +212,7 @@ __device__ __forceinline__ void write_z(const Values<HEAD_DIM>& z, const Running
     for (int m = 0; m < M_TILES; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const float inverse = 1.0f / running.sum[m][half];
+            const float inverse = rcp(running.sum[m][half]);
             T* row = staging + (m * 16 + half * 8 + lane / 4) * PITCH + lane % 4 * 2;
 #pragma unroll
             for (int d = 0; d < CHUNKS; d++)
@@ -274,18 +277,20 @@ __device__ __forceinline__ void attention(const AttentionArgs& a) {
         __syncthreads();  // these keys are here, and no warp still reads the previous values
         copy_rows<T, HEAD_DIM, KEYS, THREADS>(v_tile, v + key * size_t(a.v_stride), a.v_stride, own.n - key);
         cp_async_commit();
-        Scores s;
+        Weights p;
         const bool seen = any_visible(first, last, key, key + KEYS - 1, window);
         if (seen) {
+            Scores s;
             multiply_keys<T, HEAD_DIM>(s, q_at, k_at);
             if (!all_visible(first, last, key, key + KEYS - 1, window))
                 mask(s, first + lane / 4, key + lane % 4 * 2, window);
             soften<HEAD_DIM>(s, z, running, scale_log2);
+            round_weights<T>(p, s);
         }
         cp_async_wait<0>();
         __syncthreads();  // these values are here, and no warp still reads the keys
         if (key + KEYS < end) load_keys(key + KEYS);
-        if (seen) multiply_values<T, HEAD_DIM>(z, s, v_at);
+        if (seen) multiply_values<T, HEAD_DIM>(z, p, v_at);
     }
 
     const int inside = own.n - first;

@@ -5,7 +5,6 @@
 #include "mma.cuh"
 
 constexpr float LOG2_E = 1.4426950408889634f;
-constexpr float LN_2 = 0.6931471805599453f;
 
 // Queries and keys are counted from the sample's first token. Key j is visible to query i iff i − W < j ≤ i: W keys, the query's own
 // included. As unsigned numbers one comparison says both, for a key after its query lies 2^32 behind it (W is below 2^31).
@@ -56,6 +55,13 @@ __device__ __forceinline__ void copy_rows(T* tile, const T* first_row, uint32_t 
 __device__ __forceinline__ float ex2(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// 1/x to 1 ulp.
+__device__ __forceinline__ float rcp(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
