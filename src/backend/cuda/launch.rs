@@ -158,7 +158,7 @@ pub trait Launcher {
 
 /// Checks the arguments and launches `kernel`.
 pub fn launch<K: Kernel>(
-    on: &mut impl Launcher,
+    on: &mut (impl Launcher + ?Sized),
     kernel: &K,
     args: &K::Args,
 ) -> Result<(), LaunchError> {
