@@ -47,8 +47,11 @@ impl Interpreted {
     }
 }
 
+/// By source and architecture.
+type Modules = HashMap<(String, &'static str), Arc<Module>>;
+
 /// A parsed module is kept: tests launch the same few again and again.
-static PARSED: Mutex<Option<HashMap<(String, &'static str), Arc<Module>>>> = Mutex::new(None);
+static PARSED: Mutex<Option<Modules>> = Mutex::new(None);
 
 fn module(source: &str, arch: &'static str) -> Result<Arc<Module>, LaunchError> {
     let mut parsed = PARSED.lock().unwrap_or_else(PoisonError::into_inner);
