@@ -2,3 +2,14 @@
 //! or with `STREAMGAUGE_TEST_DEVICE=cuda:0` on a GPU.
 
 mod harness;
+mod layout;
+
+mod add;
+mod edit;
+mod embed;
+mod gather;
+mod head;
+mod reduce;
+mod rms_norm;
+mod rope;
+mod swiglu;
