@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use streamgauge::backend::cuda::kernels::gemm::{Gemm, GemmArgs};
 
 use crate::harness::{
-    Element, assert_relative_l2, cases, is_poison, normal, on_every_schedule, wide,
+    Element, assert_relative_l2, cases, is_poison, normal, on_every_schedule, ulp, wide,
 };
 
 /// Where the elements of a `[batch, rows, columns]` tensor lie.
@@ -185,17 +185,6 @@ impl Bound {
         };
         ulp::<O>(want) + roundings as f64 * 2f64.powi(-24) * magnitude
     }
-}
-
-/// The distance from |x| to the next larger value.
-fn ulp<T: Element>(x: f64) -> f64 {
-    let (mantissa_bits, smallest_exponent) = match T::DTYPE.word() {
-        "bf16" => (7, -126),
-        "f16" => (10, -14),
-        _ => (23, -126),
-    };
-    let exponent = x.abs().max(f64::MIN_POSITIVE).log2().floor() as i32;
-    2f64.powi(exponent.max(smallest_exponent) - mantissa_bits)
 }
 
 fn check_every_instance(product: &Product, seed: u64) {
