@@ -211,12 +211,12 @@ __device__ __forceinline__ void decode_attention(const DecodeAttentionArgs& a) {
     // The first values are asked for before the wait for the scores, to be on their way meanwhile.
     Packed<T, V> values[LANE_KEYS];
     rows.load(values, v + lane % ROW_LANES * V, a.v_slot_stride, true);
-    __syncthreads();
+    __syncthreads();  // scores are complete
     if (warp < heads) {
         const float2 softmax = soften<T>(reinterpret_cast<float*>(weights) + warp, split_keys, a.scale * LOG2_E);
         if (lane == 0) a.partial_softmax[(static_cast<size_t>(sequence) * a.q_heads + head0 + warp) * a.splits + split] = softmax;
     }
-    __syncthreads();
+    __syncthreads();  // weights are
 
 #pragma unroll 1
     for (uint32_t c = 0; c < CHUNKS; c += ROW_LANES) {
@@ -232,7 +232,7 @@ __device__ __forceinline__ void decode_attention(const DecodeAttentionArgs& a) {
         if (c + ROW_LANES < CHUNKS)
             rows.load(values, v + (chunk + ROW_LANES) * V, a.v_slot_stride, CHUNKS % ROW_LANES == 0 || chunk + ROW_LANES < CHUNKS);
     }
-    __syncthreads();
+    __syncthreads();  // the warps' sums are
 
     for (uint32_t i = threadIdx.x; i < heads * H; i += SPLIT_KEYS) {
         const uint32_t head = i / H, d = i % H;

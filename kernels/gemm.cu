@@ -222,12 +222,11 @@ __device__ __forceinline__ void gemm(const GemmArgs& a) {
                 rows.load(fragments[(step + 1) % 2], ring + reading, ring + reading + XTiles::BYTES, step + 1);
             } else if (tile + 1 < tiles) {
                 reading = reading == (S::STAGES - 1) * STAGE_BYTES ? 0 : reading + STAGE_BYTES;
-                cp_async_wait<S::STAGES - 2>();
-                __syncthreads();
+                cp_async_wait<S::STAGES - 2>();  // the next tile is here, as far as this thread brought it;
+                __syncthreads();                 // wholly; and the stage to be written next has been read out by every warp
                 rows.load(fragments[0], ring + reading, ring + reading + XTiles::BYTES, 0);
             }
             if (step == 0) {
-                // into the stage that the barrier before this tile found read out by every warp
                 if (tile + S::STAGES - 1 < tiles) {
                     x.copy_next(writing);
                     weight.copy_next(writing);

@@ -343,3 +343,35 @@ fn a_query_head_has_the_same_bits_alone_and_in_a_group_of_eight() {
         assert!(same_bits(&got, &together[own]), "head {head}");
     }
 }
+
+/// Two keys, of values 0 and 1: the output is the second key's weight, rounded, over the sum of the unrounded weights.
+#[test]
+fn weights_are_rounded_to_the_dtype_and_their_sum_is_not() {
+    let heads = 64;
+    let case = Case::new(64, heads, heads, &[2]);
+    let mut sequence = case.sequences::<bf16>(6).remove(0);
+    let row = heads * case.head_dim;
+    sequence.v[..row].fill(bf16::ZERO);
+    sequence.v[row..].fill(bf16::ONE);
+    let got = case.run(std::slice::from_ref(&sequence));
+
+    let (q, k) = (wide(&sequence.q), wide(&sequence.k));
+    let score = |position: usize, head: usize| -> f64 {
+        let terms = (head * 64..(head + 1) * 64).map(|d| q[d] * k[position * row + d]);
+        terms.sum::<f64>() * f64::from(case.scale())
+    };
+    let (mut as_rounded, mut as_unrounded) = (0, 0);
+    for head in 0..heads {
+        let (first, second) = (score(0, head), score(1, head));
+        let weights = [first, second].map(|score| (score - first.max(second)).exp());
+        let total: f64 = weights.iter().sum();
+        let got = got[head * 64];
+        as_rounded += usize::from(got == bf16::round(bf16::round(weights[1]).to_f64() / total));
+        as_unrounded += usize::from(got == bf16::round(weights[1] / total));
+    }
+    assert_eq!(as_rounded, heads);
+    assert!(
+        as_unrounded < heads * 9 / 10,
+        "{as_unrounded} of {heads} outputs do not tell whether weights were rounded"
+    );
+}
