@@ -69,6 +69,24 @@ __device__ __forceinline__ uint32_t pack(float first, float second) {
     }
 }
 
+// ---- division ---------------------------------------------------------------------------------------------------------
+
+// 1/x to 1 ulp; subnormal results are kept.
+__device__ __forceinline__ float reciprocal(float x) {
+    float r;
+    asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+
+// a / b to the last place of f64, for b in the range of normal f32. (The language's f64 division is a function call, around which
+// registers are spilled.)
+__device__ __forceinline__ double divided(double a, double b) {
+    double r = static_cast<double>(reciprocal(static_cast<float>(b)));
+    r = fma(fma(-b, r, 1.0), r, r);
+    const double quotient = a * r;
+    return fma(fma(-b, quotient, a), r, quotient);
+}
+
 // ---- vectors ----------------------------------------------------------------------------------------------------------
 
 // N elements of T as they lie in memory, aligned to the size of one access: 16 bytes, or 8 where there are just 8.

@@ -21,17 +21,15 @@ struct SwigluArgs {
     uint32_t width;
 };
 
-// f32 divides exactly. A 16-bit result has 13 bits to spare over the reciprocal's last place; `rcp` without flushing, because
-// below g = −87 the quotient still is a normal bf16.
+// f32 divides exactly. A 16-bit result has 13 bits to spare over the reciprocal's last place. That one may be
+// subnormal: below g = −87 the quotient still is a normal bf16.
 template <typename T>
 __device__ __forceinline__ float silu(float g) {
     const float divisor = 1.0f + expf(-g);
     if constexpr (sizeof(T) == 4) {
         return g / divisor;
     } else {
-        float reciprocal;
-        asm("rcp.approx.f32 %0, %1;" : "=f"(reciprocal) : "f"(divisor));
-        return g * reciprocal;
+        return g * reciprocal(divisor);
     }
 }
 
