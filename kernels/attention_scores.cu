@@ -142,7 +142,7 @@ __device__ __forceinline__ void store_rows(const AttentionScoresArgs& a, const S
     const bool patterns = a.lse != nullptr;
     const int lane = threadIdx.x % WARP_LANES;
     const int inside = min(KEYS, static_cast<int>(tile.key_end) - key);
-    for (int row = threadIdx.x / WARP_LANES; row < tile.count; row += WARPS) {
+    for (int row = threadIdx.x / WARP_LANES; row < static_cast<int>(tile.count); row += WARPS) {
         const int query = shared.query[row];
         for (int j = lane; j < inside; j += WARP_LANES) {
             float value = patterns ? 0.0f : -INFINITY;
@@ -191,9 +191,8 @@ __device__ __forceinline__ void attention_scores(const AttentionScoresArgs& a) {
     const int last = shared.query[tile.count - 1];
     const int m_tiles = (tile.count + 15) / 16;
 
-    const auto seen = [&](int key) {
-        return key < tile.key_end && any_visible(first, last, key, min(key + KEYS, tile.key_end) - 1, a.window);
-    };
+    const int end = tile.key_end;
+    const auto seen = [&](int key) { return key < end && any_visible(first, last, key, min(key + KEYS, end) - 1, a.window); };
     const auto load_keys = [&](int key, int buffer) {
         if (seen(key))
             copy_rows<T, HEAD_DIM, KEYS, THREADS>(shared.k[buffer][0], k + key * size_t(a.k_stride), a.k_stride, tile.n - key);
@@ -202,7 +201,7 @@ __device__ __forceinline__ void attention_scores(const AttentionScoresArgs& a) {
     int buffer = 0;
     gather_queries<T, HEAD_DIM>(shared, q, a.q_stride, tile.count);
     load_keys(tile.key_begin, buffer);
-    for (int key = tile.key_begin; key < tile.key_end; key += KEYS) {
+    for (int key = tile.key_begin; key < end; key += KEYS) {
         cp_async_wait<0>();
         __syncthreads();  // these keys are here, and no warp still reads the previous keys or products
         load_keys(key + KEYS, buffer ^ 1);

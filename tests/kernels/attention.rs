@@ -9,7 +9,9 @@ use proptest::test_runner::TestRunner;
 use streamgauge::backend::cuda::kernels::attention::{Attention, AttentionArgs, NO_WINDOW};
 use streamgauge::backend::cuda::{DevicePtr, Kernel};
 
-use crate::harness::{Element, Random, assert_relative_l2, cases, is_poison, on_every_schedule};
+use crate::harness::{
+    Buffer, Element, Gpu, Random, assert_relative_l2, cases, is_poison, on_every_schedule,
+};
 
 /// Samples packed end to end, and their heads.
 #[derive(Clone, Debug)]
@@ -74,7 +76,7 @@ pub struct Problem<T> {
 }
 
 /// Columns after q, k and v, and after z, that no kernel may touch.
-const PADDING: usize = 8;
+pub const PADDING: usize = 8;
 
 impl<T: Element> Problem<T> {
     /// Normally distributed; what a sample holds depends on its length and `seed` alone.
@@ -191,44 +193,58 @@ pub fn tiny<T: Element>() -> f64 {
     }
 }
 
-/// What the kernel makes of a problem: z `[rows, H · h]` and, if asked for, lse `[H, rows]`.
+/// Launches the kernel: z `[rows, H · h + PADDING]` and, if asked for, lse `[H, rows]`.
 #[track_caller]
-pub fn attend<T: Element>(problem: &Problem<T>, with_lse: bool) -> (Vec<T>, Vec<f32>) {
+pub fn launch<T: Element>(
+    gpu: &mut Gpu,
+    problem: &Problem<T>,
+    qkv: &Buffer<T>,
+    lse: Option<&Buffer<f32>>,
+) -> Buffer<T> {
     let shape = &problem.shape;
-    let (rows, width) = (shape.rows(), shape.n_heads() * problem.head_dim);
+    let z_stride = shape.n_heads() * problem.head_dim + PADDING;
     let kernel = Attention {
         dtype: T::DTYPE,
         head_dim: problem.head_dim as u32,
     };
     let bounds = shape.cu_seqlens();
     let tiles = kernel.tiles(&bounds, shape.window_arg());
+    let cu_seqlens = gpu.input(&bounds);
+    let list = gpu.input(&tiles);
+    let z = gpu.canvas::<T>(shape.rows() * z_stride);
+    let [q, k, v] = problem.columns().map(|column| qkv.at(column));
+    let args = AttentionArgs {
+        q,
+        k,
+        v,
+        z: z.ptr(),
+        lse: lse.map_or(DevicePtr::NULL, |lse| lse.ptr()),
+        cu_seqlens: cu_seqlens.ptr(),
+        tiles: list.ptr(),
+        q_stride: problem.stride as u32,
+        k_stride: problem.stride as u32,
+        v_stride: problem.stride as u32,
+        z_stride: z_stride as u32,
+        n_heads: shape.n_heads() as u32,
+        n_kv_heads: shape.n_kv_heads as u32,
+        rows: shape.rows() as u32,
+        n_tiles: tiles.len() as u32,
+        window: shape.window_arg(),
+        scale: problem.scale(),
+    };
+    gpu.launch(&kernel, &args);
+    z
+}
+
+/// z `[rows, H · h]` and, if asked for, lse `[H, rows]`.
+#[track_caller]
+pub fn attend<T: Element>(problem: &Problem<T>, with_lse: bool) -> (Vec<T>, Vec<f32>) {
+    let shape = &problem.shape;
+    let (rows, width) = (shape.rows(), shape.n_heads() * problem.head_dim);
     let (z, lse) = on_every_schedule(|gpu| {
         let qkv = gpu.input(&problem.qkv);
-        let cu_seqlens = gpu.input(&bounds);
-        let list = gpu.input(&tiles);
-        let z = gpu.canvas::<T>(rows * (width + PADDING));
         let lse = with_lse.then(|| gpu.output::<f32>(shape.n_heads() * rows));
-        let [q, k, v] = problem.columns().map(|column| qkv.at(column));
-        let args = AttentionArgs {
-            q,
-            k,
-            v,
-            z: z.ptr(),
-            lse: lse.as_ref().map_or(DevicePtr::NULL, |lse| lse.ptr()),
-            cu_seqlens: cu_seqlens.ptr(),
-            tiles: list.ptr(),
-            q_stride: problem.stride as u32,
-            k_stride: problem.stride as u32,
-            v_stride: problem.stride as u32,
-            z_stride: (width + PADDING) as u32,
-            n_heads: shape.n_heads() as u32,
-            n_kv_heads: shape.n_kv_heads as u32,
-            rows: rows as u32,
-            n_tiles: tiles.len() as u32,
-            window: shape.window_arg(),
-            scale: problem.scale(),
-        };
-        gpu.launch(&kernel, &args);
+        let z = launch(gpu, problem, &qkv, lse.as_ref());
         (gpu.read(&z), lse.map_or(Vec::new(), |lse| gpu.read(&lse)))
     });
     let mut dense = Vec::with_capacity(rows * width);
