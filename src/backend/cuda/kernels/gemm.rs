@@ -1,0 +1,283 @@
+//! `kernels/gemm.cu`: out\[M, N\] = x\[M, K\] · weight\[N, K\]ᵀ, batched.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::backend::cuda::launch::{DevicePtr, Dims, Dtype, Kernel};
+
+/// Arguments of every gemm entry. Strides are in elements of their own tensor.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct GemmArgs {
+    /// `[batch, m, k]`
+    pub x: DevicePtr,
+    /// `[batch, n, k]`
+    pub weight: DevicePtr,
+    /// `[batch, m, n]`
+    pub out: DevicePtr,
+    /// From one product's `x` to the next's; 0 shares it. Likewise below (but `out` is never shared).
+    pub x_batch_stride: u64,
+    pub weight_batch_stride: u64,
+    pub out_batch_stride: u64,
+    /// Rows of `x` and of `out`; at least 1.
+    pub m: u32,
+    /// Rows of `weight`, columns of `out`; a multiple of 8.
+    pub n: u32,
+    /// Columns of `x` and of `weight`; a multiple of 8.
+    pub k: u32,
+    /// Number of products, 1 to 65,535.
+    pub batch: u32,
+    /// From row to row, at least `k`.
+    pub x_stride: u32,
+    /// From row to row, at least `k`.
+    pub weight_stride: u32,
+    /// From row to row, at least `n`.
+    pub out_stride: u32,
+    pub _pad: u32,
+}
+
+/// The tile that a block computes, and what it takes; as in `gemm.cu`.
+struct Tile {
+    m: u32,
+    n: u32,
+    threads: u32,
+    shared: u32,
+}
+
+const TILE: Tile = Tile {
+    m: 128,
+    n: 128,
+    threads: 128,
+    shared: 3 * (128 + 128) * 32 * 2,
+};
+const TILE_ROWS64: Tile = Tile {
+    m: 64,
+    n: 32,
+    threads: 128,
+    shared: 8 * (64 + 32) * 64 * 2,
+};
+const TILE_F32: Tile = Tile {
+    m: 64,
+    n: 128,
+    threads: 128,
+    shared: 3 * (64 + 128) * 16 * 4,
+};
+
+/// x, weight and out of one type (f32, f16, bf16), or out f32 from 16-bit operands.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Gemm {
+    input: Dtype,
+    output: Dtype,
+    rows64: bool,
+}
+
+impl Gemm {
+    /// The instance for `m` rows. Instances differ in speed alone: a row's bits are the same from each.
+    pub fn new(input: Dtype, output: Dtype, m: u32) -> Gemm {
+        Gemm {
+            input,
+            output,
+            rows64: m <= TILE_ROWS64.m && input != Dtype::F32,
+        }
+    }
+
+    fn tile(&self) -> Tile {
+        match (self.input, self.rows64) {
+            (Dtype::F32, _) => TILE_F32,
+            (_, true) => TILE_ROWS64,
+            (_, false) => TILE,
+        }
+    }
+}
+
+impl Kernel for Gemm {
+    type Args = GemmArgs;
+
+    fn name(&self) -> String {
+        let out = if self.input == self.output {
+            ""
+        } else {
+            "_f32out"
+        };
+        let rows = if self.rows64 { "_rows64" } else { "" };
+        format!("gemm_{}{out}{rows}", self.input)
+    }
+
+    fn source(&self) -> &'static str {
+        "gemm"
+    }
+
+    fn dims(&self, args: &GemmArgs) -> Dims {
+        let tile = self.tile();
+        Dims {
+            grid: [
+                args.m.div_ceil(tile.m) * args.n.div_ceil(tile.n),
+                1,
+                args.batch,
+            ],
+            block: [tile.threads, 1, 1],
+            dynamic_shared: tile.shared,
+        }
+    }
+
+    fn check(&self, args: &GemmArgs) -> Result<(), String> {
+        if self.output != self.input && self.output != Dtype::F32 {
+            return Err(format!(
+                "no instance from {} to {}",
+                self.input, self.output
+            ));
+        }
+        if args.m == 0 || args.n == 0 || args.k == 0 {
+            return Err(format!(
+                "m {}, n {}, k {}: none may be 0",
+                args.m, args.n, args.k
+            ));
+        }
+        if args.batch == 0 || args.batch > 65_535 {
+            return Err(format!("batch is {}, not 1 to 65535", args.batch));
+        }
+        for (name, size) in [("n", args.n), ("k", args.k)] {
+            if !size.is_multiple_of(8) {
+                return Err(format!("{name} is {size}, not a multiple of 8"));
+            }
+        }
+        check_operand(
+            "x",
+            args.x,
+            self.input,
+            args.x_stride,
+            args.k,
+            args.x_batch_stride,
+        )?;
+        check_operand(
+            "weight",
+            args.weight,
+            self.input,
+            args.weight_stride,
+            args.k,
+            args.weight_batch_stride,
+        )?;
+        check_operand(
+            "out",
+            args.out,
+            self.output,
+            args.out_stride,
+            args.n,
+            args.out_batch_stride,
+        )
+    }
+}
+
+/// Rows must hold their columns and begin at multiples of 16 bytes.
+fn check_operand(
+    name: &str,
+    at: DevicePtr,
+    dtype: Dtype,
+    stride: u32,
+    columns: u32,
+    batch_stride: u64,
+) -> Result<(), String> {
+    let vector = 16 / dtype.bytes() as u32;
+    if at.is_null() || !at.is_aligned(16) {
+        return Err(format!(
+            "{name} at {:#x} is null or not 16-byte aligned",
+            at.0
+        ));
+    }
+    if stride < columns {
+        return Err(format!(
+            "{name}'s row stride {stride} is less than its {columns} columns"
+        ));
+    }
+    if !stride.is_multiple_of(vector) || !batch_stride.is_multiple_of(vector.into()) {
+        return Err(format!(
+            "{name}'s strides {stride} and {batch_stride} are not multiples of {vector} elements"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args() -> GemmArgs {
+        GemmArgs {
+            x: DevicePtr(256),
+            weight: DevicePtr(512),
+            out: DevicePtr(768),
+            m: 129,
+            n: 136,
+            k: 40,
+            batch: 2,
+            x_stride: 48,
+            weight_stride: 40,
+            out_stride: 136,
+            ..GemmArgs::zeroed()
+        }
+    }
+
+    #[test]
+    fn the_grid_covers_partial_tiles_and_the_batch() {
+        assert_eq!(
+            Gemm::new(Dtype::BF16, Dtype::BF16, 129).dims(&args()).grid,
+            [4, 1, 2]
+        );
+        assert_eq!(
+            Gemm::new(Dtype::F32, Dtype::F32, 129).dims(&args()).grid,
+            [6, 1, 2]
+        );
+        assert_eq!(
+            Gemm::new(Dtype::F16, Dtype::F32, 64).dims(&args()).grid,
+            [15, 1, 2]
+        );
+    }
+
+    #[test]
+    fn few_rows_of_16_bit_elements_have_their_own_instance() {
+        assert_eq!(
+            Gemm::new(Dtype::BF16, Dtype::F32, 64).name(),
+            "gemm_bf16_f32out_rows64"
+        );
+        assert_eq!(Gemm::new(Dtype::F16, Dtype::F16, 65).name(), "gemm_f16");
+        assert_eq!(Gemm::new(Dtype::F32, Dtype::F32, 1).name(), "gemm_f32");
+    }
+
+    #[test]
+    fn what_the_kernel_cannot_do_is_refused_by_name() {
+        let gemm = Gemm::new(Dtype::BF16, Dtype::BF16, 129);
+        let refused = |change: fn(&mut GemmArgs)| {
+            let mut args = args();
+            change(&mut args);
+            gemm.check(&args).unwrap_err()
+        };
+        assert!(gemm.check(&args()).is_ok());
+        assert_eq!(refused(|a| a.m = 0), "m 0, n 136, k 40: none may be 0");
+        assert_eq!(refused(|a| a.k = 36), "k is 36, not a multiple of 8");
+        assert_eq!(
+            refused(|a| a.batch = 65_536),
+            "batch is 65536, not 1 to 65535"
+        );
+        assert_eq!(
+            refused(|a| a.x = DevicePtr(264)),
+            "x at 0x108 is null or not 16-byte aligned"
+        );
+        assert_eq!(
+            refused(|a| a.out_stride = 128),
+            "out's row stride 128 is less than its 136 columns"
+        );
+        assert_eq!(
+            refused(|a| a.x_stride = 44),
+            "x's strides 44 and 0 are not multiples of 8 elements"
+        );
+        assert_eq!(
+            refused(|a| a.weight_batch_stride = 4),
+            "weight's strides 40 and 4 are not multiples of 8 elements"
+        );
+        assert_eq!(
+            Gemm::new(Dtype::BF16, Dtype::F16, 129)
+                .check(&args())
+                .unwrap_err(),
+            "no instance from bf16 to f16"
+        );
+    }
+}
