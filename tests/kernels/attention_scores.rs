@@ -27,7 +27,11 @@ struct Selection {
 impl Selection {
     fn all(shape: &Shape) -> Selection {
         Selection {
-            rows: shape.lens.iter().map(|&n| (0..n as u32).collect()).collect(),
+            rows: shape
+                .lens
+                .iter()
+                .map(|&n| (0..n as u32).collect())
+                .collect(),
             heads: (0..shape.n_heads() as u32).collect(),
         }
     }
@@ -118,10 +122,16 @@ fn read_out<T: Element, S: Element>(
     });
     let mut tensors = Vec::new();
     let mut at = GAP;
-    assert!(out[..GAP].iter().all(is_poison), "written before the first tensor");
+    assert!(
+        out[..GAP].iter().all(is_poison),
+        "written before the first tensor"
+    );
     for (asked, rows) in asked.iter().zip(&selection.rows) {
         let end = at + selection.heads.len() * rows.len() * asked.rows.len();
-        assert!(out[end..end + GAP].iter().all(is_poison), "written after {asked:?}");
+        assert!(
+            out[end..end + GAP].iter().all(is_poison),
+            "written after {asked:?}"
+        );
         tensors.push(out[at..end].to_vec());
         at = end + GAP;
     }
@@ -136,8 +146,19 @@ fn check<T: Element, S: Element>(problem: &Problem<T>, selection: &Selection, wa
         for &head in &selection.heads {
             for &i in &selection.rows[sample] {
                 let row = rows.next().expect("a row per head and selected query");
-                let place = format!("{:?}: sample {sample}, head {head}, query {i}", problem.shape);
-                check_row(problem, range, head as usize, i as usize, row, wanted, &place);
+                let place = format!(
+                    "{:?}: sample {sample}, head {head}, query {i}",
+                    problem.shape
+                );
+                check_row(
+                    problem,
+                    range,
+                    head as usize,
+                    i as usize,
+                    row,
+                    wanted,
+                    &place,
+                );
             }
         }
     }
@@ -176,22 +197,32 @@ fn check_row<T: Element, S: Element>(
         };
         let bound = off + unit::<S>() * want.abs() * (1.0 + 1e-6) + tiny::<S>();
         let off = (got.wide() - want).abs();
-        assert!(off <= bound, "{place}, key {j}: {got:?}, should be {want}: {bound:e} allowed");
+        assert!(
+            off <= bound,
+            "{place}, key {j}: {got:?}, should be {want}: {bound:e} allowed"
+        );
     }
     if wanted == Wanted::Patterns {
         let off = (row.iter().map(|p| p.wide()).sum::<f64>() - 1.0).abs();
         let bound = relative + unit::<S>() + query.keys.len() as f64 * tiny::<S>();
-        assert!(off <= bound, "{place}: the pattern sums to 1 + {off:e}, {bound:e} allowed");
+        assert!(
+            off <= bound,
+            "{place}: the pattern sums to 1 + {off:e}, {bound:e} allowed"
+        );
     }
 }
 
 fn shapes() -> impl Strategy<Value = Shape> {
     let n = prop_oneof![Just(1usize), 2..20usize, 60..70usize, 120..200usize];
     let heads = proptest::sample::select(vec![(1, 1), (1, 3), (2, 2), (4, 1), (8, 1)]);
-    let window = prop_oneof![Just(None), (1..64usize).prop_map(Some), (64..140usize).prop_map(Some)];
-    (prop::collection::vec(n, 1..4), heads, window).prop_map(|(lens, (group, n_kv_heads), window)| {
-        Shape::new(&lens, group, n_kv_heads, window)
-    })
+    let window = prop_oneof![
+        Just(None),
+        (1..64usize).prop_map(Some),
+        (64..140usize).prop_map(Some)
+    ];
+    (prop::collection::vec(n, 1..4), heads, window).prop_map(
+        |(lens, (group, n_kv_heads), window)| Shape::new(&lens, group, n_kv_heads, window),
+    )
 }
 
 fn scores_and_patterns<T: Element>(head_dim: usize) {
@@ -261,7 +292,11 @@ fn kept_heads_come_in_the_order_given() {
         heads: vec![5, 0, 2],
     };
     check::<bf16, f32>(&Problem::random(&shape, 64, 4), &selection, Wanted::Scores);
-    check::<f32, f32>(&Problem::random(&shape, 64, 4), &selection, Wanted::Patterns);
+    check::<f32, f32>(
+        &Problem::random(&shape, 64, 4),
+        &selection,
+        Wanted::Patterns,
+    );
 }
 
 #[test]
@@ -300,7 +335,10 @@ fn patterns_are_what_attention_weighed_the_values_by() {
             let (i, j) = (at / n, at % n);
             let weight = z[i * head_dim + j];
             // P and z are each rounded once on the one way, the pattern on the other.
-            assert!(ulps(p, weight) <= 2, "query {i}, key {j}: {p:?}, and attention had {weight:?}");
+            assert!(
+                ulps(p, weight) <= 2,
+                "query {i}, key {j}: {p:?}, and attention had {weight:?}"
+            );
         }
     }
     check::<bf16>(64, 64);
