@@ -7,15 +7,14 @@ use streamgauge::backend::cuda::kernels::decode_attention::{
     DecodeAttention, DecodeAttentionArgs, DecodeAttentionCombine, splits,
 };
 
-use crate::harness::{
-    Element, assert_relative_l2, cases, is_poison, normal, on_every_schedule, ulp, wide,
-};
+use crate::harness::{Element, assert_relative_l2, cases, normal, on_every_schedule, ulp, wide};
+use crate::layout::{Layout, assert_same_bits};
 
 #[derive(Clone, Debug)]
 struct Case {
     head_dim: usize,
-    q_heads: usize,
-    kv_heads: usize,
+    n_heads: usize,
+    n_kv_heads: usize,
     /// Tokens of each sequence, the query's own included.
     lengths: Vec<usize>,
     /// 0: none.
@@ -27,7 +26,7 @@ struct Case {
     spread: f64,
 }
 
-/// One sequence: its query `[q_heads, h]` and all its keys and values `[length, kv_heads, h]`.
+/// One sequence: its query `[n_heads, h]` and all its keys and values `[length, n_kv_heads, h]`.
 #[derive(Clone)]
 struct Sequence<T> {
     q: Vec<T>,
@@ -36,11 +35,11 @@ struct Sequence<T> {
 }
 
 impl Case {
-    fn new(head_dim: usize, q_heads: usize, kv_heads: usize, lengths: &[usize]) -> Case {
+    fn new(head_dim: usize, n_heads: usize, n_kv_heads: usize, lengths: &[usize]) -> Case {
         Case {
             head_dim,
-            q_heads,
-            kv_heads,
+            n_heads,
+            n_kv_heads,
             lengths: lengths.to_vec(),
             window: 0,
             capacity: lengths.iter().copied().max().unwrap_or(1).max(1),
@@ -70,10 +69,10 @@ impl Case {
     }
 
     fn sequences<T: Element>(&self, seed: u64) -> Vec<Sequence<T>> {
-        let kv_row = self.kv_heads * self.head_dim;
+        let kv_row = self.n_kv_heads * self.head_dim;
         let make = |(i, &length): (usize, &usize)| Sequence {
             q: normal(
-                self.q_heads * self.head_dim,
+                self.n_heads * self.head_dim,
                 seed + 3 * i as u64,
                 self.spread,
             ),
@@ -86,8 +85,8 @@ impl Case {
     /// The cache after all tokens: visible rows in their slots, NaN elsewhere.
     fn cache<'a, T: Element>(&self, rows: impl Iterator<Item = &'a Vec<T>>) -> Vec<T> {
         let (row, stride) = (
-            self.kv_heads * self.head_dim,
-            self.kv_heads * self.head_dim + self.gap,
+            self.n_kv_heads * self.head_dim,
+            self.n_kv_heads * self.head_dim + self.gap,
         );
         let mut cache = vec![T::round(f64::NAN); self.lengths.len() * self.capacity * stride];
         for (i, (rows, &length)) in rows.zip(&self.lengths).enumerate() {
@@ -108,14 +107,21 @@ impl Case {
         most.unwrap_or(0).max(1)
     }
 
-    /// `[sequences, q_heads, h]`
+    /// `[sequences, n_heads, h]`
     fn run<T: Element>(&self, sequences: &[Sequence<T>]) -> Vec<T> {
-        let row = self.q_heads * self.head_dim;
+        let row = self.n_heads * self.head_dim;
         let stride = row + self.gap;
-        let mut q = vec![T::round(f64::NAN); sequences.len() * stride];
-        for (to, sequence) in q.chunks_mut(stride).zip(sequences) {
-            to[..row].copy_from_slice(&sequence.q);
-        }
+        let rows = Layout {
+            rows: sequences.len(),
+            width: row,
+            stride,
+            offset: 0,
+        };
+        let queries: Vec<T> = sequences
+            .iter()
+            .flat_map(|sequence| sequence.q.clone())
+            .collect();
+        let q = rows.lay(&queries);
         let k = self.cache(sequences.iter().map(|sequence| &sequence.k));
         let v = self.cache(sequences.iter().map(|sequence| &sequence.v));
         let lengths: Vec<u32> = self.lengths.iter().map(|&length| length as u32).collect();
@@ -123,7 +129,7 @@ impl Case {
             dtype: T::DTYPE,
             head_dim: self.head_dim as u32,
         };
-        let partial_rows = sequences.len() * self.q_heads * self.splits() as usize;
+        let partial_rows = sequences.len() * self.n_heads * self.splits() as usize;
 
         let memory = on_every_schedule(|gpu| {
             let (q, k, v, lengths) = (
@@ -134,8 +140,8 @@ impl Case {
             );
             let partial_out = gpu.output::<f32>(partial_rows * self.head_dim);
             let partial_softmax = gpu.output::<[f32; 2]>(partial_rows);
-            let out = gpu.canvas::<T>(sequences.len() * stride);
-            let slot_stride = self.kv_heads * self.head_dim + self.gap;
+            let out = gpu.canvas::<T>(rows.len());
+            let slot_stride = self.n_kv_heads * self.head_dim + self.gap;
             let args = DecodeAttentionArgs {
                 q: q.ptr(),
                 k_cache: k.ptr(),
@@ -151,8 +157,8 @@ impl Case {
                 q_stride: stride as u32,
                 out_stride: stride as u32,
                 sequences: sequences.len() as u32,
-                q_heads: self.q_heads as u32,
-                kv_heads: self.kv_heads as u32,
+                n_heads: self.n_heads as u32,
+                n_kv_heads: self.n_kv_heads as u32,
                 capacity: self.capacity as u32,
                 window: self.window as u32,
                 splits: self.splits(),
@@ -163,22 +169,14 @@ impl Case {
             gpu.launch(&DecodeAttentionCombine(kernel), &args);
             gpu.read(&out)
         });
-        let rows = memory.chunks(stride);
-        assert!(
-            rows.clone()
-                .all(|row_and_gap| row_and_gap[row..].iter().all(is_poison)),
-            "wrote between rows"
-        );
-        rows.flat_map(|row_and_gap| &row_and_gap[..row])
-            .copied()
-            .collect()
+        rows.take(&memory)
     }
 
     /// Every output in float64, with how far from it rounding may lead.
     fn oracle<T: Element>(&self, sequences: &[Sequence<T>]) -> Vec<(f64, f64)> {
         let mut outs = Vec::new();
         for (sequence, &length) in sequences.iter().zip(&self.lengths) {
-            for head in 0..self.q_heads {
+            for head in 0..self.n_heads {
                 outs.extend(self.oracle_of_head(sequence, length, head));
             }
         }
@@ -192,10 +190,10 @@ impl Case {
         head: usize,
     ) -> Vec<(f64, f64)> {
         let h = self.head_dim;
-        let kv_head = head / (self.q_heads / self.kv_heads);
+        let kv_head = head / (self.n_heads / self.n_kv_heads);
         let q = wide(&sequence.q[head * h..][..h]);
         let row_of = |rows: &[T], position: usize| {
-            wide(&rows[(position * self.kv_heads + kv_head) * h..][..h])
+            wide(&rows[(position * self.n_kv_heads + kv_head) * h..][..h])
         };
         let scale = f64::from(self.scale());
 
@@ -262,10 +260,6 @@ fn weight_rounding<T: Element>() -> (f64, f64) {
     }
 }
 
-fn same_bits<T: Element>(a: &[T], b: &[T]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.same_bits(*b))
-}
-
 #[test]
 fn every_head_dim_attends_over_one_token_no_token_and_a_little_more_than_a_split() {
     for head_dim in [64, 80, 96, 128] {
@@ -297,12 +291,12 @@ proptest! {
     #[test]
     fn ragged_batches_of_any_grouping_match_float64(
         head_dim in prop::sample::select(vec![64usize, 80, 96, 128]),
-        group in 1usize..9, kv_heads in 1usize..3,
+        group in 1usize..9, n_kv_heads in 1usize..3,
         lengths in prop::collection::vec(0usize..330, 1..4),
         window in prop::sample::select(vec![0usize, 1, 9, 65, 270]),
         room in 0usize..40, gap in 0usize..2, seed in any::<u32>(),
     ) {
-        let dense = Case::new(head_dim, group * kv_heads, kv_heads, &lengths);
+        let dense = Case::new(head_dim, group * n_kv_heads, n_kv_heads, &lengths);
         let visible = dense.capacity.min(if window == 0 { usize::MAX } else { window });
         let case = Case { gap: 8 * gap, ..dense.windowed(window, visible + room) };
         case.check_every_dtype(seed.into());
@@ -311,20 +305,18 @@ proptest! {
 
 #[test]
 fn a_sequence_has_the_same_bits_beside_any_others_and_from_any_slots() {
-    let (h, q_heads) = (64, 3);
-    let alone = Case::new(h, q_heads, 1, &[610]).windowed(520, 610);
+    let (h, n_heads) = (64, 3);
+    let alone = Case::new(h, n_heads, 1, &[610]).windowed(520, 610);
     let sequence = alone.sequences::<bf16>(3).remove(0);
     let expected = alone.run(std::slice::from_ref(&sequence));
 
     for (before, capacity) in [(1, 521), (1100, 1100), (0, 700)] {
-        let among = Case::new(h, q_heads, 1, &[before, 610, 30]).windowed(520, capacity);
+        let among = Case::new(h, n_heads, 1, &[before, 610, 30]).windowed(520, capacity);
         let mut sequences = among.sequences::<bf16>(4);
         sequences[1] = sequence.clone();
         let got = among.run(&sequences);
-        assert!(
-            same_bits(&got[q_heads * h..][..q_heads * h], &expected),
-            "after {before} tokens, capacity {capacity}"
-        );
+        let what = format!("after {before} tokens, capacity {capacity}");
+        assert_same_bits(&what, &got[n_heads * h..][..n_heads * h], &expected);
     }
 }
 
@@ -340,7 +332,7 @@ fn a_query_head_has_the_same_bits_alone_and_in_a_group_of_eight() {
             ..sequence.clone()
         };
         let got = Case::new(80, 1, 1, &[290]).run(&[alone]);
-        assert!(same_bits(&got, &together[own]), "head {head}");
+        assert_same_bits(&format!("head {head}"), &got, &together[own]);
     }
 }
 

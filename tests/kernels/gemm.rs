@@ -7,6 +7,7 @@ use streamgauge::backend::cuda::kernels::gemm::{Gemm, GemmArgs};
 use crate::harness::{
     Element, assert_relative_l2, cases, is_poison, normal, on_every_schedule, ulp, wide,
 };
+use crate::layout::assert_same_bits;
 
 /// Where the elements of a `[batch, rows, columns]` tensor lie.
 #[derive(Clone, Copy, Debug)]
@@ -284,20 +285,12 @@ fn check_row_bits<T: Element, O: Element>() {
     let alone = last_row_of::<T, O>(1, &row, &weight, n);
     for m in [2, 16, 39, 64, 65, 128, 130] {
         let among_others = last_row_of::<T, O>(m, &row, &weight, n);
-        let same = alone
-            .iter()
-            .zip(&among_others)
-            .all(|(a, b)| a.same_bits(*b));
-        assert!(
-            same,
-            "{} to {}: row {m} of {m} is not what it is alone",
-            T::DTYPE,
-            O::DTYPE
-        );
+        let what = format!("{} to {}: row {m} of {m}", T::DTYPE, O::DTYPE);
+        assert_same_bits(&what, &among_others, &alone);
     }
     // and alone against a part of the weight
     let part = last_row_of::<T, O>(1, &row, &weight[24 * k..], 16);
-    assert!(part.iter().zip(&alone[24..]).all(|(a, b)| a.same_bits(*b)));
+    assert_same_bits("by a part of the weight", &part, &alone[24..]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::require;
 use crate::backend::cuda::launch::{DevicePtr, Dims, Dtype, Kernel};
 
 /// Arguments of every gemm entry. Strides are in elements of their own tensor.
@@ -34,6 +35,9 @@ pub struct GemmArgs {
     pub out_stride: u32,
     pub _pad: u32,
 }
+
+/// The grid's third dimension counts the batch.
+const MAX_BATCH: u32 = 65_535;
 
 /// The tile that a block computes, and what it takes; as in `gemm.cu`.
 struct Tile {
@@ -126,74 +130,49 @@ impl Kernel for Gemm {
                 self.input, self.output
             ));
         }
-        if args.m == 0 || args.n == 0 || args.k == 0 {
-            return Err(format!(
-                "m {}, n {}, k {}: none may be 0",
-                args.m, args.n, args.k
-            ));
+        for (name, size) in [
+            ("m", args.m),
+            ("n", args.n),
+            ("k", args.k),
+            ("batch", args.batch),
+        ] {
+            require::positive(name, size)?;
         }
-        if args.batch == 0 || args.batch > 65_535 {
-            return Err(format!("batch is {}, not 1 to 65535", args.batch));
+        require::at_most("batch", args.batch, MAX_BATCH)?;
+        require::multiple("n", args.n.into(), 8)?;
+        require::multiple("k", args.k.into(), 8)?;
+        for (name, at, dtype, stride, width, batch_stride) in [
+            (
+                "x",
+                args.x,
+                self.input,
+                args.x_stride,
+                args.k,
+                args.x_batch_stride,
+            ),
+            (
+                "weight",
+                args.weight,
+                self.input,
+                args.weight_stride,
+                args.k,
+                args.weight_batch_stride,
+            ),
+            (
+                "out",
+                args.out,
+                self.output,
+                args.out_stride,
+                args.n,
+                args.out_batch_stride,
+            ),
+        ] {
+            require::vector_rows(name, at, stride.into(), width, dtype.bytes())?;
+            let vector = require::VECTOR_BYTES / dtype.bytes() as u64;
+            require::multiple(&format!("{name}'s batch stride"), batch_stride, vector)?;
         }
-        for (name, size) in [("n", args.n), ("k", args.k)] {
-            if !size.is_multiple_of(8) {
-                return Err(format!("{name} is {size}, not a multiple of 8"));
-            }
-        }
-        check_operand(
-            "x",
-            args.x,
-            self.input,
-            args.x_stride,
-            args.k,
-            args.x_batch_stride,
-        )?;
-        check_operand(
-            "weight",
-            args.weight,
-            self.input,
-            args.weight_stride,
-            args.k,
-            args.weight_batch_stride,
-        )?;
-        check_operand(
-            "out",
-            args.out,
-            self.output,
-            args.out_stride,
-            args.n,
-            args.out_batch_stride,
-        )
+        Ok(())
     }
-}
-
-/// Rows must hold their columns and begin at multiples of 16 bytes.
-fn check_operand(
-    name: &str,
-    at: DevicePtr,
-    dtype: Dtype,
-    stride: u32,
-    columns: u32,
-    batch_stride: u64,
-) -> Result<(), String> {
-    let vector = 16 / dtype.bytes() as u32;
-    if at.is_null() || !at.is_aligned(16) {
-        return Err(format!(
-            "{name} at {:#x} is null or not 16-byte aligned",
-            at.0
-        ));
-    }
-    if stride < columns {
-        return Err(format!(
-            "{name}'s row stride {stride} is less than its {columns} columns"
-        ));
-    }
-    if !stride.is_multiple_of(vector) || !batch_stride.is_multiple_of(vector.into()) {
-        return Err(format!(
-            "{name}'s strides {stride} and {batch_stride} are not multiples of {vector} elements"
-        ));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -251,27 +230,27 @@ mod tests {
             gemm.check(&args).unwrap_err()
         };
         assert!(gemm.check(&args()).is_ok());
-        assert_eq!(refused(|a| a.m = 0), "m 0, n 136, k 40: none may be 0");
+        assert_eq!(refused(|a| a.m = 0), "m is 0: there is nothing to launch");
         assert_eq!(refused(|a| a.k = 36), "k is 36, not a multiple of 8");
         assert_eq!(
             refused(|a| a.batch = 65_536),
-            "batch is 65536, not 1 to 65535"
+            "batch is 65536, more than 65535"
         );
         assert_eq!(
             refused(|a| a.x = DevicePtr(264)),
-            "x at 0x108 is null or not 16-byte aligned"
+            "x is at 0x108, not a multiple of 16 bytes"
         );
         assert_eq!(
             refused(|a| a.out_stride = 128),
-            "out's row stride 128 is less than its 136 columns"
+            "out's row stride is 128, less than its width 136"
         );
         assert_eq!(
             refused(|a| a.x_stride = 44),
-            "x's strides 44 and 0 are not multiples of 8 elements"
+            "x's row stride is 44, not a multiple of 8"
         );
         assert_eq!(
             refused(|a| a.weight_batch_stride = 4),
-            "weight's strides 40 and 4 are not multiples of 8 elements"
+            "weight's batch stride is 4, not a multiple of 8"
         );
         assert_eq!(
             Gemm::new(Dtype::BF16, Dtype::F16, 129)
