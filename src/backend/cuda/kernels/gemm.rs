@@ -39,7 +39,7 @@ pub struct GemmArgs {
 /// The grid's third dimension counts the batch.
 const MAX_BATCH: u32 = 65_535;
 
-/// The tile that a block computes, and what it takes; as in `gemm.cu`.
+/// A block's tile of `out` and what it takes; as in `gemm.cu`.
 struct Tile {
     m: u32,
     n: u32,
@@ -53,7 +53,7 @@ const TILE: Tile = Tile {
     threads: 128,
     shared: 3 * (128 + 128) * 32 * 2,
 };
-const TILE_ROWS64: Tile = Tile {
+const SMALL_TILE: Tile = Tile {
     m: 64,
     n: 32,
     threads: 128,
@@ -66,29 +66,46 @@ const TILE_F32: Tile = Tile {
     shared: 3 * (64 + 128) * 16 * 4,
 };
 
+/// Which instance of a 16-bit product. A row's bits are the same from each.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum TileSize {
+    /// 128 × 128; 64 × 128 for f32, which has no other.
+    Large,
+    /// 64 × 32: for rows so few that the weight's bytes are the bound, or large tiles too few to go round.
+    Small,
+}
+
 /// x, weight and out of one type (f32, f16, bf16), or out f32 from 16-bit operands.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Gemm {
-    input: Dtype,
-    output: Dtype,
-    rows64: bool,
+    pub input: Dtype,
+    pub output: Dtype,
+    pub tile: TileSize,
 }
 
+/// Up to so many large tiles leave half of an H100's 132 SMs without one.
+const FEW_TILES: u32 = 64;
+
 impl Gemm {
-    /// The instance for `m` rows. Instances differ in speed alone: a row's bits are the same from each.
-    pub fn new(input: Dtype, output: Dtype, m: u32) -> Gemm {
+    /// The faster instance for `m` rows of x and `n` of weight.
+    pub fn new(input: Dtype, output: Dtype, m: u32, n: u32) -> Gemm {
+        let few = m <= SMALL_TILE.m || m.div_ceil(TILE.m) * n.div_ceil(TILE.n) <= FEW_TILES;
+        let tile = match input {
+            Dtype::F16 | Dtype::BF16 if few => TileSize::Small,
+            _ => TileSize::Large,
+        };
         Gemm {
             input,
             output,
-            rows64: m <= TILE_ROWS64.m && input != Dtype::F32,
+            tile,
         }
     }
 
-    fn tile(&self) -> Tile {
-        match (self.input, self.rows64) {
+    fn shape(&self) -> Tile {
+        match (self.input, self.tile) {
             (Dtype::F32, _) => TILE_F32,
-            (_, true) => TILE_ROWS64,
-            (_, false) => TILE,
+            (_, TileSize::Large) => TILE,
+            (_, TileSize::Small) => SMALL_TILE,
         }
     }
 }
@@ -102,8 +119,11 @@ impl Kernel for Gemm {
         } else {
             "_f32out"
         };
-        let rows = if self.rows64 { "_rows64" } else { "" };
-        format!("gemm_{}{out}{rows}", self.input)
+        let small = match self.tile {
+            TileSize::Large => "",
+            TileSize::Small => "_small",
+        };
+        format!("gemm_{}{out}{small}", self.input)
     }
 
     fn source(&self) -> &'static str {
@@ -111,7 +131,7 @@ impl Kernel for Gemm {
     }
 
     fn dims(&self, args: &GemmArgs) -> Dims {
-        let tile = self.tile();
+        let tile = self.shape();
         Dims {
             grid: [
                 args.m.div_ceil(tile.m) * args.n.div_ceil(tile.n),
@@ -129,6 +149,9 @@ impl Kernel for Gemm {
                 "no instance from {} to {}",
                 self.input, self.output
             ));
+        }
+        if self.input == Dtype::F32 && self.tile == TileSize::Small {
+            return Err("f32 has no small tile".into());
         }
         for (name, size) in [
             ("m", args.m),
@@ -197,33 +220,32 @@ mod tests {
 
     #[test]
     fn the_grid_covers_partial_tiles_and_the_batch() {
-        assert_eq!(
-            Gemm::new(Dtype::BF16, Dtype::BF16, 129).dims(&args()).grid,
-            [4, 1, 2]
-        );
-        assert_eq!(
-            Gemm::new(Dtype::F32, Dtype::F32, 129).dims(&args()).grid,
-            [6, 1, 2]
-        );
-        assert_eq!(
-            Gemm::new(Dtype::F16, Dtype::F32, 64).dims(&args()).grid,
-            [15, 1, 2]
-        );
+        let grid = |input, tile| {
+            let gemm = Gemm {
+                input,
+                output: Dtype::F32,
+                tile,
+            };
+            gemm.dims(&args()).grid
+        };
+        assert_eq!(grid(Dtype::BF16, TileSize::Large), [4, 1, 2]);
+        assert_eq!(grid(Dtype::F16, TileSize::Small), [15, 1, 2]);
+        assert_eq!(grid(Dtype::F32, TileSize::Large), [6, 1, 2]);
     }
 
     #[test]
-    fn few_rows_of_16_bit_elements_have_their_own_instance() {
-        assert_eq!(
-            Gemm::new(Dtype::BF16, Dtype::F32, 64).name(),
-            "gemm_bf16_f32out_rows64"
-        );
-        assert_eq!(Gemm::new(Dtype::F16, Dtype::F16, 65).name(), "gemm_f16");
-        assert_eq!(Gemm::new(Dtype::F32, Dtype::F32, 1).name(), "gemm_f32");
+    fn few_rows_or_few_tiles_get_the_small_tile() {
+        let name = |input, m, n| Gemm::new(input, Dtype::F32, m, n).name();
+        assert_eq!(name(Dtype::BF16, 64, 28_672), "gemm_bf16_f32out_small");
+        assert_eq!(name(Dtype::BF16, 65, 28_672), "gemm_bf16_f32out");
+        assert_eq!(name(Dtype::F16, 256, 4096), "gemm_f16_f32out_small");
+        assert_eq!(name(Dtype::F16, 257, 4096), "gemm_f16_f32out");
+        assert_eq!(name(Dtype::F32, 1, 4096), "gemm_f32");
     }
 
     #[test]
     fn what_the_kernel_cannot_do_is_refused_by_name() {
-        let gemm = Gemm::new(Dtype::BF16, Dtype::BF16, 129);
+        let gemm = Gemm::new(Dtype::BF16, Dtype::BF16, 129, 136);
         let refused = |change: fn(&mut GemmArgs)| {
             let mut args = args();
             change(&mut args);
@@ -253,7 +275,7 @@ mod tests {
             "weight's batch stride is 4, not a multiple of 8"
         );
         assert_eq!(
-            Gemm::new(Dtype::BF16, Dtype::F16, 129)
+            Gemm::new(Dtype::BF16, Dtype::F16, 129, 136)
                 .check(&args())
                 .unwrap_err(),
             "no instance from bf16 to f16"
