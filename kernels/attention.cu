@@ -36,7 +36,7 @@ struct AttentionArgs {
     uint32_t n_heads, n_kv_heads;
     uint32_t rows;    // of the batch: the row stride of lse
     uint32_t n_tiles;
-    uint32_t window;  // keys a query sees at most; 2^31 − 1 for no window
+    uint32_t window;  // keys a query sees at most, its own included; 0: all
     float scale;      // of the scores: 1/√h
 };
 
@@ -241,7 +241,7 @@ __device__ __forceinline__ void attention(const AttentionArgs& a) {
     const Share own = share(a);
     const int lane = threadIdx.x % WARP_LANES;
     const int warp = threadIdx.x / WARP_LANES;
-    const int window = a.window;
+    const int window = window_of(a.window);
     const T* q = static_cast<const T*>(a.q) + (own.row0 + own.first) * a.q_stride + own.head * HEAD_DIM;
     const T* k = static_cast<const T*>(a.k) + own.row0 * a.k_stride + own.kv_head * HEAD_DIM;
     const T* v = static_cast<const T*>(a.v) + own.row0 * a.v_stride + own.kv_head * HEAD_DIM;
@@ -324,7 +324,7 @@ __device__ __forceinline__ void attention_f32(const AttentionArgs& a) {
     float* v_tile = k_tile + F32_KEYS * PITCH;
 
     const Share own = share(a);
-    const int window = a.window;
+    const int window = window_of(a.window);
     const float* q = static_cast<const float*>(a.q) + (own.row0 + own.first) * a.q_stride + own.head * HEAD_DIM;
     const float* k = static_cast<const float*>(a.k) + own.row0 * a.k_stride + own.kv_head * HEAD_DIM;
     const float* v = static_cast<const float*>(a.v) + own.row0 * a.v_stride + own.kv_head * HEAD_DIM;

@@ -6,6 +6,14 @@
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
+// Above every distance between two tokens of a sample.
+constexpr int NO_WINDOW = 0x7fffffff;
+
+// What the arguments' `window` means: 0 is none.
+__device__ __forceinline__ int window_of(uint32_t window) {
+    return window == 0 ? NO_WINDOW : static_cast<int>(window);
+}
+
 // Queries and keys are counted from the sample's first token. Key j is visible to query i iff i − W < j ≤ i: W keys, the query's own
 // included. As unsigned numbers one comparison says both, for a key after its query lies 2^32 behind it (W is below 2^31).
 __device__ __forceinline__ bool visible(int query, int key, int window) {

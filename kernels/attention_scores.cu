@@ -43,7 +43,7 @@ struct AttentionScoresArgs {
     uint32_t rows;                     // of the batch: the row stride of lse
     uint32_t n_tiles;
     uint32_t heads_kept;
-    uint32_t window;                   // keys a query sees at most; 2^31 − 1 for no window
+    uint32_t window;                   // keys a query sees at most, its own included; 0: all
     uint32_t out_dtype;                // 0: f32, 1: f16, 2: bf16
     float scale;                       // of the scores: 1/√h
 };
@@ -140,13 +140,14 @@ template <typename T, int HEAD_DIM>
 __device__ __forceinline__ void store_rows(const AttentionScoresArgs& a, const Shared<T, HEAD_DIM>& shared,
                                            const AttentionScoresTile& tile, size_t out, int key, bool made) {
     const bool patterns = a.lse != nullptr;
+    const int window = window_of(a.window);
     const int lane = threadIdx.x % WARP_LANES;
     const int inside = min(KEYS, static_cast<int>(tile.key_end) - key);
-    for (int row = threadIdx.x / WARP_LANES; row < tile.count; row += WARPS) {
+    for (int row = threadIdx.x / WARP_LANES; row < static_cast<int>(tile.count); row += WARPS) {
         const int query = shared.query[row];
         for (int j = lane; j < inside; j += WARP_LANES) {
             float value = patterns ? 0.0f : -INFINITY;
-            if (made && visible(query, key + j, a.window)) {
+            if (made && visible(query, key + j, window)) {
                 const float product = shared.product[row][j];
                 value = patterns ? weight<T>(product, a.scale, shared.lse[row]) : product * a.scale;
             }
@@ -191,9 +192,9 @@ __device__ __forceinline__ void attention_scores(const AttentionScoresArgs& a) {
     const int last = shared.query[tile.count - 1];
     const int m_tiles = (tile.count + 15) / 16;
 
-    const auto seen = [&](int key) {
-        return key < tile.key_end && any_visible(first, last, key, min(key + KEYS, tile.key_end) - 1, a.window);
-    };
+    const int end = tile.key_end;
+    const int window = window_of(a.window);
+    const auto seen = [&](int key) { return key < end && any_visible(first, last, key, min(key + KEYS, end) - 1, window); };
     const auto load_keys = [&](int key, int buffer) {
         if (seen(key))
             copy_rows<T, HEAD_DIM, KEYS, THREADS>(shared.k[buffer][0], k + key * size_t(a.k_stride), a.k_stride, tile.n - key);
@@ -202,7 +203,7 @@ __device__ __forceinline__ void attention_scores(const AttentionScoresArgs& a) {
     int buffer = 0;
     gather_queries<T, HEAD_DIM>(shared, q, a.q_stride, tile.count);
     load_keys(tile.key_begin, buffer);
-    for (int key = tile.key_begin; key < tile.key_end; key += KEYS) {
+    for (int key = tile.key_begin; key < end; key += KEYS) {
         cp_async_wait<0>();
         __syncthreads();  // these keys are here, and no warp still reads the previous keys or products
         load_keys(key + KEYS, buffer ^ 1);

@@ -6,10 +6,12 @@ use bytemuck::Zeroable;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use streamgauge::backend::cuda::kernels::attention::{Attention, AttentionArgs, NO_WINDOW};
+use streamgauge::backend::cuda::kernels::attention::{Attention, AttentionArgs};
 use streamgauge::backend::cuda::{DevicePtr, Kernel};
 
-use crate::harness::{Element, Random, assert_relative_l2, cases, is_poison, on_every_schedule};
+use crate::harness::{
+    Buffer, Element, Gpu, Random, assert_relative_l2, cases, is_poison, on_every_schedule,
+};
 
 /// Samples packed end to end, and their heads.
 #[derive(Clone, Debug)]
@@ -56,7 +58,7 @@ impl Shape {
     }
 
     pub fn window_arg(&self) -> u32 {
-        self.window.map_or(NO_WINDOW, |w| w as u32)
+        self.window.unwrap_or(0) as u32
     }
 
     /// The keys that query `i` of a sample sees.
@@ -74,7 +76,7 @@ pub struct Problem<T> {
 }
 
 /// Columns after q, k and v, and after z, that no kernel may touch.
-const PADDING: usize = 8;
+pub const PADDING: usize = 8;
 
 impl<T: Element> Problem<T> {
     /// Normally distributed; what a sample holds depends on its length and `seed` alone.
@@ -169,8 +171,12 @@ impl Query {
         let f32_error = 2.0 * self.score_error + (self.keys.len() + 64) as f64 * 2f64.powi(-23);
         let unit = unit::<T>();
         // Below f16's normal numbers the error of a weight is absolute.
-        let subnormal: f64 = self.values.iter().map(|v| v[d].abs() + 1.0).sum::<f64>() * tiny::<T>();
-        (z, unit * (z.abs() + magnitude) + f32_error * magnitude + subnormal)
+        let subnormal: f64 =
+            self.values.iter().map(|v| v[d].abs() + 1.0).sum::<f64>() * tiny::<T>();
+        (
+            z,
+            unit * (z.abs() + magnitude) + f32_error * magnitude + subnormal,
+        )
     }
 }
 
@@ -191,50 +197,67 @@ pub fn tiny<T: Element>() -> f64 {
     }
 }
 
-/// What the kernel makes of a problem: z `[rows, H · h]` and, if asked for, lse `[H, rows]`.
+/// Launches the kernel: z `[rows, H · h + PADDING]` and, if asked for, lse `[H, rows]`.
 #[track_caller]
-pub fn attend<T: Element>(problem: &Problem<T>, with_lse: bool) -> (Vec<T>, Vec<f32>) {
+pub fn launch<T: Element>(
+    gpu: &mut Gpu,
+    problem: &Problem<T>,
+    qkv: &Buffer<T>,
+    lse: Option<&Buffer<f32>>,
+) -> Buffer<T> {
     let shape = &problem.shape;
-    let (rows, width) = (shape.rows(), shape.n_heads() * problem.head_dim);
+    let z_stride = shape.n_heads() * problem.head_dim + PADDING;
     let kernel = Attention {
         dtype: T::DTYPE,
         head_dim: problem.head_dim as u32,
     };
     let bounds = shape.cu_seqlens();
     let tiles = kernel.tiles(&bounds, shape.window_arg());
+    let cu_seqlens = gpu.input(&bounds);
+    let list = gpu.input(&tiles);
+    let z = gpu.canvas::<T>(shape.rows() * z_stride);
+    let [q, k, v] = problem.columns().map(|column| qkv.at(column));
+    let args = AttentionArgs {
+        q,
+        k,
+        v,
+        z: z.ptr(),
+        lse: lse.map_or(DevicePtr::NULL, |lse| lse.ptr()),
+        cu_seqlens: cu_seqlens.ptr(),
+        tiles: list.ptr(),
+        q_stride: problem.stride as u32,
+        k_stride: problem.stride as u32,
+        v_stride: problem.stride as u32,
+        z_stride: z_stride as u32,
+        n_heads: shape.n_heads() as u32,
+        n_kv_heads: shape.n_kv_heads as u32,
+        rows: shape.rows() as u32,
+        n_tiles: tiles.len() as u32,
+        window: shape.window_arg(),
+        scale: problem.scale(),
+    };
+    gpu.launch(&kernel, &args);
+    z
+}
+
+/// z `[rows, H · h]` and, if asked for, lse `[H, rows]`.
+#[track_caller]
+pub fn attend<T: Element>(problem: &Problem<T>, with_lse: bool) -> (Vec<T>, Vec<f32>) {
+    let shape = &problem.shape;
+    let (rows, width) = (shape.rows(), shape.n_heads() * problem.head_dim);
     let (z, lse) = on_every_schedule(|gpu| {
         let qkv = gpu.input(&problem.qkv);
-        let cu_seqlens = gpu.input(&bounds);
-        let list = gpu.input(&tiles);
-        let z = gpu.canvas::<T>(rows * (width + PADDING));
         let lse = with_lse.then(|| gpu.output::<f32>(shape.n_heads() * rows));
-        let [q, k, v] = problem.columns().map(|column| qkv.at(column));
-        let args = AttentionArgs {
-            q,
-            k,
-            v,
-            z: z.ptr(),
-            lse: lse.as_ref().map_or(DevicePtr::NULL, |lse| lse.ptr()),
-            cu_seqlens: cu_seqlens.ptr(),
-            tiles: list.ptr(),
-            q_stride: problem.stride as u32,
-            k_stride: problem.stride as u32,
-            v_stride: problem.stride as u32,
-            z_stride: (width + PADDING) as u32,
-            n_heads: shape.n_heads() as u32,
-            n_kv_heads: shape.n_kv_heads as u32,
-            rows: rows as u32,
-            n_tiles: tiles.len() as u32,
-            window: shape.window_arg(),
-            scale: problem.scale(),
-        };
-        gpu.launch(&kernel, &args);
+        let z = launch(gpu, problem, &qkv, lse.as_ref());
         (gpu.read(&z), lse.map_or(Vec::new(), |lse| gpu.read(&lse)))
     });
     let mut dense = Vec::with_capacity(rows * width);
     for row in z.chunks_exact(width + PADDING) {
         let (row, padding) = row.split_at(width);
-        assert!(padding.iter().all(is_poison), "z was written beyond its rows");
+        assert!(
+            padding.iter().all(is_poison),
+            "z was written beyond its rows"
+        );
         dense.extend_from_slice(row);
     }
     (dense, lse)
@@ -244,7 +267,11 @@ pub fn attend<T: Element>(problem: &Problem<T>, with_lse: bool) -> (Vec<T>, Vec<
 #[track_caller]
 fn check<T: Element>(problem: &Problem<T>) {
     let (z, lse) = attend(problem, true);
-    let (rows, heads, h) = (problem.shape.rows(), problem.shape.n_heads(), problem.head_dim);
+    let (rows, heads, h) = (
+        problem.shape.rows(),
+        problem.shape.n_heads(),
+        problem.head_dim,
+    );
     let mut want = vec![0.0; z.len()];
     for sample in problem.shape.samples() {
         for (i, row) in sample.clone().enumerate() {
@@ -253,7 +280,10 @@ fn check<T: Element>(problem: &Problem<T>) {
                 let place = format!("{:?}: row {row}, query {i}, head {head}", problem.shape);
                 let off = (f64::from(lse[head * rows + row]) - query.lse).abs();
                 let bound = query.score_error + 2f64.powi(-20) * (1.0 + query.lse.abs());
-                assert!(off <= bound, "{place}: lse is off by {off:e}, {bound:e} allowed");
+                assert!(
+                    off <= bound,
+                    "{place}: lse is off by {off:e}, {bound:e} allowed"
+                );
                 for d in 0..h {
                     let at = row * heads * h + head * h + d;
                     let (exact, bound) = query.z::<T>(d);
@@ -275,10 +305,14 @@ fn check<T: Element>(problem: &Problem<T>) {
 fn shapes() -> impl Strategy<Value = Shape> {
     let n = prop_oneof![Just(1usize), 2..20usize, 60..70usize, 120..200usize];
     let heads = proptest::sample::select(vec![(1, 1), (1, 3), (2, 2), (4, 1), (8, 1)]);
-    let window = prop_oneof![Just(None), (1..64usize).prop_map(Some), (64..140usize).prop_map(Some)];
-    (prop::collection::vec(n, 1..4), heads, window).prop_map(|(lens, (group, n_kv_heads), window)| {
-        Shape::new(&lens, group, n_kv_heads, window)
-    })
+    let window = prop_oneof![
+        Just(None),
+        (1..64usize).prop_map(Some),
+        (64..140usize).prop_map(Some)
+    ];
+    (prop::collection::vec(n, 1..4), heads, window).prop_map(
+        |(lens, (group, n_kv_heads), window)| Shape::new(&lens, group, n_kv_heads, window),
+    )
 }
 
 /// A few shapes that hold all the edges, then random ones.
@@ -329,7 +363,9 @@ fn queries_share_the_key_and_value_head_of_their_group() {
 
 #[test]
 fn windows_of_all_sizes_keep_as_many_keys_as_they_say() {
-    for window in [2, 3, 4, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 149, 150, 151] {
+    for window in [
+        2, 3, 4, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 149, 150, 151,
+    ] {
         let shape = Shape::new(&[150], 1, 1, Some(window));
         check(&Problem::<f16>::random(&shape, 64, 3));
     }
@@ -392,7 +428,11 @@ fn a_sample_has_the_same_bits_wherever_it_is_packed() {
             assert!(here == z, "{lens:?}: z differs");
             for head in 0..2 {
                 let at = head * rows + before;
-                assert_eq!(all_lse[at..at + n], lse[head * n..(head + 1) * n], "{lens:?}");
+                assert_eq!(
+                    all_lse[at..at + n],
+                    lse[head * n..(head + 1) * n],
+                    "{lens:?}"
+                );
             }
         }
     }
@@ -447,18 +487,20 @@ fn arguments_that_the_kernel_cannot_take_are_refused() {
         n_kv_heads: 1,
         rows: 1,
         n_tiles: 1,
-        window: NO_WINDOW,
         scale: 0.125,
         ..AttentionArgs::zeroed()
     };
     assert_eq!(kernel.check(&good), Ok(()));
-    let refused: [(&str, fn(&mut AttentionArgs)); 6] = [
-        ("2 query heads are not a multiple of 0", |a| a.n_kv_heads = 0),
+    let refused: [(&str, fn(&mut AttentionArgs)); 7] = [
+        ("n_heads is 3, not a multiple of 2", |a| {
+            (a.n_heads, a.n_kv_heads) = (3, 2);
+        }),
         ("q's row stride is 252", |a| a.q_stride = 252),
         ("z's row stride is 64", |a| a.z_stride = 64),
-        ("k is null", |a| a.k = DevicePtr(8)),
-        ("window is 0", |a| a.window = 0),
-        ("0 tiles", |a| a.n_tiles = 0),
+        ("k is at 0x8", |a| a.k = DevicePtr(8)),
+        ("lse is at 0x2", |a| a.lse = DevicePtr(2)),
+        ("window is 2147483648", |a| a.window = 1 << 31),
+        ("n_tiles is 0", |a| a.n_tiles = 0),
     ];
     for (why, spoil) in refused {
         let mut args = good;

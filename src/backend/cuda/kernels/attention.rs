@@ -2,13 +2,11 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::require;
 use crate::backend::cuda::launch::{DevicePtr, Dims, Dtype, Kernel};
 
 /// Head dims that the attention kernels are compiled for.
 pub const HEAD_DIMS: [u32; 4] = [64, 80, 96, 128];
-
-/// The `window` that hides nothing.
-pub const NO_WINDOW: u32 = i32::MAX as u32;
 
 /// What `attention.cu` takes. Strides are in elements, from row to row.
 #[repr(C)]
@@ -37,7 +35,7 @@ pub struct AttentionArgs {
     /// Rows of the batch: the row stride of `lse`.
     pub rows: u32,
     pub n_tiles: u32,
-    /// Keys that a query sees at most, its own included; [`NO_WINDOW`] for all of them.
+    /// Keys that a query sees at most, its own included; 0: all.
     pub window: u32,
     /// Factor of the scores: 1/√h.
     pub scale: f32,
@@ -82,6 +80,7 @@ impl Attention {
     /// The work list for samples that begin at `cu_seqlens`: every query once, tiles that see the most keys first, so that the
     /// last blocks to start are the short ones.
     pub fn tiles(&self, cu_seqlens: &[u32], window: u32) -> Vec<AttentionTile> {
+        let window = if window == 0 { u32::MAX } else { window };
         let queries = self.tile_queries();
         let mut tiles: Vec<(u32, AttentionTile)> = Vec::new();
         for (sample, bounds) in cu_seqlens.windows(2).enumerate() {
@@ -124,83 +123,49 @@ impl Kernel for Attention {
 
     fn check(&self, args: &AttentionArgs) -> Result<(), String> {
         check_heads(self.head_dim, args.n_heads, args.n_kv_heads)?;
-        let (q_width, kv_width) = (
-            args.n_heads * self.head_dim,
-            args.n_kv_heads * self.head_dim,
-        );
-        check_rows(self.dtype, "q", args.q, args.q_stride, q_width)?;
-        check_rows(self.dtype, "k", args.k, args.k_stride, kv_width)?;
-        check_rows(self.dtype, "v", args.v, args.v_stride, kv_width)?;
-        check_rows(self.dtype, "z", args.z, args.z_stride, q_width)?;
-        check_list("cu_seqlens", args.cu_seqlens, 4)?;
-        check_list("tiles", args.tiles, 8)?;
-        check_grid(args.n_tiles, args.n_heads)?;
-        check_window(args.window)?;
-        if args.lse.is_aligned(4) {
-            Ok(())
-        } else {
-            Err("lse is not 4-byte aligned".into())
+        let q_width = args.n_heads * self.head_dim;
+        let kv_width = args.n_kv_heads * self.head_dim;
+        for (name, at, stride, width) in [
+            ("q", args.q, args.q_stride, q_width),
+            ("k", args.k, args.k_stride, kv_width),
+            ("v", args.v, args.v_stride, kv_width),
+            ("z", args.z, args.z_stride, q_width),
+        ] {
+            require::vector_rows(name, at, stride.into(), width, self.dtype.bytes())?;
         }
+        require::aligned("cu_seqlens", args.cu_seqlens, 4)?;
+        require::aligned("tiles", args.tiles, 8)?;
+        if !args.lse.is_null() {
+            require::aligned("lse", args.lse, 4)?;
+        }
+        check_grid(args.n_tiles, args.n_heads)?;
+        require::at_most("window", args.window, MAX_WINDOW)
     }
 }
+
+/// The kernels count keys in i32.
+pub(super) const MAX_WINDOW: u32 = i32::MAX as u32;
 
 pub(super) fn check_heads(head_dim: u32, n_heads: u32, n_kv_heads: u32) -> Result<(), String> {
     if !HEAD_DIMS.contains(&head_dim) {
         return Err(format!("head dim is {head_dim}, not one of {HEAD_DIMS:?}"));
     }
-    if n_kv_heads == 0 || n_heads == 0 || !n_heads.is_multiple_of(n_kv_heads) {
-        return Err(format!(
-            "{n_heads} query heads are not a multiple of {n_kv_heads} key/value heads"
-        ));
-    }
-    Ok(())
-}
-
-/// Rows are read and written in 16-byte pieces.
-pub(super) fn check_rows(
-    dtype: Dtype,
-    name: &str,
-    at: DevicePtr,
-    stride: u32,
-    width: u32,
-) -> Result<(), String> {
-    let piece = 16 / dtype.bytes() as u32;
-    if at.is_null() || !at.is_aligned(16) {
-        return Err(format!("{name} is null or not 16-byte aligned"));
-    }
-    if stride < width || !stride.is_multiple_of(piece) {
-        return Err(format!(
-            "{name}'s row stride is {stride}: less than its width {width}, or not a multiple of {piece}"
-        ));
-    }
-    Ok(())
-}
-
-pub(super) fn check_list(name: &str, at: DevicePtr, align: u64) -> Result<(), String> {
-    if at.is_null() || !at.is_aligned(align) {
-        return Err(format!("{name} is null or not {align}-byte aligned"));
-    }
-    Ok(())
+    require::positive("n_heads", n_heads)?;
+    require::positive("n_kv_heads", n_kv_heads)?;
+    require::multiple("n_heads", n_heads.into(), n_kv_heads.into())
 }
 
 /// One block per tile and head, in a grid of one dimension.
 pub(super) fn check_grid(n_tiles: u32, heads: u32) -> Result<(), String> {
-    match n_tiles.checked_mul(heads) {
-        Some(blocks) if (1..=i32::MAX as u32).contains(&blocks) => Ok(()),
-        _ => Err(format!(
-            "{n_tiles} tiles × {heads} heads is not a number of blocks"
-        )),
+    require::positive("n_tiles", n_tiles)?;
+    require::positive("heads", heads)?;
+    let blocks = u64::from(n_tiles) * u64::from(heads);
+    if blocks > i32::MAX as u64 {
+        return Err(format!(
+            "{n_tiles} tiles of {heads} heads are more than one launch takes"
+        ));
     }
-}
-
-pub(super) fn check_window(window: u32) -> Result<(), String> {
-    if (1..=NO_WINDOW).contains(&window) {
-        Ok(())
-    } else {
-        Err(format!(
-            "window is {window}: at least 1 key, at most {NO_WINDOW}"
-        ))
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -214,7 +179,7 @@ mod tests {
 
     #[test]
     fn the_work_list_covers_every_query_once_and_starts_with_the_longest_tiles() {
-        let tiles = KERNEL.tiles(&[0, 1, 1, 300, 428], NO_WINDOW);
+        let tiles = KERNEL.tiles(&[0, 1, 1, 300, 428], 0);
         let pairs: Vec<_> = tiles.iter().map(|t| (t.sample, t.first_query)).collect();
         assert_eq!(pairs, [(2, 256), (2, 128), (2, 0), (3, 0), (0, 0)]);
     }

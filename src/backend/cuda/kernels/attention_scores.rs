@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::attention::{check_grid, check_heads, check_list, check_rows, check_window};
+use super::attention::{MAX_WINDOW, check_grid, check_heads};
+use super::require;
 use crate::backend::cuda::launch::{DevicePtr, Dims, Dtype, Kernel};
 
 /// What `attention_scores.cu` takes. Strides are in elements, from row to row.
@@ -33,7 +34,7 @@ pub struct AttentionScoresArgs {
     pub rows: u32,
     pub n_tiles: u32,
     pub heads_kept: u32,
-    /// Keys that a query sees at most, its own included; [`NO_WINDOW`](super::attention::NO_WINDOW) for all of them.
+    /// Keys that a query sees at most, its own included; 0: all.
     pub window: u32,
     /// Element type of `out`, from [`AttentionScores::out_dtype`].
     pub out_dtype: u32,
@@ -159,28 +160,22 @@ impl Kernel for AttentionScores {
 
     fn check(&self, args: &AttentionScoresArgs) -> Result<(), String> {
         check_heads(self.head_dim, args.n_heads, args.n_kv_heads)?;
-        let (q_width, kv_width) = (
-            args.n_heads * self.head_dim,
-            args.n_kv_heads * self.head_dim,
-        );
-        check_rows(self.dtype, "q", args.q, args.q_stride, q_width)?;
-        check_rows(self.dtype, "k", args.k, args.k_stride, kv_width)?;
-        check_list("tiles", args.tiles, 8)?;
-        check_list("selected", args.selected, 4)?;
-        check_list("heads", args.heads, 4)?;
-        check_grid(args.n_tiles, args.heads_kept)?;
-        check_window(args.window)?;
-        let out_bytes = match args.out_dtype {
-            0 => 4,
-            1 | 2 => 2,
-            code => return Err(format!("out_dtype is {code}, not 0, 1 or 2")),
-        };
-        check_list("out", args.out, out_bytes)?;
-        if args.lse.is_aligned(4) {
-            Ok(())
-        } else {
-            Err("lse is not 4-byte aligned".into())
+        let bytes = self.dtype.bytes();
+        let q_width = args.n_heads * self.head_dim;
+        let kv_width = args.n_kv_heads * self.head_dim;
+        require::vector_rows("q", args.q, args.q_stride.into(), q_width, bytes)?;
+        require::vector_rows("k", args.k, args.k_stride.into(), kv_width, bytes)?;
+        require::aligned("tiles", args.tiles, 8)?;
+        require::aligned("selected", args.selected, 4)?;
+        require::aligned("heads", args.heads, 4)?;
+        if !args.lse.is_null() {
+            require::aligned("lse", args.lse, 4)?;
         }
+        require::at_most("out_dtype", args.out_dtype, 2)?;
+        let out_bytes = if args.out_dtype == 0 { 4 } else { 2 };
+        require::aligned("out", args.out, out_bytes)?;
+        check_grid(args.n_tiles, args.heads_kept)?;
+        require::at_most("window", args.window, MAX_WINDOW)
     }
 }
 
