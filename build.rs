@@ -34,7 +34,9 @@ fn main() {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let images = match find_nvcc() {
         Ok(nvcc) => {
-            println!("cargo::rerun-if-changed={}", nvcc.path.display());
+            if nvcc.path.is_file() {
+                println!("cargo::rerun-if-changed={}", nvcc.path.display());
+            }
             if !nvcc.version.starts_with(&format!("{PINNED}.")) {
                 println!(
                     "cargo::warning=kernels are compiled by nvcc {} ({}); they are developed with {PINNED}",
@@ -148,7 +150,7 @@ struct Compiled {
 
 /// Compiles every `.cu` that is not in the cache yet, as many at a time as cargo allows.
 fn compile_all(nvcc: &Nvcc, cache: &Path) -> Vec<Compiled> {
-    let (sources, shared) = sources();
+    let sources = sources();
     let queue: Mutex<VecDeque<PathBuf>> = Mutex::new(sources.into());
     let done = Mutex::new(Vec::new());
     let errors = Mutex::new(Vec::new());
@@ -160,7 +162,7 @@ fn compile_all(nvcc: &Nvcc, cache: &Path) -> Vec<Compiled> {
         for _ in 0..jobs {
             scope.spawn(|| {
                 while let Some(source) = { queue.lock().unwrap().pop_front() } {
-                    match compile(nvcc, &source, &shared, cache) {
+                    match compile(nvcc, &source, cache) {
                         Ok(compiled) => done.lock().unwrap().push(compiled),
                         Err(why) => errors.lock().unwrap().push(why),
                     }
@@ -177,49 +179,55 @@ fn compile_all(nvcc: &Nvcc, cache: &Path) -> Vec<Compiled> {
     done
 }
 
-/// The `.cu` files, the largest first since they take longest; and the bytes of all that each of them may include.
-fn sources() -> (Vec<PathBuf>, Vec<u8>) {
-    let mut files: Vec<PathBuf> = fs::read_dir("kernels")
+/// The `.cu` files, the largest first since they take longest.
+fn sources() -> Vec<PathBuf> {
+    let mut sources: Vec<PathBuf> = fs::read_dir("kernels")
         .expect("the package has a folder kernels")
         .map(|entry| entry.expect("kernels can be listed").path())
+        .filter(|file| file.extension().is_some_and(|e| e == "cu"))
         .collect();
-    files.sort();
-    let with = |extension: &str| {
-        let files = files.iter().filter(|file| {
-            file.extension()
-                .is_some_and(|e| e.as_encoded_bytes() == extension.as_bytes())
-        });
-        files.cloned().collect::<Vec<_>>()
-    };
-    let mut shared = Vec::new();
-    for header in with("cuh") {
-        shared.extend_from_slice(header.as_os_str().as_encoded_bytes());
-        shared.extend(fs::read(&header).expect("a header can be read"));
-    }
-    let mut sources = with("cu");
     sources.sort_by_key(|file| std::cmp::Reverse(fs::metadata(file).map_or(0, |m| m.len())));
-    (sources, shared)
+    sources
 }
 
-fn compile(nvcc: &Nvcc, source: &Path, shared: &[u8], cache: &Path) -> Result<Compiled, String> {
+/// `source` and all it includes with quotes, each once, in the order met.
+fn with_includes(source: &Path) -> Result<Vec<(PathBuf, String)>, String> {
+    let mut files: Vec<(PathBuf, String)> = Vec::new();
+    let mut wanted = vec![source.to_owned()];
+    while let Some(file) = wanted.pop() {
+        if files.iter().any(|(known, _)| *known == file) {
+            continue;
+        }
+        let text = fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+        wanted.extend(text.lines().filter_map(|line| {
+            let included = line.trim_start().strip_prefix("#include \"")?;
+            Some(file.with_file_name(included.split('"').next()?))
+        }));
+        files.push((file, text));
+    }
+    Ok(files)
+}
+
+fn compile(nvcc: &Nvcc, source: &Path, cache: &Path) -> Result<Compiled, String> {
     let shown = source.display();
     let stem = source
         .file_stem()
         .and_then(|stem| stem.to_str())
         .ok_or_else(|| format!("{shown}: the name is not UTF-8"))?
         .to_owned();
-    let read = |path: &Path| fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
     let mut key = xxhash_rust::xxh3::Xxh3::new();
-    for part in [
-        nvcc.version.as_bytes(),
-        &read(Path::new(OPTIONS))?,
-        // This file has the rest of the command line.
-        &read(Path::new("build.rs"))?,
-        shared,
-        &read(source)?,
-    ] {
+    let mut add = |part: &str| {
         key.update(&(part.len() as u64).to_le_bytes());
-        key.update(part);
+        key.update(part.as_bytes());
+    };
+    add(&nvcc.version);
+    // This file has the command line.
+    for file in ["build.rs", OPTIONS] {
+        add(&fs::read_to_string(file).map_err(|e| format!("{file}: {e}"))?);
+    }
+    for (file, text) in with_includes(source)? {
+        add(&file.to_string_lossy());
+        add(&text);
     }
     let dir = cache.join(format!("{stem}-{:032x}", key.digest128()));
     if !dir.is_dir() {
