@@ -25,17 +25,17 @@
 #include "common.cuh"
 
 struct DecodeAttentionArgs {
-    const void* q;            // [sequences, q_heads, h]
-    const void* k_cache;      // [sequences, capacity, kv_heads, h]
+    const void* q;            // [sequences, n_heads, h]
+    const void* k_cache;      // [sequences, capacity, n_kv_heads, h]
     const void* v_cache;      // the same
     const uint32_t* lengths;  // [sequences]
-    float* partial_out;       // [sequences, q_heads, splits, h]: weighted sums, not yet divided
-    float2* partial_softmax;  // [sequences, q_heads, splits]: largest raw score, sum of weights
-    void* out;                // [sequences, q_heads, h]
+    float* partial_out;       // [sequences, n_heads, splits, h]: weighted sums, not yet divided
+    float2* partial_softmax;  // [sequences, n_heads, splits]: largest raw score, sum of weights
+    void* out;                // [sequences, n_heads, h]
     uint64_t k_sequence_stride, v_sequence_stride;  // elements from one sequence's cache to the next's
     uint32_t k_slot_stride, v_slot_stride;          // elements from slot to slot
     uint32_t q_stride, out_stride;                  // elements from sequence to sequence
-    uint32_t sequences, q_heads, kv_heads;
+    uint32_t sequences, n_heads, n_kv_heads;
     uint32_t capacity;  // slots
     uint32_t window;    // visible keys at most; 0: all
     uint32_t splits;    // that the partial results have room for: at least those of the longest sequence
@@ -194,7 +194,7 @@ __device__ __forceinline__ void decode_attention(const DecodeAttentionArgs& a) {
     const Visible visible(a, sequence);
     if (split >= visible.splits()) return;
 
-    const uint32_t group = a.q_heads / a.kv_heads, blocks_per_group = (group + HEADS - 1) / HEADS;
+    const uint32_t group = a.n_heads / a.n_kv_heads, blocks_per_group = (group + HEADS - 1) / HEADS;
     const uint32_t kv_head = blockIdx.x / blocks_per_group, head_in_group = blockIdx.x % blocks_per_group * HEADS;
     const uint32_t head0 = kv_head * group + head_in_group, heads = min(group - head_in_group, HEADS);
     const uint32_t lane = lane_index(), warp = warp_index(), split_keys = min(visible.count - split * SPLIT_KEYS, SPLIT_KEYS);
@@ -211,12 +211,12 @@ __device__ __forceinline__ void decode_attention(const DecodeAttentionArgs& a) {
     // The first values are asked for before the wait for the scores, to be on their way meanwhile.
     Packed<T, V> values[LANE_KEYS];
     rows.load(values, v + lane % ROW_LANES * V, a.v_slot_stride, true);
-    __syncthreads();
+    __syncthreads();  // scores are complete
     if (warp < heads) {
         const float2 softmax = soften<T>(reinterpret_cast<float*>(weights) + warp, split_keys, a.scale * LOG2_E);
-        if (lane == 0) a.partial_softmax[(static_cast<size_t>(sequence) * a.q_heads + head0 + warp) * a.splits + split] = softmax;
+        if (lane == 0) a.partial_softmax[(static_cast<size_t>(sequence) * a.n_heads + head0 + warp) * a.splits + split] = softmax;
     }
-    __syncthreads();
+    __syncthreads();  // weights are
 
 #pragma unroll 1
     for (uint32_t c = 0; c < CHUNKS; c += ROW_LANES) {
@@ -232,14 +232,14 @@ __device__ __forceinline__ void decode_attention(const DecodeAttentionArgs& a) {
         if (c + ROW_LANES < CHUNKS)
             rows.load(values, v + (chunk + ROW_LANES) * V, a.v_slot_stride, CHUNKS % ROW_LANES == 0 || chunk + ROW_LANES < CHUNKS);
     }
-    __syncthreads();
+    __syncthreads();  // the warps' sums are
 
     for (uint32_t i = threadIdx.x; i < heads * H; i += SPLIT_KEYS) {
         const uint32_t head = i / H, d = i % H;
         float sum = 0.0f;
 #pragma unroll
         for (uint32_t w = 0; w < WARPS; w++) sum += warp_sums[w][head][d];
-        a.partial_out[((static_cast<size_t>(sequence) * a.q_heads + head0 + head) * a.splits + split) * H + d] = sum;
+        a.partial_out[((static_cast<size_t>(sequence) * a.n_heads + head0 + head) * a.splits + split) * H + d] = sum;
     }
 }
 
@@ -248,7 +248,7 @@ __device__ __forceinline__ void combine(const DecodeAttentionArgs& a) {
     const uint32_t head = blockIdx.x, sequence = blockIdx.y, d = threadIdx.x;
     if (d >= H) return;
     const uint32_t splits = Visible(a, sequence).splits();
-    const size_t row = (static_cast<size_t>(sequence) * a.q_heads + head) * a.splits;
+    const size_t row = (static_cast<size_t>(sequence) * a.n_heads + head) * a.splits;
     const float scale_log2 = a.scale * LOG2_E;
 
     float largest = -INFINITY, total = 0.0f, sum = 0.0f;

@@ -7,15 +7,16 @@
 //   gemm_bf16  gemm_f16                    x, weight and out of that type; tensor cores
 //   gemm_bf16_f32out  gemm_f16_f32out      the sum itself, unrounded: logits, an f32 residual stream
 //   gemm_f32                               FFMA (no TF32)
-//   …_rows64                               the 16-bit entries again, for M ≤ 64
+//   …_small                                the 16-bit entries again with a smaller tile, for few rows
 //
 // Split: a block computes one tile of `out`, over all of K. Blocks are numbered through bands of 16 tiles of M, down M first, so
 // that the blocks under way together share x and weight in L2. K passes through a ring of shared-memory stages filled by
 // cp.async; rows past M or N and columns past K arrive as zeros, so the inner loop knows no edges.
 //
 //   16-bit         128 × 128 × 32, 4 warps of 64 × 64, 3 stages = 48 KiB: 2 blocks per SM on every arch (sm_86 and sm_89 have 100 KiB)
-//   16-bit rows64   64 ×  32 × 64, 4 warps of 16 × 32, 8 stages = 96 KiB: for weight bandwidth: 28 KiB of weight are under way per block,
-//                  more than 3.3 TB/s × 700 ns / 132 SMs = 17.5 KiB, and N = 4096 still makes 128 blocks
+//   16-bit small    64 ×  32 × 64, 4 warps of 16 × 32, 8 stages = 96 KiB: for M ≤ 64, where weight bandwidth is all: 28 KiB of weight are
+//                  under way per block, more than 3.3 TB/s × 700 ns / 132 SMs = 17.5 KiB, and N = 4096 still makes 128 blocks. Also
+//                  where the larger tile would leave half of an H100 idle
 //   f32             64 × 128 × 16, 4 warps of 32 × 64, 8 × 8 per thread, 3 stages = 36 KiB
 //
 // Bits: an element is the sum over K in one fixed order (16-bit: mma by mma, 16 columns at a time, in both tile shapes; f32: runs of
@@ -54,7 +55,7 @@ struct TileShape {
 };
 
 using Tile = TileShape<128, 128, 32, 2, 2, 3>;
-using TileRows64 = TileShape<64, 32, 64, 4, 1, 8>;
+using SmallTile = TileShape<64, 32, 64, 4, 1, 8>;
 using TileF32 = TileShape<64, 128, 16, 2, 2, 3>;
 
 extern __shared__ __align__(128) unsigned char shared_bytes[];
@@ -222,12 +223,11 @@ __device__ __forceinline__ void gemm(const GemmArgs& a) {
                 rows.load(fragments[(step + 1) % 2], ring + reading, ring + reading + XTiles::BYTES, step + 1);
             } else if (tile + 1 < tiles) {
                 reading = reading == (S::STAGES - 1) * STAGE_BYTES ? 0 : reading + STAGE_BYTES;
-                cp_async_wait<S::STAGES - 2>();
-                __syncthreads();
+                cp_async_wait<S::STAGES - 2>();  // the next tile is here, as far as this thread brought it;
+                __syncthreads();                 // wholly; and the stage to be written next has been read out by every warp
                 rows.load(fragments[0], ring + reading, ring + reading + XTiles::BYTES, 0);
             }
             if (step == 0) {
-                // into the stage that the barrier before this tile found read out by every warp
                 if (tile + S::STAGES - 1 < tiles) {
                     x.copy_next(writing);
                     weight.copy_next(writing);
@@ -344,7 +344,7 @@ GEMM(gemm_bf16, __nv_bfloat16, __nv_bfloat16, Tile)
 GEMM(gemm_f16, __half, __half, Tile)
 GEMM(gemm_bf16_f32out, __nv_bfloat16, float, Tile)
 GEMM(gemm_f16_f32out, __half, float, Tile)
-GEMM(gemm_bf16_rows64, __nv_bfloat16, __nv_bfloat16, TileRows64)
-GEMM(gemm_f16_rows64, __half, __half, TileRows64)
-GEMM(gemm_bf16_f32out_rows64, __nv_bfloat16, float, TileRows64)
-GEMM(gemm_f16_f32out_rows64, __half, float, TileRows64)
+GEMM(gemm_bf16_small, __nv_bfloat16, __nv_bfloat16, SmallTile)
+GEMM(gemm_f16_small, __half, __half, SmallTile)
+GEMM(gemm_bf16_f32out_small, __nv_bfloat16, float, SmallTile)
+GEMM(gemm_f16_f32out_small, __half, float, SmallTile)

@@ -2,11 +2,12 @@
 
 use half::{bf16, f16};
 use proptest::prelude::*;
-use streamgauge::backend::cuda::kernels::gemm::{Gemm, GemmArgs};
+use streamgauge::backend::cuda::kernels::gemm::{Gemm, GemmArgs, TileSize};
 
 use crate::harness::{
-    Element, assert_relative_l2, cases, is_poison, normal, on_every_schedule, wide,
+    Element, assert_relative_l2, cases, is_poison, normal, on_every_schedule, ulp, wide,
 };
+use crate::layout::assert_same_bits;
 
 /// Where the elements of a `[batch, rows, columns]` tensor lie.
 #[derive(Clone, Copy, Debug)]
@@ -96,9 +97,13 @@ impl Product {
         }
     }
 
-    fn run<T: Element, O: Element>(&self, x: &[T], weight: &[T]) -> Vec<O> {
+    fn run<T: Element, O: Element>(&self, tile: TileSize, x: &[T], weight: &[T]) -> Vec<O> {
         let (x, weight) = (self.x.spread(x), self.weight.spread(weight));
-        let gemm = Gemm::new(T::DTYPE, O::DTYPE, self.x.rows as u32);
+        let gemm = Gemm {
+            input: T::DTYPE,
+            output: O::DTYPE,
+            tile,
+        };
         let memory = on_every_schedule(|gpu| {
             let (x, weight) = (gpu.input(&x), gpu.input(&weight));
             let out = gpu.canvas::<O>(self.out.span());
@@ -144,12 +149,12 @@ impl Product {
     }
 
     /// Runs with random operands and holds every element to the rounding that `bound` allows.
-    fn check<T: Element, O: Element>(&self, seed: u64, bound: Bound) {
+    fn check<T: Element, O: Element>(&self, tile: TileSize, seed: u64, bound: Bound) {
         let x = normal::<T>(self.x.elements(), seed, 1.0);
         let weight = normal::<T>(self.weight.elements(), seed + 1, 0.1);
-        let got = self.run::<T, O>(&x, &weight);
+        let got = self.run::<T, O>(tile, &x, &weight);
         let want = self.oracle(&x, &weight);
-        let what = format!("{} to {}, {self:?}", T::DTYPE, O::DTYPE);
+        let what = format!("{} to {}, {tile:?}, {self:?}", T::DTYPE, O::DTYPE);
         for (i, (got, &(want, magnitude))) in got.iter().zip(&want).enumerate() {
             let allowed = bound.of::<O>(self.x.columns, want, magnitude);
             let off = (got.wide() - want).abs();
@@ -187,23 +192,14 @@ impl Bound {
     }
 }
 
-/// The distance from |x| to the next larger value.
-fn ulp<T: Element>(x: f64) -> f64 {
-    let (mantissa_bits, smallest_exponent) = match T::DTYPE.word() {
-        "bf16" => (7, -126),
-        "f16" => (10, -14),
-        _ => (23, -126),
-    };
-    let exponent = x.abs().max(f64::MIN_POSITIVE).log2().floor() as i32;
-    2f64.powi(exponent.max(smallest_exponent) - mantissa_bits)
-}
-
 fn check_every_instance(product: &Product, seed: u64) {
-    product.check::<bf16, bf16>(seed, Bound::AnyOrder);
-    product.check::<f16, f16>(seed, Bound::AnyOrder);
-    product.check::<bf16, f32>(seed, Bound::AnyOrder);
-    product.check::<f16, f32>(seed, Bound::AnyOrder);
-    product.check::<f32, f32>(seed, Bound::Runs);
+    for tile in [TileSize::Large, TileSize::Small] {
+        product.check::<bf16, bf16>(tile, seed, Bound::AnyOrder);
+        product.check::<f16, f16>(tile, seed, Bound::AnyOrder);
+        product.check::<bf16, f32>(tile, seed, Bound::AnyOrder);
+        product.check::<f16, f32>(tile, seed, Bound::AnyOrder);
+    }
+    product.check::<f32, f32>(TileSize::Large, seed, Bound::Runs);
 }
 
 #[test]
@@ -233,8 +229,8 @@ fn k_may_be_longer_than_the_ring_of_stages_and_than_a_run() {
 
 #[test]
 fn tiles_beyond_a_band_of_sixteen_are_all_computed() {
-    Product::dense(17 * 128 - 5, 136, 8).check::<bf16, bf16>(3, Bound::AnyOrder);
-    Product::dense(17 * 64 - 5, 136, 8).check::<f32, f32>(4, Bound::Runs);
+    Product::dense(17 * 128 - 5, 136, 8).check::<bf16, bf16>(TileSize::Large, 3, Bound::AnyOrder);
+    Product::dense(17 * 64 - 5, 136, 8).check::<f32, f32>(TileSize::Large, 4, Bound::Runs);
 }
 
 proptest! {
@@ -281,61 +277,51 @@ fn results_per_head_are_a_batch_of_slices() {
 }
 
 /// The same row as the last of `m`, among others.
-fn last_row_of<T: Element, O: Element>(m: usize, row: &[T], weight: &[T], n: usize) -> Vec<O> {
+fn last_row_of<T: Element, O: Element>(
+    tile: TileSize,
+    m: usize,
+    row: &[T],
+    weight: &[T],
+    n: usize,
+) -> Vec<O> {
     let mut x = normal::<T>((m - 1) * row.len(), m as u64, 3.0);
     x.extend_from_slice(row);
-    let out = Product::dense(m, n, row.len()).run::<T, O>(&x, weight);
+    let out = Product::dense(m, n, row.len()).run::<T, O>(tile, &x, weight);
     out[(m - 1) * n..].to_vec()
 }
 
-fn check_row_bits<T: Element, O: Element>() {
+fn check_row_bits<T: Element, O: Element>(tiles: &[TileSize]) {
     let (n, k) = (40, 136);
     let row = normal::<T>(k, 6, 1.0);
     let weight = normal::<T>(n * k, 7, 0.1);
-    let alone = last_row_of::<T, O>(1, &row, &weight, n);
-    for m in [2, 16, 39, 64, 65, 128, 130] {
-        let among_others = last_row_of::<T, O>(m, &row, &weight, n);
-        let same = alone
-            .iter()
-            .zip(&among_others)
-            .all(|(a, b)| a.same_bits(*b));
-        assert!(
-            same,
-            "{} to {}: row {m} of {m} is not what it is alone",
-            T::DTYPE,
-            O::DTYPE
-        );
+    let alone = last_row_of::<T, O>(TileSize::Large, 1, &row, &weight, n);
+    for &tile in tiles {
+        for m in [1, 16, 39, 64, 65, 130] {
+            let among_others = last_row_of::<T, O>(tile, m, &row, &weight, n);
+            let what = format!("{} to {}: row {m} of {m}, {tile:?}", T::DTYPE, O::DTYPE);
+            assert_same_bits(&what, &among_others, &alone);
+        }
     }
-    // and alone against a part of the weight
-    let part = last_row_of::<T, O>(1, &row, &weight[24 * k..], 16);
-    assert!(part.iter().zip(&alone[24..]).all(|(a, b)| a.same_bits(*b)));
+    let part = last_row_of::<T, O>(TileSize::Large, 1, &row, &weight[24 * k..], 16);
+    assert_same_bits("by a part of the weight", &part, &alone[24..]);
 }
 
 #[test]
-fn a_row_has_the_same_bits_alone_and_anywhere_among_others() {
-    check_row_bits::<bf16, bf16>();
-    check_row_bits::<f16, f16>();
-    check_row_bits::<bf16, f32>();
-    check_row_bits::<f32, f32>();
+fn a_row_has_the_same_bits_alone_among_others_and_from_either_tile() {
+    let both = [TileSize::Large, TileSize::Small];
+    check_row_bits::<bf16, bf16>(&both);
+    check_row_bits::<f16, f16>(&both);
+    check_row_bits::<bf16, f32>(&both);
+    check_row_bits::<f32, f32>(&both[..1]);
 }
 
 #[test]
 fn f16_sums_beyond_its_range_become_infinite_and_f32_outputs_keep_them() {
     let product = Product::dense(2, 8, 16);
-    let (x, weight) = (
-        vec![f16::from_f32(200.0); 32],
-        vec![f16::from_f32(-100.0); 128],
-    );
-    assert!(
-        product
-            .run::<f16, f16>(&x, &weight)
-            .iter()
-            .all(|&out| out == f16::NEG_INFINITY)
-    );
-    assert!(
-        product
-            .run::<f16, f32>(&x, &weight)
-            .iter()
-            .all(|&out| out == -320_000.0)
-    );
+    let x = vec![f16::from_f32(200.0); 32];
+    let weight = vec![f16::from_f32(-100.0); 128];
+    let rounded = product.run::<f16, f16>(TileSize::Small, &x, &weight);
+    assert!(rounded.iter().all(|&out| out == f16::NEG_INFINITY));
+    let kept = product.run::<f16, f32>(TileSize::Small, &x, &weight);
+    assert!(kept.iter().all(|&out| out == -320_000.0));
 }

@@ -3,4 +3,17 @@
 
 mod attention;
 mod attention_scores;
+mod decode_attention;
+mod gemm;
 mod harness;
+mod layout;
+
+mod add;
+mod edit;
+mod embed;
+mod gather;
+mod head;
+mod reduce;
+mod rms_norm;
+mod rope;
+mod swiglu;

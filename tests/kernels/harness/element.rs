@@ -25,6 +25,17 @@ pub fn ulps<T: Element>(a: T, b: T) -> u64 {
     }
 }
 
+/// The distance from |x| to the next larger value of T.
+pub fn ulp<T: Element>(x: f64) -> f64 {
+    let (mantissa_bits, smallest_exponent) = match T::DTYPE {
+        Dtype::BF16 => (7, -126),
+        Dtype::F16 => (10, -14),
+        Dtype::F32 => (23, -126),
+    };
+    let exponent = x.abs().max(f64::MIN_POSITIVE).log2().floor() as i32;
+    2f64.powi(exponent.max(smallest_exponent) - mantissa_bits)
+}
+
 /// The values of `x`, widened.
 pub fn wide<T: Element>(x: &[T]) -> Vec<f64> {
     x.iter().map(|x| x.wide()).collect()

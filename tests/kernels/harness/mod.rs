@@ -20,7 +20,7 @@ mod gates;
 mod machine;
 mod noise;
 
-pub use element::{Element, ulps, wide};
+pub use element::{Element, ulp, ulps, wide};
 pub use gates::{assert_op_by_op, assert_relative_l2, relative_l2};
 pub use noise::{Random, normal};
 

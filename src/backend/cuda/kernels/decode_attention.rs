@@ -3,6 +3,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::attention::check_heads;
+use super::require;
 use crate::backend::cuda::launch::{DevicePtr, Dims, Dtype, Kernel};
 
 /// Keys in a split, and threads in a block of [`DecodeAttention`].
@@ -10,40 +12,41 @@ pub const SPLIT_KEYS: u32 = 256;
 /// Query heads that a block takes.
 const HEADS: u32 = 4;
 const COMBINE_THREADS: u32 = 128;
-const HEAD_DIMS: [u32; 4] = [64, 80, 96, 128];
+/// Blocks in the grid's second and third dimension.
+const MAX_GRID_YZ: u32 = 65_535;
 
 /// Arguments of both launches. Strides are in elements.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct DecodeAttentionArgs {
-    /// `[sequences, q_heads, h]`
+    /// `[sequences, n_heads, h]`
     pub q: DevicePtr,
-    /// `[sequences, capacity, kv_heads, h]`: the key of position p in slot p mod capacity, the query's own included.
+    /// `[sequences, capacity, n_kv_heads, h]`: the key of position p in slot p mod capacity, the query's own included.
     pub k_cache: DevicePtr,
     /// As `k_cache`.
     pub v_cache: DevicePtr,
     /// u32 `[sequences]`: tokens so far, the query's own included. 0: nothing there, and `out` gets zeros. At most `capacity`
     /// of them may be visible.
     pub lengths: DevicePtr,
-    /// f32 `[sequences, q_heads, splits, h]`, scratch.
+    /// f32 `[sequences, n_heads, splits, h]`, scratch.
     pub partial_out: DevicePtr,
-    /// f32 pairs `[sequences, q_heads, splits]`, scratch.
+    /// f32 pairs `[sequences, n_heads, splits]`, scratch.
     pub partial_softmax: DevicePtr,
-    /// `[sequences, q_heads, h]`
+    /// `[sequences, n_heads, h]`
     pub out: DevicePtr,
     /// From one sequence's cache to the next's.
     pub k_sequence_stride: u64,
     pub v_sequence_stride: u64,
-    /// From slot to slot, at least `kv_heads · h`.
+    /// From slot to slot, at least `n_kv_heads · h`.
     pub k_slot_stride: u32,
     pub v_slot_stride: u32,
-    /// From sequence to sequence, at least `q_heads · h`.
+    /// From sequence to sequence, at least `n_heads · h`.
     pub q_stride: u32,
     pub out_stride: u32,
     pub sequences: u32,
-    /// A multiple of `kv_heads`.
-    pub q_heads: u32,
-    pub kv_heads: u32,
+    /// A multiple of `n_kv_heads`.
+    pub n_heads: u32,
+    pub n_kv_heads: u32,
     /// Slots per sequence.
     pub capacity: u32,
     /// A query sees the last `window` keys, its own included; 0: all.
@@ -66,8 +69,8 @@ pub fn splits(length: u32, window: u32) -> u32 {
 }
 
 /// Bytes of `partial_out` and of `partial_softmax`.
-pub fn scratch_bytes(sequences: u32, q_heads: u32, splits: u32, head_dim: u32) -> (usize, usize) {
-    let rows = sequences as usize * q_heads as usize * splits as usize;
+pub fn scratch_bytes(sequences: u32, n_heads: u32, splits: u32, head_dim: u32) -> (usize, usize) {
+    let rows = sequences as usize * n_heads as usize * splits as usize;
     (rows * head_dim as usize * 4, rows * 8)
 }
 
@@ -95,10 +98,10 @@ impl Kernel for DecodeAttention {
     }
 
     fn dims(&self, args: &DecodeAttentionArgs) -> Dims {
-        let blocks_per_kv_head = (args.q_heads / args.kv_heads).div_ceil(HEADS);
+        let blocks_per_kv_head = (args.n_heads / args.n_kv_heads).div_ceil(HEADS);
         Dims {
             grid: [
-                args.kv_heads * blocks_per_kv_head,
+                args.n_kv_heads * blocks_per_kv_head,
                 args.splits,
                 args.sequences,
             ],
@@ -108,87 +111,28 @@ impl Kernel for DecodeAttention {
     }
 
     fn check(&self, args: &DecodeAttentionArgs) -> Result<(), String> {
-        if !HEAD_DIMS.contains(&self.head_dim) {
-            return Err(format!(
-                "head dim {} is not one of {HEAD_DIMS:?}",
-                self.head_dim
-            ));
+        check_heads(self.head_dim, args.n_heads, args.n_kv_heads)?;
+        require::positive("capacity", args.capacity)?;
+        for (name, size) in [("sequences", args.sequences), ("splits", args.splits)] {
+            require::positive(name, size)?;
+            require::at_most(name, size, MAX_GRID_YZ)?;
         }
-        check_sizes(args)?;
-        let vector = 16 / self.dtype.bytes() as u64;
-        let head_dim = self.head_dim;
-        let rows = [
-            ("q", args.q_stride, args.q_heads),
-            ("out", args.out_stride, args.q_heads),
-            ("k_cache", args.k_slot_stride, args.kv_heads),
-            ("v_cache", args.v_slot_stride, args.kv_heads),
-        ];
-        for (name, stride, heads) in rows {
-            if u64::from(stride) < u64::from(heads) * u64::from(head_dim) {
-                return Err(format!(
-                    "{name}'s stride {stride} is less than {heads} heads of {head_dim}"
-                ));
-            }
+        let q_width = args.n_heads * self.head_dim;
+        let kv_width = args.n_kv_heads * self.head_dim;
+        for (name, at, stride, width) in [
+            ("q", args.q, args.q_stride, q_width),
+            ("out", args.out, args.out_stride, q_width),
+            ("k_cache", args.k_cache, args.k_slot_stride, kv_width),
+            ("v_cache", args.v_cache, args.v_slot_stride, kv_width),
+        ] {
+            require::vector_rows(name, at, stride.into(), width, self.dtype.bytes())?;
         }
-        let strides = [
-            args.q_stride.into(),
-            args.out_stride.into(),
-            args.k_slot_stride.into(),
-            args.v_slot_stride.into(),
-            args.k_sequence_stride,
-            args.v_sequence_stride,
-        ];
-        match strides.iter().find(|stride| !stride.is_multiple_of(vector)) {
-            Some(stride) => Err(format!(
-                "stride {stride} is not a multiple of {vector} elements"
-            )),
-            None => Ok(()),
-        }
-    }
-}
-
-fn check_sizes(args: &DecodeAttentionArgs) -> Result<(), String> {
-    let sizes = [
-        ("sequences", args.sequences),
-        ("splits", args.splits),
-        ("kv_heads", args.kv_heads),
-        ("q_heads", args.q_heads),
-        ("capacity", args.capacity),
-    ];
-    for (name, size) in sizes {
-        if size == 0 {
-            return Err(format!("{name} is 0"));
-        }
-    }
-    for (name, size) in &sizes[..2] {
-        if *size > 65_535 {
-            return Err(format!("{name} is {size}, more than 65535"));
-        }
-    }
-    if !args.q_heads.is_multiple_of(args.kv_heads) {
-        return Err(format!(
-            "{} query heads are not a multiple of {} key heads",
-            args.q_heads, args.kv_heads
-        ));
-    }
-    let pointers = [
-        ("q", args.q),
-        ("k_cache", args.k_cache),
-        ("v_cache", args.v_cache),
-        ("lengths", args.lengths),
-        ("partial_out", args.partial_out),
-        ("partial_softmax", args.partial_softmax),
-        ("out", args.out),
-    ];
-    match pointers
-        .iter()
-        .find(|(_, at)| at.is_null() || !at.is_aligned(16))
-    {
-        Some((name, at)) => Err(format!(
-            "{name} at {:#x} is null or not 16-byte aligned",
-            at.0
-        )),
-        None => Ok(()),
+        let vector = require::VECTOR_BYTES / self.dtype.bytes() as u64;
+        require::multiple("k_cache's sequence stride", args.k_sequence_stride, vector)?;
+        require::multiple("v_cache's sequence stride", args.v_sequence_stride, vector)?;
+        require::aligned("lengths", args.lengths, 4)?;
+        require::aligned("partial_out", args.partial_out, 4)?;
+        require::aligned("partial_softmax", args.partial_softmax, 8)
     }
 }
 
@@ -208,7 +152,7 @@ impl Kernel for DecodeAttentionCombine {
 
     fn dims(&self, args: &DecodeAttentionArgs) -> Dims {
         Dims {
-            grid: [args.q_heads, args.sequences, 1],
+            grid: [args.n_heads, args.sequences, 1],
             block: [COMBINE_THREADS, 1, 1],
             dynamic_shared: 0,
         }
@@ -244,8 +188,8 @@ mod tests {
             q_stride: 1280,
             out_stride: 1280,
             sequences: 3,
-            q_heads: 10,
-            kv_heads: 2,
+            n_heads: 10,
+            n_kv_heads: 2,
             capacity: 4096,
             window: 4096,
             splits: 16,
@@ -280,26 +224,26 @@ mod tests {
             DecodeAttentionCombine(KERNEL).check(&args).unwrap_err()
         };
         assert!(KERNEL.check(&args()).is_ok());
-        assert_eq!(refused(|a| a.capacity = 0), "capacity is 0");
+        assert_eq!(
+            refused(|a| a.capacity = 0),
+            "capacity is 0: there is nothing to launch"
+        );
         assert_eq!(
             refused(|a| a.splits = 70_000),
             "splits is 70000, more than 65535"
         );
         assert_eq!(
-            refused(|a| a.q_heads = 11),
-            "11 query heads are not a multiple of 2 key heads"
+            refused(|a| a.n_heads = 11),
+            "n_heads is 11, not a multiple of 2"
         );
-        assert_eq!(
-            refused(|a| a.lengths = DevicePtr::NULL),
-            "lengths at 0x0 is null or not 16-byte aligned"
-        );
+        assert_eq!(refused(|a| a.lengths = DevicePtr::NULL), "lengths is null");
         assert_eq!(
             refused(|a| a.out_stride = 1152),
-            "out's stride 1152 is less than 10 heads of 128"
+            "out's row stride is 1152, less than its width 1280"
         );
         assert_eq!(
-            refused(|a| a.v_slot_stride = 260),
-            "stride 260 is not a multiple of 8 elements"
+            refused(|a| a.v_sequence_stride = 260),
+            "v_cache's sequence stride is 260, not a multiple of 8"
         );
         assert_eq!(
             DecodeAttention {
@@ -308,7 +252,7 @@ mod tests {
             }
             .check(&args())
             .unwrap_err(),
-            "head dim 72 is not one of [64, 80, 96, 128]"
+            "head dim is 72, not one of [64, 80, 96, 128]"
         );
     }
 }

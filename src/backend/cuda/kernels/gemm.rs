@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::require;
 use crate::backend::cuda::launch::{DevicePtr, Dims, Dtype, Kernel};
 
 /// Arguments of every gemm entry. Strides are in elements of their own tensor.
@@ -35,7 +36,10 @@ pub struct GemmArgs {
     pub _pad: u32,
 }
 
-/// The tile that a block computes, and what it takes; as in `gemm.cu`.
+/// The grid's third dimension counts the batch.
+const MAX_BATCH: u32 = 65_535;
+
+/// A block's tile of `out` and what it takes; as in `gemm.cu`.
 struct Tile {
     m: u32,
     n: u32,
@@ -49,7 +53,7 @@ const TILE: Tile = Tile {
     threads: 128,
     shared: 3 * (128 + 128) * 32 * 2,
 };
-const TILE_ROWS64: Tile = Tile {
+const SMALL_TILE: Tile = Tile {
     m: 64,
     n: 32,
     threads: 128,
@@ -62,29 +66,46 @@ const TILE_F32: Tile = Tile {
     shared: 3 * (64 + 128) * 16 * 4,
 };
 
+/// Which instance of a 16-bit product. A row's bits are the same from each.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum TileSize {
+    /// 128 × 128; 64 × 128 for f32, which has no other.
+    Large,
+    /// 64 × 32: for rows so few that the weight's bytes are the bound, or large tiles too few to go round.
+    Small,
+}
+
 /// x, weight and out of one type (f32, f16, bf16), or out f32 from 16-bit operands.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Gemm {
-    input: Dtype,
-    output: Dtype,
-    rows64: bool,
+    pub input: Dtype,
+    pub output: Dtype,
+    pub tile: TileSize,
 }
 
+/// Up to so many large tiles leave half of an H100's 132 SMs without one.
+const FEW_TILES: u32 = 64;
+
 impl Gemm {
-    /// The instance for `m` rows. Instances differ in speed alone: a row's bits are the same from each.
-    pub fn new(input: Dtype, output: Dtype, m: u32) -> Gemm {
+    /// The faster instance for `m` rows of x and `n` of weight.
+    pub fn new(input: Dtype, output: Dtype, m: u32, n: u32) -> Gemm {
+        let few = m <= SMALL_TILE.m || m.div_ceil(TILE.m) * n.div_ceil(TILE.n) <= FEW_TILES;
+        let tile = match input {
+            Dtype::F16 | Dtype::BF16 if few => TileSize::Small,
+            _ => TileSize::Large,
+        };
         Gemm {
             input,
             output,
-            rows64: m <= TILE_ROWS64.m && input != Dtype::F32,
+            tile,
         }
     }
 
-    fn tile(&self) -> Tile {
-        match (self.input, self.rows64) {
+    fn shape(&self) -> Tile {
+        match (self.input, self.tile) {
             (Dtype::F32, _) => TILE_F32,
-            (_, true) => TILE_ROWS64,
-            (_, false) => TILE,
+            (_, TileSize::Large) => TILE,
+            (_, TileSize::Small) => SMALL_TILE,
         }
     }
 }
@@ -98,8 +119,11 @@ impl Kernel for Gemm {
         } else {
             "_f32out"
         };
-        let rows = if self.rows64 { "_rows64" } else { "" };
-        format!("gemm_{}{out}{rows}", self.input)
+        let small = match self.tile {
+            TileSize::Large => "",
+            TileSize::Small => "_small",
+        };
+        format!("gemm_{}{out}{small}", self.input)
     }
 
     fn source(&self) -> &'static str {
@@ -107,7 +131,7 @@ impl Kernel for Gemm {
     }
 
     fn dims(&self, args: &GemmArgs) -> Dims {
-        let tile = self.tile();
+        let tile = self.shape();
         Dims {
             grid: [
                 args.m.div_ceil(tile.m) * args.n.div_ceil(tile.n),
@@ -126,74 +150,52 @@ impl Kernel for Gemm {
                 self.input, self.output
             ));
         }
-        if args.m == 0 || args.n == 0 || args.k == 0 {
-            return Err(format!(
-                "m {}, n {}, k {}: none may be 0",
-                args.m, args.n, args.k
-            ));
+        if self.input == Dtype::F32 && self.tile == TileSize::Small {
+            return Err("f32 has no small tile".into());
         }
-        if args.batch == 0 || args.batch > 65_535 {
-            return Err(format!("batch is {}, not 1 to 65535", args.batch));
+        for (name, size) in [
+            ("m", args.m),
+            ("n", args.n),
+            ("k", args.k),
+            ("batch", args.batch),
+        ] {
+            require::positive(name, size)?;
         }
-        for (name, size) in [("n", args.n), ("k", args.k)] {
-            if !size.is_multiple_of(8) {
-                return Err(format!("{name} is {size}, not a multiple of 8"));
-            }
+        require::at_most("batch", args.batch, MAX_BATCH)?;
+        require::multiple("n", args.n.into(), 8)?;
+        require::multiple("k", args.k.into(), 8)?;
+        for (name, at, dtype, stride, width, batch_stride) in [
+            (
+                "x",
+                args.x,
+                self.input,
+                args.x_stride,
+                args.k,
+                args.x_batch_stride,
+            ),
+            (
+                "weight",
+                args.weight,
+                self.input,
+                args.weight_stride,
+                args.k,
+                args.weight_batch_stride,
+            ),
+            (
+                "out",
+                args.out,
+                self.output,
+                args.out_stride,
+                args.n,
+                args.out_batch_stride,
+            ),
+        ] {
+            require::vector_rows(name, at, stride.into(), width, dtype.bytes())?;
+            let vector = require::VECTOR_BYTES / dtype.bytes() as u64;
+            require::multiple(&format!("{name}'s batch stride"), batch_stride, vector)?;
         }
-        check_operand(
-            "x",
-            args.x,
-            self.input,
-            args.x_stride,
-            args.k,
-            args.x_batch_stride,
-        )?;
-        check_operand(
-            "weight",
-            args.weight,
-            self.input,
-            args.weight_stride,
-            args.k,
-            args.weight_batch_stride,
-        )?;
-        check_operand(
-            "out",
-            args.out,
-            self.output,
-            args.out_stride,
-            args.n,
-            args.out_batch_stride,
-        )
+        Ok(())
     }
-}
-
-/// Rows must hold their columns and begin at multiples of 16 bytes.
-fn check_operand(
-    name: &str,
-    at: DevicePtr,
-    dtype: Dtype,
-    stride: u32,
-    columns: u32,
-    batch_stride: u64,
-) -> Result<(), String> {
-    let vector = 16 / dtype.bytes() as u32;
-    if at.is_null() || !at.is_aligned(16) {
-        return Err(format!(
-            "{name} at {:#x} is null or not 16-byte aligned",
-            at.0
-        ));
-    }
-    if stride < columns {
-        return Err(format!(
-            "{name}'s row stride {stride} is less than its {columns} columns"
-        ));
-    }
-    if !stride.is_multiple_of(vector) || !batch_stride.is_multiple_of(vector.into()) {
-        return Err(format!(
-            "{name}'s strides {stride} and {batch_stride} are not multiples of {vector} elements"
-        ));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -218,63 +220,62 @@ mod tests {
 
     #[test]
     fn the_grid_covers_partial_tiles_and_the_batch() {
-        assert_eq!(
-            Gemm::new(Dtype::BF16, Dtype::BF16, 129).dims(&args()).grid,
-            [4, 1, 2]
-        );
-        assert_eq!(
-            Gemm::new(Dtype::F32, Dtype::F32, 129).dims(&args()).grid,
-            [6, 1, 2]
-        );
-        assert_eq!(
-            Gemm::new(Dtype::F16, Dtype::F32, 64).dims(&args()).grid,
-            [15, 1, 2]
-        );
+        let grid = |input, tile| {
+            let gemm = Gemm {
+                input,
+                output: Dtype::F32,
+                tile,
+            };
+            gemm.dims(&args()).grid
+        };
+        assert_eq!(grid(Dtype::BF16, TileSize::Large), [4, 1, 2]);
+        assert_eq!(grid(Dtype::F16, TileSize::Small), [15, 1, 2]);
+        assert_eq!(grid(Dtype::F32, TileSize::Large), [6, 1, 2]);
     }
 
     #[test]
-    fn few_rows_of_16_bit_elements_have_their_own_instance() {
-        assert_eq!(
-            Gemm::new(Dtype::BF16, Dtype::F32, 64).name(),
-            "gemm_bf16_f32out_rows64"
-        );
-        assert_eq!(Gemm::new(Dtype::F16, Dtype::F16, 65).name(), "gemm_f16");
-        assert_eq!(Gemm::new(Dtype::F32, Dtype::F32, 1).name(), "gemm_f32");
+    fn few_rows_or_few_tiles_get_the_small_tile() {
+        let name = |input, m, n| Gemm::new(input, Dtype::F32, m, n).name();
+        assert_eq!(name(Dtype::BF16, 64, 28_672), "gemm_bf16_f32out_small");
+        assert_eq!(name(Dtype::BF16, 65, 28_672), "gemm_bf16_f32out");
+        assert_eq!(name(Dtype::F16, 256, 4096), "gemm_f16_f32out_small");
+        assert_eq!(name(Dtype::F16, 257, 4096), "gemm_f16_f32out");
+        assert_eq!(name(Dtype::F32, 1, 4096), "gemm_f32");
     }
 
     #[test]
     fn what_the_kernel_cannot_do_is_refused_by_name() {
-        let gemm = Gemm::new(Dtype::BF16, Dtype::BF16, 129);
+        let gemm = Gemm::new(Dtype::BF16, Dtype::BF16, 129, 136);
         let refused = |change: fn(&mut GemmArgs)| {
             let mut args = args();
             change(&mut args);
             gemm.check(&args).unwrap_err()
         };
         assert!(gemm.check(&args()).is_ok());
-        assert_eq!(refused(|a| a.m = 0), "m 0, n 136, k 40: none may be 0");
+        assert_eq!(refused(|a| a.m = 0), "m is 0: there is nothing to launch");
         assert_eq!(refused(|a| a.k = 36), "k is 36, not a multiple of 8");
         assert_eq!(
             refused(|a| a.batch = 65_536),
-            "batch is 65536, not 1 to 65535"
+            "batch is 65536, more than 65535"
         );
         assert_eq!(
             refused(|a| a.x = DevicePtr(264)),
-            "x at 0x108 is null or not 16-byte aligned"
+            "x is at 0x108, not a multiple of 16 bytes"
         );
         assert_eq!(
             refused(|a| a.out_stride = 128),
-            "out's row stride 128 is less than its 136 columns"
+            "out's row stride is 128, less than its width 136"
         );
         assert_eq!(
             refused(|a| a.x_stride = 44),
-            "x's strides 44 and 0 are not multiples of 8 elements"
+            "x's row stride is 44, not a multiple of 8"
         );
         assert_eq!(
             refused(|a| a.weight_batch_stride = 4),
-            "weight's strides 40 and 4 are not multiples of 8 elements"
+            "weight's batch stride is 4, not a multiple of 8"
         );
         assert_eq!(
-            Gemm::new(Dtype::BF16, Dtype::F16, 129)
+            Gemm::new(Dtype::BF16, Dtype::F16, 129, 136)
                 .check(&args())
                 .unwrap_err(),
             "no instance from bf16 to f16"
