@@ -273,8 +273,8 @@ __device__ __forceinline__ void attention(const AttentionArgs& a) {
     copy_rows<T, HEAD_DIM, QUERIES, THREADS>(q_tile, q, a.q_stride, own.n - own.first);
     load_keys(key);
     for (; key < end; key += KEYS) {
-        cp_async_wait<0>();
-        __syncthreads();  // these keys are here, and no warp still reads the previous values
+        cp_async_wait<0>();  // these keys are here,
+        __syncthreads();     // for all warps, and no warp still reads the previous values
         copy_rows<T, HEAD_DIM, KEYS, THREADS>(v_tile, v + key * size_t(a.v_stride), a.v_stride, own.n - key);
         cp_async_commit();
         Weights p;
@@ -287,8 +287,8 @@ __device__ __forceinline__ void attention(const AttentionArgs& a) {
             soften<HEAD_DIM>(s, z, running, scale_log2);
             round_weights<T>(p, s);
         }
-        cp_async_wait<0>();
-        __syncthreads();  // these values are here, and no warp still reads the keys
+        cp_async_wait<0>();  // these values are here,
+        __syncthreads();     // for all warps, and no warp still reads the keys
         if (key + KEYS < end) load_keys(key + KEYS);
         if (seen) multiply_values<T, HEAD_DIM>(z, p, v_at);
     }
@@ -343,8 +343,8 @@ __device__ __forceinline__ void attention_f32(const AttentionArgs& a) {
         copy_rows<float, HEAD_DIM, F32_KEYS, THREADS>(k_tile, k + key * size_t(a.k_stride), a.k_stride, own.n - key);
         copy_rows<float, HEAD_DIM, F32_KEYS, THREADS>(v_tile, v + key * size_t(a.v_stride), a.v_stride, own.n - key);
         cp_async_commit();
-        cp_async_wait<0>();
-        __syncthreads();
+        cp_async_wait<0>();  // these keys and values are here,
+        __syncthreads();     // for all warps
         float p[OWN];
         const float before = largest;
 #pragma unroll
@@ -383,7 +383,7 @@ __device__ __forceinline__ void attention_f32(const AttentionArgs& a) {
                 z[i].w = fmaf(weight, value.w, z[i].w);
             }
         }
-        __syncthreads();  // no warp still reads these keys and values
+        __syncthreads();  // no warp still reads these keys and values: the next may come
     }
 
     sum = row_sum(sum);

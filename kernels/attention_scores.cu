@@ -204,8 +204,8 @@ __device__ __forceinline__ void attention_scores(const AttentionScoresArgs& a) {
     gather_queries<T, HEAD_DIM>(shared, q, a.q_stride, tile.count);
     load_keys(tile.key_begin, buffer);
     for (int key = tile.key_begin; key < end; key += KEYS) {
-        cp_async_wait<0>();
-        __syncthreads();  // these keys are here, and no warp still reads the previous keys or products
+        cp_async_wait<0>();  // these keys are here,
+        __syncthreads();     // for all warps, and no warp still reads the previous keys or products
         load_keys(key + KEYS, buffer ^ 1);
         const bool made = seen(key);
         if (made) multiply(shared, buffer, m_tiles);

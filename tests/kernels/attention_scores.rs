@@ -74,7 +74,7 @@ fn read_out<T: Element, S: Element>(
         head_dim: problem.head_dim as u32,
     };
     let mut asked = Vec::new();
-    let (mut selected, mut len) = (Vec::new(), GAP);
+    let (mut selected, mut len) = (Vec::<u32>::new(), GAP);
     for (sample, rows) in shape.samples().iter().zip(&selection.rows) {
         let begins = selected.len() as u32;
         selected.extend(rows);
