@@ -34,17 +34,6 @@ impl Interpreted {
             how,
         }
     }
-
-    /// The bytes at `from`, and which of them were ever written.
-    pub fn read_raw(
-        &self,
-        from: DevicePtr,
-        bytes: usize,
-    ) -> Result<(Vec<u8>, Vec<bool>), LaunchError> {
-        self.device
-            .read_raw(from.0, bytes)
-            .map_err(|finding| failed("reading device memory", &finding))
-    }
 }
 
 /// By source and architecture.

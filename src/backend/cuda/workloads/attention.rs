@@ -3,7 +3,7 @@
 use bytemuck::Zeroable;
 
 use super::{Build, Cost, Memory, Shapes, Units, Workload, product};
-use crate::backend::cuda::kernels::attention::{Attention, AttentionArgs, HEAD_DIMS, NO_WINDOW};
+use crate::backend::cuda::kernels::attention::{Attention, AttentionArgs, HEAD_DIMS};
 use crate::backend::cuda::kernels::attention_scores::{
     Asked, AttentionScores, AttentionScoresArgs,
 };
@@ -11,6 +11,9 @@ use crate::backend::cuda::kernels::decode_attention::{
     DecodeAttention, DecodeAttentionArgs, DecodeAttentionCombine, scratch_bytes, splits,
 };
 use crate::backend::cuda::launch::{DevicePtr, Dtype, LaunchError};
+
+/// The `window` that hides no key.
+const ALL_KEYS: u32 = 0;
 
 pub(super) fn add(builds: &mut Vec<Build>) {
     for dtype in Dtype::ALL {
@@ -56,7 +59,7 @@ fn attention(
     let element = dtype.bytes();
     let qkv = memory.noise(dtype, product(s.tokens, stride))?;
     let cu_seqlens = cu_seqlens(s);
-    let tiles = kernel.tiles(&cu_seqlens, NO_WINDOW);
+    let tiles = kernel.tiles(&cu_seqlens, ALL_KEYS);
     let args = AttentionArgs {
         q: qkv,
         k: qkv.offset(q_width as usize * element),
@@ -73,7 +76,7 @@ fn attention(
         n_kv_heads: s.kv_heads,
         rows: s.tokens,
         n_tiles: tiles.len() as u32,
-        window: NO_WINDOW,
+        window: ALL_KEYS,
         scale: (head_dim as f32).sqrt().recip(),
     };
     // Pairs of query and visible key, of one head.
@@ -127,7 +130,7 @@ fn patterns(
         rows: s.tokens,
         n_tiles: tiles.len() as u32,
         heads_kept: s.heads,
-        window: NO_WINDOW,
+        window: ALL_KEYS,
         out_dtype: AttentionScores::out_dtype(Dtype::F32),
         scale: (head_dim as f32).sqrt().recip(),
     };
@@ -176,8 +179,8 @@ fn decode(
         q_stride: q_width,
         out_stride: q_width,
         sequences: s.sequences,
-        q_heads: s.heads,
-        kv_heads: s.kv_heads,
+        n_heads: s.heads,
+        n_kv_heads: s.kv_heads,
         capacity: s.cached,
         splits,
         scale: (head_dim as f32).sqrt().recip(),

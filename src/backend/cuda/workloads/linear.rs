@@ -62,5 +62,5 @@ fn gemm(
         },
     };
     let what = format!("{what}, {m}×{n}×{k}");
-    Workload::new(what, &Gemm::new(input, output, m), &args, cost)
+    Workload::new(what, &Gemm::new(input, output, m, n), &args, cost)
 }

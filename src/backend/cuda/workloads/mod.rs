@@ -151,7 +151,7 @@ impl Workload {
         })
     }
 
-    pub fn launch(&self, on: &mut dyn Launcher) -> Result<(), LaunchError> {
+    pub fn launch(&self, on: &mut impl Launcher) -> Result<(), LaunchError> {
         on.launch_raw(self.source, &self.kernel, self.dims, &self.args)
     }
 }
@@ -159,11 +159,11 @@ impl Workload {
 type Build = Box<dyn Fn(&Shapes, &mut Memory) -> Result<Workload, LaunchError>>;
 
 /// Calls `each` with every workload in turn, its memory allocated and filled, and given back afterwards.
-pub fn for_each<E: From<LaunchError>>(
+pub fn for_each<L: Launcher>(
     shapes: &Shapes,
-    on: &mut dyn Launcher,
-    mut each: impl FnMut(&Workload, &mut dyn Launcher) -> Result<(), E>,
-) -> Result<(), E> {
+    on: &mut L,
+    mut each: impl FnMut(&Workload, &mut L) -> Result<(), LaunchError>,
+) -> Result<(), LaunchError> {
     let mut builds: Vec<Build> = Vec::new();
     linear::add(&mut builds);
     attention::add(&mut builds);
@@ -176,7 +176,7 @@ pub fn for_each<E: From<LaunchError>>(
         };
         let workload = build(shapes, &mut memory)?;
         let allocated = memory.allocated;
-        each(&workload, &mut *on)?;
+        each(&workload, on)?;
         for ptr in allocated {
             on.free(ptr)?;
         }
