@@ -187,7 +187,7 @@ impl View<'_> {
 }
 
 pub(crate) fn check_aligned(address: u64, bytes: usize) -> Outcome<()> {
-    if address % bytes as u64 != 0 {
+    if !address.is_multiple_of(bytes as u64) {
         Err(misaligned(address, bytes))
     } else {
         Ok(())
@@ -206,6 +206,7 @@ fn misaligned(address: u64, bytes: usize) -> Box<Fault> {
 macro_rules! parts {
     ($machine:ident, $w:expr, $pc:expr, $strong:expr => $warp:ident, $view:ident, $actor:ident) => {
         let $warp = &mut $machine.warps[$w];
+        #[allow(unused_mut)]
         let mut $view = $crate::access::View {
             global: &mut *$machine.global,
             shared: &mut $machine.shared,

@@ -2,7 +2,7 @@
 //! the thread that issued the copy has waited for it. Then they count as written by that thread at that moment, so that
 //! other warps need a barrier after the wait.
 
-use crate::access::{Failure, check_aligned, parts, resolve, settle};
+use crate::access::{check_aligned, parts, resolve, settle};
 use crate::finding::{FindingKind, InLane, Outcome, fault};
 use crate::machine::Machine;
 use crate::memory::SHARED_START;
@@ -94,18 +94,15 @@ impl Machine<'_> {
                 let Some(copy) = done else {
                     break;
                 };
-                let (at, bytes) = (copy.at as usize, usize::from(copy.bytes));
-                self.shared.region.pending.unset(at, bytes);
                 parts!(self, w, pc, false => _warp, view, actor);
                 let actor = Actor {
                     lane: lane as u16,
+                    tag: view.shared_tag,
                     ..actor
                 };
-                // No one could touch these bytes in the meantime, so this finds nothing; it moves the write's date.
-                let value = view.shared.region.peek(at, bytes);
-                let restamped: Result<(), Failure> =
-                    view.store_shared(u64::from(copy.at + SHARED_START), bytes, value, &actor);
-                debug_assert!(restamped.is_ok());
+                view.shared
+                    .region
+                    .deliver(copy.at as usize, copy.bytes.into(), &actor);
             }
         }
     }

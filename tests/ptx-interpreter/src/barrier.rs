@@ -249,7 +249,7 @@ impl Machine<'_> {
             w,
             fragment.pc,
             fragment.mask.trailing_zeros(),
-            fault(kind, what),
+            *fault(kind, what),
         )
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::finding::{Finding, FindingKind, fault};
 use crate::machine::Machine;
-use crate::memory::{Allocation, Global};
+use crate::memory::{Global, Region};
 use crate::module::{Kernel, Module};
 use crate::program::Space;
 
@@ -175,28 +175,33 @@ impl Device {
         self.global.live
     }
 
-    fn range(
-        &mut self,
-        address: u64,
-        bytes: usize,
-    ) -> Result<(&mut Allocation, usize), DeviceError> {
+    /// The allocation that holds all of a range, and the range's offset in it.
+    fn range(&self, address: u64, bytes: usize) -> Result<(usize, usize), DeviceError> {
         let index = self
             .global
             .index_of(address)
             .ok_or(DeviceError::NoAllocation { address })?;
-        let allocation = &mut self.global.allocations[index];
+        let allocation = &self.global.allocations[index];
         if allocation.region.is_none() {
             return Err(DeviceError::Freed { address });
         }
         let offset = address - allocation.start;
-        if offset + bytes as u64 > allocation.bytes as u64 {
+        if bytes as u64 > allocation.bytes as u64 - offset.min(allocation.bytes as u64) {
             return Err(DeviceError::OutOfBounds {
                 offset,
                 bytes,
                 size: allocation.bytes,
             });
         }
-        Ok((allocation, offset as usize))
+        Ok((index, offset as usize))
+    }
+
+    fn live_range(&self, address: u64, bytes: usize) -> Result<(&Region, usize), DeviceError> {
+        let (index, offset) = self.range(address, bytes)?;
+        let region = self.global.allocations[index].region.as_ref();
+        region
+            .map(|region| (region, offset))
+            .ok_or(DeviceError::Freed { address })
     }
 
     /// Copies to the device; the bytes count as initialised.
@@ -204,8 +209,8 @@ impl Device {
     /// # Errors
     /// Where the range does not lie within one allocation that lives.
     pub fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), DeviceError> {
-        let (allocation, offset) = self.range(address, bytes.len())?;
-        if let Some(region) = &mut allocation.region {
+        let (index, offset) = self.range(address, bytes.len())?;
+        if let Some(region) = &mut self.global.allocations[index].region {
             region.data[offset..offset + bytes.len()].copy_from_slice(bytes);
             region.init.set_range(offset, bytes.len());
         }
@@ -216,11 +221,8 @@ impl Device {
     ///
     /// # Errors
     /// As [`Device::write`], and where a byte was never written.
-    pub fn read(&mut self, address: u64, bytes: usize) -> Result<Vec<u8>, DeviceError> {
-        let (allocation, offset) = self.range(address, bytes)?;
-        let Some(region) = &allocation.region else {
-            return Ok(Vec::new());
-        };
+    pub fn read(&self, address: u64, bytes: usize) -> Result<Vec<u8>, DeviceError> {
+        let (region, offset) = self.live_range(address, bytes)?;
         if let Some(at) = region.init.first_unset(offset, bytes) {
             return Err(DeviceError::Uninitialised {
                 offset: at - offset,
@@ -235,14 +237,11 @@ impl Device {
     /// # Errors
     /// As [`Device::write`].
     pub fn read_raw(
-        &mut self,
+        &self,
         address: u64,
         bytes: usize,
     ) -> Result<(Vec<u8>, Vec<bool>), DeviceError> {
-        let (allocation, offset) = self.range(address, bytes)?;
-        let Some(region) = &allocation.region else {
-            return Ok((Vec::new(), Vec::new()));
-        };
+        let (region, offset) = self.live_range(address, bytes)?;
         let written = (offset..offset + bytes)
             .map(|at| region.init.get(at))
             .collect();

@@ -1,7 +1,8 @@
 //! Runs the PTX that nvcc emits, on the CPU, and looks over its shoulder: races, stray accesses, undefined values, missing
 //! waits and barriers that not all threads reach are findings that name the instruction and the line of CUDA.
 //!
-//! See the [README](https://docs.rs/crate/ptx-interpreter) for what is covered; [`Module`] and [`Device`] are the way in.
+//! [`Module`] and [`Device`] are the way in. Inside: text goes through `lexer`, `parser` (to `syntax`) and `decode` (to
+//! `program`); `machine` runs a launch, `warp` its instructions; `memory` and `race` keep the shadow.
 #![forbid(unsafe_code)]
 
 mod access;
@@ -51,3 +52,8 @@ impl ParseError {
         }
     }
 }
+
+/// The README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

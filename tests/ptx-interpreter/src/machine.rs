@@ -172,12 +172,12 @@ impl<'a> Machine<'a> {
             "the block ran for more than {} warp instructions; does it wait for something?",
             self.step_limit
         );
-        self.locate(w, pc, lane, fault(FindingKind::StepLimit, what))
+        self.locate(w, pc, lane, *fault(FindingKind::StepLimit, what))
     }
 
     /// Turns a fault into a finding.
     #[cold]
-    pub fn locate(&self, w: usize, pc: u32, lane: u32, fault: Box<Fault>) -> Finding {
+    pub fn locate(&self, w: usize, pc: u32, lane: u32, fault: Fault) -> Finding {
         let thread = w as u32 * 32 + fault.lane.unwrap_or(lane).min(31);
         let [nx, ny, _] = self.launch.block;
         let place = Place {

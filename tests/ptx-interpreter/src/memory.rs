@@ -157,9 +157,12 @@ impl Region {
         self.data[at..at + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
     }
 
-    /// The bytes, with no questions asked.
-    pub fn peek(&self, at: usize, bytes: usize) -> u128 {
-        self.get(at, bytes)
+    /// An asynchronous copy to these bytes is done: they count as written by the actor now.
+    pub fn deliver(&mut self, at: usize, bytes: usize, actor: &Actor) {
+        self.pending.unset(at, bytes);
+        for cell in &mut self.cells[at >> self.cell_shift..=(at + bytes - 1) >> self.cell_shift] {
+            cell.restamp(actor);
+        }
     }
 
     /// Reads 1 to 16 aligned bytes that lie within.

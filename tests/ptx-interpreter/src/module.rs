@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::ParseError;
 use crate::decode::decode_kernel;
 use crate::parser::parse;
-use crate::program::{Origin, Program};
+use crate::program::{Op, Origin, Program};
 use crate::syntax::{Init, Space, Ty, Variable};
 
 /// What a caller may want to know of a kernel.
@@ -21,6 +21,8 @@ pub struct KernelInfo {
     pub local_bytes: usize,
     /// From `__launch_bounds__`.
     pub max_threads: Option<u32>,
+    /// What is wrong with each instruction that the interpreter does not know; reaching one is a finding.
+    pub unknown: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -87,6 +89,14 @@ impl Module {
                     .sum(),
                 local_bytes: program.local_bytes,
                 max_threads: program.max_threads,
+                unknown: program
+                    .code
+                    .iter()
+                    .filter_map(|inst| match &inst.op {
+                        Op::Unknown { message } => Some(message.to_string()),
+                        _ => None,
+                    })
+                    .collect(),
             };
             kernels.push(Kernel { info, program });
         }

@@ -219,6 +219,12 @@ impl Cell {
     fn read_by_another_warp(&mut self, actor: &Actor, spill: &mut Spill, id: (u32, u32)) {
         let me = 1u32 << actor.warp;
         let seen = &actor.order.seen;
+        // The common case: all have read since the same barrier, so that no one is ordered before anyone.
+        if self.r_who & SPILLED == 0 && self.r_time == actor.order.now {
+            self.r_warps |= me;
+            self.r_who = self.r_who & !LANE | MANY_LANES;
+            return;
+        }
         let mut times = [self.r_time; WARPS];
         if self.r_who & SPILLED != 0 {
             times = spill.get(&id).copied().unwrap_or(times);
@@ -268,6 +274,13 @@ impl Cell {
         (self.w_time, self.w_sync, self.w_pc) = (actor.order.now, actor.order.sync, actor.pc);
         self.w_who = actor.warp << 6 | actor.lane | if actor.strong { STRONG } else { 0 };
         Ok(())
+    }
+
+    /// Moves the date of the last write, which was the actor's own, to now.
+    pub fn restamp(&mut self, actor: &Actor) {
+        self.w_tag = actor.tag;
+        (self.w_time, self.w_sync) = (actor.order.now, actor.order.sync);
+        self.w_who = actor.warp << 6 | actor.lane;
     }
 
     #[inline(always)]

@@ -169,7 +169,7 @@ impl Machine<'_> {
             used += 1;
             let next = match self.step(w, pc, mask, inst) {
                 Ok(next) => next,
-                Err(fault) => return Err(self.locate(w, pc, mask.trailing_zeros(), fault)),
+                Err(fault) => return Err(self.locate(w, pc, mask.trailing_zeros(), *fault)),
             };
             match next {
                 Next::Advance => pc += 1,

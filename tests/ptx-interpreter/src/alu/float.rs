@@ -177,6 +177,19 @@ fn unary64(op: Float1, a: f64) -> f64 {
     }
 }
 
+/// `rcp.approx.ftz.f64` and `rsqrt.approx.ftz.f64` look at the upper 32 bits and give the upper 32 bits.
+fn gross64(op: Float1, a: f64) -> f64 {
+    let upper = |value: f64| f64::from_bits(value.to_bits() & !0xffff_ffff);
+    let flushed = |value: f64| {
+        if value.is_subnormal() {
+            0f64.copysign(value)
+        } else {
+            value
+        }
+    };
+    flushed(upper(unary64(op, flushed(upper(a)))))
+}
+
 /// f16 or bf16.
 #[derive(Clone, Copy)]
 struct Narrow {
@@ -289,6 +302,7 @@ pub(crate) fn unary(
 ) {
     match ty {
         FloatTy::F32 => map1(registers, m, d, a, |a: f32| unary32(op, mode, a)),
+        FloatTy::F64 if mode.ftz => map1(registers, m, d, a, |a: f64| gross64(op, a)),
         FloatTy::F64 => map1(registers, m, d, a, |a: f64| unary64(op, a)),
         FloatTy::F16 => map1(registers, m, d, a, |a: u16| HALF.unary(op, mode, a)),
         FloatTy::Bf16 => map1(registers, m, d, a, |a: u16| BRAIN.unary(op, mode, a)),
