@@ -84,7 +84,7 @@ __device__ __forceinline__ double divided(double a, double b) {
     double r = static_cast<double>(reciprocal(static_cast<float>(b)));
     r = fma(fma(-b, r, 1.0), r, r);
     const double quotient = a * r;
-    return fma(fma(-b, quotient, a), r, quotient);
+    return isinf(quotient) ? quotient : fma(fma(-b, quotient, a), r, quotient);
 }
 
 // ---- vectors ----------------------------------------------------------------------------------------------------------

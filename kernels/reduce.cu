@@ -8,8 +8,8 @@
 //
 // reduce_mean      out [samples, width]. Samples in the selection are [cu_rows[s], cu_rows[s+1]). Where a selection comes in several launches
 //                  (logits, some rows at a time), a sample may straddle them: counts[s] is the number of its rows in all launches,
-//                  `earlier` how many of sample 0 came before, and carry [8, width] f64 holds the sums in between. A mean is written by the launch
-//                  that sees the sample's last row.
+//                  `earlier` how many of sample 0 came before, and the sums go from carry_out of one launch to carry_in of the next, [8, width] f64
+//                  (two buffers: a launch may end one sample and begin another). A mean is written by the launch that sees the sample's last row.
 //                  Split: block = 32 vectors of columns × 8 warps; warp w takes the sample's rows w, w + 8, …
 //                  Bound: bytes; Mistral-7B residual (width 4096, bf16): 8 KiB read per row.
 // reduce_dot       out [selected, directions]; directions [directions, width] f32.
@@ -33,7 +33,8 @@ struct MeanArgs {
     const uint32_t* rows;
     const uint32_t* cu_rows;
     const uint32_t* counts;
-    double* carry;
+    const double* carry_in;
+    double* carry_out;
     float* out;
     uint64_t source_stride;
     uint32_t samples;
@@ -74,16 +75,16 @@ __device__ __forceinline__ void mean(const MeanArgs& a) {
     if (column < a.width) {
         const uint32_t here = min(N, a.width - column);
         double sum[N];
-        double* carry = a.carry + static_cast<uint64_t>(group) * a.width + column;
+        const uint64_t carried = static_cast<uint64_t>(group) * a.width + column;
 #pragma unroll
-        for (uint32_t j = 0; j < N; j++) sum[j] = earlier > 0 && j < here ? carry[j] : 0.0;
+        for (uint32_t j = 0; j < N; j++) sum[j] = earlier > 0 && j < here ? a.carry_in[carried + j] : 0.0;
         sum_rows<T>(a, begin + (group + MEAN_GROUPS - earlier % MEAN_GROUPS) % MEAN_GROUPS, end, column, sum);
 #pragma unroll
         for (uint32_t j = 0; j < N; j++) {
             if (complete) {
                 partial[group][lane_index() * N + j] = sum[j];
             } else if (j < here) {
-                carry[j] = sum[j];
+                a.carry_out[carried + j] = sum[j];
             }
         }
     }

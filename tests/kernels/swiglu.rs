@@ -48,7 +48,7 @@ fn check<T: Element>(gate: &[T], up: &[T], rows: usize, gap: usize) {
     let (post, gated) = run(gate, up, rows, gap);
     if size_of::<T>() == 4 {
         let want: Vec<f64> = gate.iter().map(|g| silu(g.wide())).collect();
-        assert_near("silu", &gated, &want, 5e-7, 1e-37);
+        assert_near("silu", &gated, &want, 5e-7, 1e-36);
     } else {
         let want: Vec<T> = gate.iter().map(|g| T::round(silu(g.wide()))).collect();
         assert_op_by_op("silu", &gated, &want);
@@ -89,6 +89,5 @@ fn extreme_gates_neither_overflow_nor_vanish_early() {
     }
     as_type::<bf16>(&gates);
     as_type::<f16>(&gates);
-    // f32's own e^x ends at 88.7, and what is below is 0 where it should be subnormal.
-    as_type::<f32>(&gates[..12]);
+    as_type::<f32>(&gates);
 }

@@ -37,8 +37,10 @@ pub struct MeanArgs {
     pub cu_rows: DevicePtr,
     /// `[samples]` u32: rows of each sample in all launches.
     pub counts: DevicePtr,
-    /// `[8, width]` f64: sums of the sample that straddles launches. Null where none does.
-    pub carry: DevicePtr,
+    /// `[8, width]` f64: what the launch before left in `carry_out`, if `earlier` is not 0.
+    pub carry_in: DevicePtr,
+    /// `[8, width]` f64: sums of the last sample, if it goes on in the next launch. Null if none does.
+    pub carry_out: DevicePtr,
     /// `[samples, width]` f32; the row of a sample that goes on in the next launch is not written.
     pub out: DevicePtr,
     /// Elements.
@@ -81,8 +83,14 @@ impl Kernel for Mean {
         require::aligned("cu_rows", args.cu_rows, 4)?;
         require::aligned("counts", args.counts, 4)?;
         require::aligned("out", args.out, 4)?;
-        if args.earlier > 0 || !args.carry.is_null() {
-            require::aligned("carry", args.carry, 8)?;
+        if args.earlier > 0 {
+            require::aligned("carry_in", args.carry_in, 8)?;
+        }
+        if !args.carry_out.is_null() {
+            require::aligned("carry_out", args.carry_out, 8)?;
+            if args.carry_out == args.carry_in {
+                return Err("carry_in and carry_out are one buffer".into());
+            }
         }
         check_source(
             self.dtype,
