@@ -301,8 +301,9 @@ struct Images(String);
 impl Images {
     fn of(nvcc: &Nvcc, compiled: Vec<Compiled>) -> Images {
         let mut text = format!(
-            "pub const NVCC: Result<&str, &str> = Ok({:?});\npub const ARCHES: &[&str] = &{:?};\npub const IMAGES: &[Image] = &[\n",
+            "pub const NVCC: Result<&str, &str> = Ok({:?});\n#[cfg(feature = \"interpreter\")]\npub const NVCC_PATH: &str = {:?};\npub const ARCHES: &[&str] = &{:?};\npub const IMAGES: &[Image] = &[\n",
             nvcc.version,
+            nvcc.path.display().to_string(),
             ARCHES.map(|arch| format!("sm_{arch}"))
         );
         for Compiled { stem, dir } in &compiled {
@@ -325,7 +326,7 @@ impl Images {
 
     fn none(why: &str) -> Images {
         Images(format!(
-            "pub const NVCC: Result<&str, &str> = Err({why:?});\npub const ARCHES: &[&str] = &[];\npub const IMAGES: &[Image] = &[];\n"
+            "pub const NVCC: Result<&str, &str> = Err({why:?});\n#[cfg(feature = \"interpreter\")]\npub const NVCC_PATH: &str = \"\";\npub const ARCHES: &[&str] = &[];\npub const IMAGES: &[Image] = &[];\n"
         ))
     }
 }

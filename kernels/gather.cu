@@ -54,8 +54,8 @@ __device__ __forceinline__ void copy_vectors(const From* from, To* to, uint32_t 
 template <typename From, typename To>
 __device__ __forceinline__ void gather(const GatherArgs& a) {
     constexpr uint32_t N = VECTOR<To> < VECTOR<From> ? VECTOR<To> : VECTOR<From>;
-    const uint64_t item = static_cast<uint64_t>(blockIdx.x) * (THREADS / LANES) + warp_index();
-    const uint32_t i = static_cast<uint32_t>(item / a.segment_count);
+    const uint32_t item = blockIdx.x * (THREADS / LANES) + warp_index();
+    const uint32_t i = item / a.segment_count;
     if (i >= a.selected) return;
     const Segment segment = load_segment(a.segments + item % a.segment_count);
     const From* from = static_cast<const From*>(a.source) + source_row(a.rows, i) * a.source_stride + segment.first;

@@ -293,7 +293,6 @@ __device__ __forceinline__ void top_k(const TopKArgs& a) {
         if (key >= least) shared.keys[atomicAdd(&shared.collected, 1u)] = key;
     });
     sort_descending(shared, size);
-    __syncthreads();
     for (uint32_t i = threadIdx.x; i < a.k; i += TOP_THREADS) {
         const uint64_t at = static_cast<uint64_t>(blockIdx.x) * a.k + i;
         const float v = key_value(shared.keys[i]);

@@ -4,8 +4,8 @@
 // a multiple of 8.
 //
 // Split: grid (rows, row's vectors / 256); a thread takes one vector of gate and one of up.
-// Bound: bytes. Mistral-7B (width 14336, bf16): 56 KiB read + 28 KiB written per row; about 20 instructions per element, two of
-// them on the special-function unit, which is a third of what an H100 issues in the time the bytes take.
+// Bound: bytes. Mistral-7B (width 14336, bf16): 56 KiB read + 28 KiB written per row; about 25 instructions per element, two of
+// them on the special-function unit: half of what an H100 issues in the time that the bytes take.
 #include "common.cuh"
 
 constexpr uint32_t THREADS = 256;

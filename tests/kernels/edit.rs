@@ -11,7 +11,7 @@ use crate::layout::{Layout, assert_near, assert_same_bits};
 #[derive(Debug, Clone)]
 struct Case {
     x: Layout,
-    /// Rising, so that `select` and `put` agree.
+    /// Each at most once.
     rows: Option<Vec<u32>>,
     columns: Vec<Range<usize>>,
     edit: EditKind,

@@ -7,6 +7,7 @@ mod decode_attention;
 mod gemm;
 mod harness;
 mod layout;
+mod report;
 
 mod add;
 mod edit;

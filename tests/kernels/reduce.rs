@@ -158,6 +158,26 @@ proptest! {
     }
 }
 
+#[test]
+fn a_mean_adds_in_the_same_order_however_its_rows_arrive() {
+    // Large values that cancel only in the end: the f64 sum's own rounding, which depends on the order, is what remains.
+    let (rows, width) = (29, 40);
+    let mut selection = Selection::<f32>::of(Layout::packed(rows, width), None, 21);
+    let mut random = Random(22);
+    for r in 0..rows / 2 {
+        for column in 0..width {
+            let large = (1e20 * random.normal()) as f32;
+            selection.x[r * width + column] = large;
+            selection.x[(rows - 1 - r) * width + column] = -large;
+        }
+    }
+    let whole = means(&selection, &[29], &[29]);
+    assert!(whole.iter().any(|m| m.abs() > 10.0), "f64 holds these sums");
+    for pieces in [[3, 11, 15], [8, 20, 1], [1, 1, 27]] {
+        assert_same_bits("mean", &means(&selection, &[29], &pieces), &whole);
+    }
+}
+
 // ---- dot and norm ----
 
 fn check_dots<T: Element>(selection: &Selection<T>, directions: &[f32]) {

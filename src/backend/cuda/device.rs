@@ -10,6 +10,7 @@ use cudarc::driver::sys;
 
 use super::images::{self, Image};
 use super::launch::{DevicePtr, Dims, LaunchError, Launcher};
+use super::workloads::Rates;
 
 /// The driver must know the release of CUDA that compiled the kernels, 13.0: driver 580 is the first.
 const DRIVER: i32 = 13_000;
@@ -164,6 +165,51 @@ impl CudaDevice {
             .map_err(|e| failed("timing kernels", e))
     }
 
+    /// What this GPU does at most in a second: copies as measured now (both buffers count), arithmetic as specified at
+    /// its boost clock.
+    pub fn rates(&mut self) -> Result<Rates, LaunchError> {
+        use sys::CUdevice_attribute as A;
+        const BYTES: usize = 512 << 20;
+        let (from, to) = (self.alloc(BYTES)?, self.alloc(BYTES)?);
+        self.fill(from, 1, BYTES)?;
+        let mut best = f64::INFINITY;
+        for _ in 0..10 {
+            best = best.min(self.timed(|on| {
+                // SAFETY: both are allocations of this size.
+                unsafe { cu::memcpy_dtod_async(to.0, from.0, BYTES, on.stream) }
+                    .map_err(|e| failed("copying on the GPU", e))
+            })?);
+        }
+        self.free(from)?;
+        self.free(to)?;
+        let attribute = |a| {
+            // SAFETY: a query of a valid device.
+            unsafe { cu::device::get_attribute(self.device, a) }
+                .map(f64::from)
+                .map_err(|e| failed("asking the GPU what it is", e))
+        };
+        let cycles = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?
+            * attribute(A::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?
+            * 1e3;
+        let major = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32;
+        let minor = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32;
+        let (tensor, fp32) = flops_per_cycle(major, minor);
+        Ok(Rates {
+            bytes: 2.0 * BYTES as f64 / best,
+            tensor_flops: tensor * cycles,
+            fp32_flops: fp32 * cycles,
+        })
+    }
+
+    /// Bytes of the second-level cache.
+    pub fn cache_bytes(&self) -> Result<usize, LaunchError> {
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE;
+        // SAFETY: a query of a valid device.
+        unsafe { cu::device::get_attribute(self.device, attribute) }
+            .map(|bytes| bytes as usize)
+            .map_err(|e| failed("asking the GPU what it is", e))
+    }
+
     /// Driver calls act on the calling thread's context.
     fn bind(&self) -> Result<(), LaunchError> {
         // SAFETY: retained in `open`, released in drop.
@@ -196,6 +242,17 @@ impl CudaDevice {
             .map_err(|e| failed(&format!("loading the kernels of {source}.cu"), e))?;
         self.modules.insert(source.to_owned(), module);
         Ok(module)
+    }
+}
+
+/// FLOPs of a multiprocessor in a cycle: 16-bit products summed in f32 on tensor cores, and f32. The architectures'
+/// white papers; consumer cards of 8.6, 8.9 and 12.0 reach half of the first.
+fn flops_per_cycle(major: u32, minor: u32) -> (f64, f64) {
+    match (major, minor) {
+        (8, 0) => (2048.0, 128.0),
+        (8, _) | (12, _) => (1024.0, 256.0),
+        (9, _) => (4096.0, 256.0),
+        _ => (8192.0, 256.0),
     }
 }
 

@@ -24,6 +24,7 @@ impl Image {
 }
 
 // pub const NVCC: Result<&str, &str>    version of the nvcc that compiled the kernels, or why none did
+// pub const NVCC_PATH: &str             where that nvcc is, for tests that use the tools beside it
 // pub const ARCHES: &[&str]             architectures with machine code in every fatbin, as sm_80
 // pub const IMAGES: &[Image]            sorted by source; empty without nvcc
 include!(concat!(env!("OUT_DIR"), "/images.rs"));

@@ -34,21 +34,13 @@ impl Interpreted {
             how,
         }
     }
-
-    /// The bytes at `from`, and which of them were ever written.
-    pub fn read_raw(
-        &self,
-        from: DevicePtr,
-        bytes: usize,
-    ) -> Result<(Vec<u8>, Vec<bool>), LaunchError> {
-        self.device
-            .read_raw(from.0, bytes)
-            .map_err(|finding| failed("reading device memory", &finding))
-    }
 }
 
+/// By source and architecture.
+type Modules = HashMap<(String, &'static str), Arc<Module>>;
+
 /// A parsed module is kept: tests launch the same few again and again.
-static PARSED: Mutex<Option<HashMap<(String, &'static str), Arc<Module>>>> = Mutex::new(None);
+static PARSED: Mutex<Option<Modules>> = Mutex::new(None);
 
 fn module(source: &str, arch: &'static str) -> Result<Arc<Module>, LaunchError> {
     let mut parsed = PARSED.lock().unwrap_or_else(PoisonError::into_inner);

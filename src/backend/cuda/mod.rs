@@ -8,5 +8,6 @@ pub mod images;
 pub mod interpreted;
 pub mod kernels;
 pub mod launch;
+pub mod workloads;
 
 pub use launch::{DevicePtr, Dims, Dtype, Kernel, LaunchError, Launcher, launch};

@@ -53,7 +53,7 @@ impl Kernel for Gather {
         require::positive("selected", args.selected)?;
         require::positive("segment_count", args.segment_count)?;
         let items = u64::from(args.selected) * u64::from(args.segment_count);
-        if items.div_ceil(WARPS) > i32::MAX as u64 {
+        if items > i32::MAX as u64 {
             return Err(format!(
                 "{} rows of {} segments are more than one launch takes",
                 args.selected, args.segment_count
