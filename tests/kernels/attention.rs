@@ -497,7 +497,8 @@ fn arguments_that_the_kernel_cannot_take_are_refused() {
         ..AttentionArgs::zeroed()
     };
     assert_eq!(kernel.check(&good), Ok(()));
-    let refused: [(&str, fn(&mut AttentionArgs)); 7] = [
+    type Spoil = fn(&mut AttentionArgs);
+    let refused: [(&str, Spoil); 7] = [
         ("n_heads is 3, not a multiple of 2", |a| {
             (a.n_heads, a.n_kv_heads) = (3, 2);
         }),
