@@ -263,9 +263,14 @@ pub fn attend<T: Element>(problem: &Problem<T>, with_lse: bool) -> (Vec<T>, Vec<
     (dense, lse)
 }
 
-/// z and lse against the oracle, element by element and in the norm.
 #[track_caller]
 fn check<T: Element>(problem: &Problem<T>) {
+    check_within(problem, if size_of::<T>() == 4 { 1e-6 } else { 5e-3 });
+}
+
+/// z and lse against the oracle, element by element and in the norm.
+#[track_caller]
+fn check_within<T: Element>(problem: &Problem<T>, gate: f64) {
     let (z, lse) = attend(problem, true);
     let (rows, heads, h) = (
         problem.shape.rows(),
@@ -298,7 +303,6 @@ fn check<T: Element>(problem: &Problem<T>) {
             }
         }
     }
-    let gate = if size_of::<T>() == 4 { 1e-6 } else { 5e-3 };
     assert_relative_l2("z", &z, &want, gate);
 }
 
@@ -323,7 +327,8 @@ fn z_is_attention<T: Element>(head_dim: usize) {
     ] {
         check(&Problem::<T>::random(&shape, head_dim, 1));
     }
-    TestRunner::new(cases(3))
+    // Without tensor cores the interpreter has ten times the instructions to run.
+    TestRunner::new(cases(if size_of::<T>() == 4 { 1 } else { 4 }))
         .run(&(shapes(), any::<u64>()), |(shape, seed)| {
             check(&Problem::<T>::random(&shape, head_dim, seed));
             Ok(())
@@ -403,7 +408,8 @@ fn weights_far_apart_are_summed_as_near_ones_are() {
             row[q_at] = T::round(8.0);
             row[k_at] = T::round(slope * i as f64);
         }
-        check(&problem);
+        // A score of 40 holds 2e-6 less of its fraction than one of 1.
+        check_within(&problem, if size_of::<T>() == 4 { 1e-5 } else { 5e-3 });
     }
     for slope in [0.25, -0.25] {
         check_slope::<bf16>(slope);
@@ -491,7 +497,8 @@ fn arguments_that_the_kernel_cannot_take_are_refused() {
         ..AttentionArgs::zeroed()
     };
     assert_eq!(kernel.check(&good), Ok(()));
-    let refused: [(&str, fn(&mut AttentionArgs)); 7] = [
+    type Spoil = fn(&mut AttentionArgs);
+    let refused: [(&str, Spoil); 7] = [
         ("n_heads is 3, not a multiple of 2", |a| {
             (a.n_heads, a.n_kv_heads) = (3, 2);
         }),
