@@ -28,7 +28,7 @@ fn main() {
     for path in ["build.rs", "kernels"] {
         println!("cargo::rerun-if-changed={path}");
     }
-    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH"] {
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -86,20 +86,35 @@ fn find_nvcc() -> Result<Nvcc, String> {
         .collect();
     candidates.push(root.join(".cuda/nvidia/cu13/bin/nvcc"));
     candidates.push("/usr/local/cuda/bin/nvcc".into());
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    candidates.extend(std::env::split_paths(&path).map(|dir| dir.join("nvcc")));
     let mut unusable = Vec::new();
-    for candidate in candidates.iter().filter(|candidate| candidate.is_file()) {
-        match probe(candidate) {
-            Ok(nvcc) => return Ok(nvcc),
-            Err(why) => unusable.push(why),
-        }
+    if let Some(nvcc) = first_usable(candidates, &mut unusable) {
+        return Ok(nvcc);
+    }
+    // Shells differ in their PATH: it is asked for, and watched, only where nothing else will do.
+    println!("cargo::rerun-if-env-changed=PATH");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let candidates = std::env::split_paths(&path).map(|dir| dir.join("nvcc"));
+    if let Some(nvcc) = first_usable(candidates, &mut unusable) {
+        return Ok(nvcc);
     }
     Err(if unusable.is_empty() {
         "no nvcc was found in CUDA_HOME, CUDA_PATH, .cuda, /usr/local/cuda or PATH".into()
     } else {
         unusable.join(", and ")
     })
+}
+
+fn first_usable(
+    candidates: impl IntoIterator<Item = PathBuf>,
+    unusable: &mut Vec<String>,
+) -> Option<Nvcc> {
+    for candidate in candidates.into_iter().filter(|path| path.is_file()) {
+        match probe(&candidate) {
+            Ok(nvcc) => return Some(nvcc),
+            Err(why) => unusable.push(why),
+        }
+    }
+    None
 }
 
 fn env_path(variable: &str) -> Option<PathBuf> {
