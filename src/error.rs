@@ -8,6 +8,8 @@ pub enum Error {
     #[error(transparent)]
     Backend(#[from] crate::backend::Error),
     #[error(transparent)]
+    Cuda(#[from] crate::backend::cuda::LaunchError),
+    #[error(transparent)]
     Data(#[from] crate::data::Error),
     #[error(transparent)]
     Engine(#[from] crate::engine::Error),

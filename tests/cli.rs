@@ -668,12 +668,21 @@ fn doctor_names_what_is_missing_with_the_remedy() {
         "/nowhere/hub",
         "offline",
         "CUDA backend: this build computes on the CPU only: pass --device cpu",
+        "\nkernels ",
+        "\nGPUs ",
     ] {
         assert!(said.contains(word), "'{word}' in {said}");
     }
     let found = done_json(streamgauge().args(["doctor", "--json"]));
     assert!(found["gemm_gflops"].as_f64().unwrap() > 0.0 && found["threads"].as_u64().unwrap() > 0);
     assert_eq!(found["backends"], json!({ "cpu": true, "cuda": false }));
+    // Each is there, or it is said why not.
+    let cuda = &found["cuda"];
+    assert_ne!(cuda["nvcc"].is_string(), cuda["why_no_kernels"].is_string());
+    assert_eq!(
+        cuda["gpus"].as_array().unwrap().is_empty(),
+        cuda["why_no_gpu"].is_string()
+    );
     assert!(
         found["missing"]
             .as_array()
@@ -760,6 +769,7 @@ fn every_command_has_help_and_nonsense_is_a_usage_error() {
         "analyze mean-diff",
         "bench",
         "bench gemm",
+        "bench kernels",
     ];
     for command in commands {
         let words: Vec<&str> = command.split_whitespace().collect();

@@ -5,6 +5,7 @@
 //! This module knows nothing of stores, datasets or analyses.
 
 pub mod cpu;
+pub mod cuda;
 mod sink;
 
 pub use sink::{Reduce, Sink, SinkDtype, SinkSpec};

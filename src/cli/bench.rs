@@ -1,5 +1,7 @@
 //! `streamgauge bench`
 
+mod kernels;
+
 use clap::{Args, Subcommand};
 
 use super::{CliResult, format, out};
@@ -17,6 +19,7 @@ pub struct BenchArgs {
 #[derive(Debug, Subcommand)]
 enum What {
     Gemm(GemmArgs),
+    Kernels(kernels::KernelsArgs),
 }
 
 /// The rate of f32 matrix products, which bounds how fast any model can run on the CPU.
@@ -58,6 +61,7 @@ struct Rate {
 pub fn run(args: &BenchArgs) -> CliResult {
     match &args.what {
         What::Gemm(args) => gemm(args),
+        What::Kernels(args) => return kernels::run(args),
     }
     Ok(())
 }

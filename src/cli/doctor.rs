@@ -8,6 +8,8 @@ use serde::Serialize;
 
 use super::{CliResult, format, out};
 use crate::backend::cpu::{gemm_gflops, instruction_set};
+use crate::backend::cuda::device::{DeviceInfo, devices};
+use crate::backend::cuda::images;
 use crate::model::HubEnv;
 use crate::sys;
 
@@ -40,6 +42,7 @@ struct Findings {
     disk: Disk,
     hub: Hub,
     backends: Backends,
+    cuda: Cuda,
     missing: Vec<Missing>,
 }
 
@@ -66,6 +69,18 @@ struct Hub {
 struct Backends {
     cpu: bool,
     cuda: bool,
+}
+
+/// The kernels in this binary, and the GPUs to run them on.
+#[derive(Debug, Serialize)]
+struct Cuda {
+    /// Of the nvcc that compiled the kernels; `None` where none did.
+    nvcc: Option<&'static str>,
+    why_no_kernels: Option<&'static str>,
+    /// Architectures with machine code.
+    arches: &'static [&'static str],
+    gpus: Vec<DeviceInfo>,
+    why_no_gpu: Option<String>,
 }
 
 /// Something that is not there, and what to do about it.
@@ -111,6 +126,7 @@ impl Findings {
                 cpu: true,
                 cuda: false,
             },
+            cuda: Cuda::find(),
             missing: Vec::new(),
         };
         findings.missing = findings.missing();
@@ -139,6 +155,14 @@ impl Findings {
             "optimised build",
             "this one checks itself as it runs and is slower: cargo build --release".into(),
         );
+        add(
+            self.cuda.why_no_kernels.is_some(),
+            "CUDA kernels",
+            format!(
+                "none were compiled in, since {}: run scripts/fetch-cuda and build again",
+                self.cuda.why_no_kernels.unwrap_or_default()
+            ),
+        );
         let dir = self.disk.dir.display();
         add(
             self.disk.write_bytes_per_s.is_none(),
@@ -160,6 +184,48 @@ impl Findings {
             "there is no cache and downloads are off: unset HF_HUB_OFFLINE, set HF_HUB_CACHE, or give --model a directory".into(),
         );
         missing
+    }
+}
+
+impl Cuda {
+    fn find() -> Self {
+        let (gpus, why_no_gpu) = match devices() {
+            Ok(gpus) => (gpus, None),
+            Err(e) => (Vec::new(), Some(e.to_string())),
+        };
+        Cuda {
+            nvcc: images::NVCC.ok(),
+            why_no_kernels: images::NVCC.err(),
+            arches: images::ARCHES,
+            gpus,
+            why_no_gpu,
+        }
+    }
+
+    fn kernels(&self) -> String {
+        match self.nvcc {
+            Some(version) => format!(
+                "{} compiled in by nvcc {version} for {} and newer",
+                format::counted(images::IMAGES.len() as u64, "source"),
+                self.arches.join(", ")
+            ),
+            None => "none compiled in".into(),
+        }
+    }
+
+    fn gpus(&self) -> String {
+        if let Some(why) = &self.why_no_gpu {
+            return format!("none: {why}");
+        }
+        let each = self.gpus.iter().enumerate().map(|(n, gpu)| {
+            format!(
+                "cuda:{n} {} ({}, {})",
+                gpu.name,
+                gpu.compute_capability,
+                format::bytes(gpu.memory_bytes)
+            )
+        });
+        each.collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -246,6 +312,8 @@ fn text(f: &Findings) -> String {
             "backends     cpu{}",
             if f.backends.cuda { ", cuda" } else { "" }
         ),
+        format!("kernels      {}", f.cuda.kernels()),
+        format!("GPUs         {}", f.cuda.gpus()),
     ];
     for missing in &f.missing {
         lines.push(format!("missing      {}: {}", missing.what, missing.remedy));

@@ -1,0 +1,75 @@
+//! How near a result must be, as docs and design state it for each kind of op.
+
+use super::element::{Element, ulps};
+
+/// For ops with fixed rounding points: at least 999 of 1000 elements have the wanted bits (of fewer, all but one), and
+/// none is further than one unit in the last place.
+#[track_caller]
+pub fn assert_op_by_op<T: Element>(what: &str, got: &[T], want: &[T]) {
+    assert_eq!(got.len(), want.len(), "{what}: number of elements");
+    let mut differing = 0;
+    for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
+        differing += usize::from(!got.same_bits(want));
+        let far = ulps(got, want);
+        assert!(
+            far <= 1,
+            "{what}: element {i} is {got:?}, should be {want:?}: {far} ulps apart"
+        );
+    }
+    let allowed = got.len().div_ceil(1000);
+    assert!(
+        differing <= allowed,
+        "{what}: {differing} of {} elements are one ulp off; {allowed} may be",
+        got.len()
+    );
+}
+
+/// |got − want| / |want|, in the Euclidean norm; 0 if both are zero.
+pub fn relative_l2<T: Element>(got: &[T], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len(), "number of elements");
+    let sum = |terms: &mut dyn Iterator<Item = f64>| terms.map(|x| x * x).sum::<f64>().sqrt();
+    let off = sum(&mut got.iter().zip(want).map(|(got, want)| got.wide() - want));
+    if off == 0.0 {
+        return 0.0;
+    }
+    off / sum(&mut want.iter().copied())
+}
+
+/// `relative_l2` at most `limit`; NaN is not.
+#[track_caller]
+pub fn assert_relative_l2<T: Element>(what: &str, got: &[T], want: &[f64], limit: f64) {
+    let off = relative_l2(got, want);
+    assert!(
+        off <= limit,
+        "{what}: relative L2 distance {off:.2e}, at most {limit:.0e} allowed; worst: {}",
+        worst(got, want)
+    );
+}
+
+fn worst<T: Element>(got: &[T], want: &[f64]) -> String {
+    let distance = |&(_, (got, want)): &(usize, (&T, &f64))| {
+        let off = (got.wide() - want).abs();
+        if off.is_nan() { f64::INFINITY } else { off }
+    };
+    got.iter()
+        .zip(want)
+        .enumerate()
+        .max_by(|a, b| distance(a).total_cmp(&distance(b)))
+        .map_or("nothing".into(), |(i, (got, want))| {
+            format!("element {i} is {got:?}, should be {want}")
+        })
+}
+
+#[test]
+fn a_gate_lets_one_in_a_thousand_be_one_ulp_off() {
+    use half::bf16;
+    let want = vec![bf16::ONE; 2000];
+    let off = bf16::from_bits(bf16::ONE.to_bits() + 1);
+    let with = |n: usize| {
+        let mut got = want.clone();
+        got[..n].fill(off);
+        std::panic::catch_unwind(|| assert_op_by_op("x", &got, &vec![bf16::ONE; 2000])).is_ok()
+    };
+    assert!(with(2));
+    assert!(!with(3));
+}
