@@ -181,4 +181,7 @@ pub trait Ops {
     fn emit(&mut self, act: Act, sink: SinkId);
     /// Writes those of the sink's rows that are among `rows`; `act` holds just these, in this (rising) order.
     fn emit_rows(&mut self, act: Act, rows: &[u32], sink: SinkId);
+
+    /// Returns when every op so far has run and the sinks hold their rows: a backend may put ops off until then.
+    fn finish(&mut self);
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{CliResult, format, out};
-use crate::backend::cpu::{gemm_gflops, instruction_set};
+use crate::backend::cpu::{instruction_set, product_gflops};
 use crate::backend::cuda::device::{DeviceInfo, devices};
 use crate::backend::cuda::images;
 use crate::model::HubEnv;
@@ -114,7 +114,7 @@ impl Findings {
             threads: rayon::current_num_threads(),
             instruction_set: instruction_set(),
             free_memory_bytes: Some(sys::free_memory()).filter(|&bytes| bytes > 0),
-            gemm_gflops: gemm_gflops(m, n, k, 5),
+            gemm_gflops: product_gflops(m, n, k, 5),
             disk: Disk::of(&std::env::current_dir().unwrap_or_else(|_| ".".into())),
             hub: Hub {
                 cache_exists: env.cache.is_dir(),

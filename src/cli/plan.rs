@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::job_args::JobArgs;
 use super::{CliResult, format, out};
-use crate::backend::cpu::gemm_gflops;
+use crate::backend::cpu::product_gflops;
 use crate::engine::{Estimate, Prepared, estimate};
 
 /// Tell what `extract` with the same flags would do: rows, bytes, FLOPs, the limiter, the expected time. Runs nothing.
@@ -35,7 +35,7 @@ struct Bound {
 
 impl Bound {
     fn measure(plan: &Estimate, prepared: &Prepared, dir: Option<&std::path::Path>) -> Self {
-        let gemm_gflops = gemm_gflops(512, prepared.dims.d_mlp, prepared.dims.d_model, 3);
+        let gemm_gflops = product_gflops(512, prepared.dims.d_mlp, prepared.dims.d_model, 3);
         let disk_bytes_per_s = dir.and_then(crate::sys::write_rate);
         Bound {
             gemm_gflops,

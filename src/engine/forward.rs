@@ -10,6 +10,7 @@ use crate::hooks::{HookPoint, Site};
 pub fn forward(ops: &mut impl Ops, n_layers: usize, plan: &Plan) {
     if plan.last().is_some() {
         let _ = transformer(&mut Flow { ops, plan }, n_layers);
+        ops.finish();
     }
 }
 

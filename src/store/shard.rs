@@ -5,13 +5,15 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rayon::prelude::*;
+
 use super::error::{Error, Result};
 use super::layout::{ShardLayout, TapLayout};
 use super::manifest::{
     Checksum, KeptColumn, SAMPLES, SamplesFile, ShardEntry, TapFile, TapInfo, Xxh3, sync_dir,
 };
 use super::writer::Shared;
-use crate::sys::writable::WritableMap;
+use crate::sys::writable::{WritableMap, Writeback};
 
 /// Rows finished since their pages were last given back, all taps together, before they are given back again.
 const RELEASE_BYTES: usize = 64 << 20;
@@ -54,6 +56,7 @@ pub struct ShardWriter {
     pub(super) table_path: PathBuf,
     pub(super) table: SamplesFile,
     pub(super) keep: Vec<KeptColumn>,
+    pub(super) writeback: Writeback,
     sums: Vec<BatchSums>,
     batches: Vec<u64>,
     /// Samples in finished batches, and of these the ones whose pages were given back.
@@ -70,6 +73,7 @@ pub(super) struct Begun {
     pub n_samples: usize,
     pub layout: ShardLayout,
     pub maps: Vec<WritableMap>,
+    pub writeback: Writeback,
     pub tap_paths: Vec<PathBuf>,
     pub table_path: PathBuf,
     pub table: SamplesFile,
@@ -86,6 +90,7 @@ impl ShardWriter {
             n_samples,
             layout,
             maps,
+            writeback,
             tap_paths,
             table_path,
             table,
@@ -104,6 +109,7 @@ impl ShardWriter {
             table_path,
             table,
             keep,
+            writeback,
             sums,
             batches: Vec::new(),
             finished: 0,
@@ -215,7 +221,8 @@ impl ShardWriter {
                 self.finished, self.n_samples
             )));
         }
-        for ((map, layout), sums) in self.maps.iter().zip(&self.layout.taps).zip(&mut self.sums) {
+        let taps = self.maps.par_iter().zip(&self.layout.taps);
+        taps.zip(&mut self.sums).for_each(|((map, layout), sums)| {
             sums.rows
                 .push((layout.row_starts[samples.end] - layout.row_starts[samples.start]) as u64);
             sums.activations
@@ -224,25 +231,23 @@ impl ShardWriter {
                 sums.index
                     .push(Xxh3::of(&map.bytes()[layout.index(samples.clone())]));
             }
-        }
+        });
         self.batches.push(samples.len() as u64);
         self.finished = samples.end;
 
         let done = self.released..self.finished;
         let bytes = |l: &TapLayout| l.activations(done.clone()).len() + l.index(done.clone()).len();
         if self.layout.taps.iter().map(bytes).sum::<usize>() >= RELEASE_BYTES {
-            for ((map, layout), path) in self
-                .maps
-                .iter_mut()
-                .zip(&self.layout.taps)
-                .zip(&self.tap_paths)
-            {
-                for range in [layout.activations(done.clone()), layout.index(done.clone())] {
-                    map.start_writeback(range.clone());
-                    map.drop_pages(range)
-                        .map_err(|e| Error::io("release pages of", path, e))?;
-                }
-            }
+            let taps = self.maps.par_iter_mut().zip(&self.layout.taps);
+            taps.zip(&self.tap_paths)
+                .try_for_each(|((map, layout), path)| {
+                    for range in [layout.activations(done.clone()), layout.index(done.clone())] {
+                        self.writeback.ask(map, range.clone());
+                        map.drop_pages(range)
+                            .map_err(|e| Error::io("release pages of", path, e))?;
+                    }
+                    Ok(())
+                })?;
             self.released = self.finished;
         }
         Ok(())
@@ -261,9 +266,7 @@ impl ShardWriter {
             )));
         }
         let checksums = self.checksums();
-        for (map, path) in self.maps.iter().zip(&self.tap_paths) {
-            map.sync().map_err(|e| Error::io("sync", path, e))?;
-        }
+        self.sync()?;
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         if shared.manifest.shards.len() != self.index {
             return Err(Error::Plan(format!(
@@ -314,6 +317,32 @@ impl ShardWriter {
         manifest.publish(&root)?;
         shared.manifest = manifest;
         Ok(())
+    }
+
+    /// Makes the taps' files durable, a few at a time: a file system commits several in the time of one. On threads of its own,
+    /// because those that compute have the next shard to do.
+    fn sync(&self) -> Result<()> {
+        const AT_A_TIME: usize = 8;
+        let files: Vec<_> = self.maps.iter().zip(&self.tap_paths).collect();
+        let share = files.len().div_ceil(AT_A_TIME).max(1);
+        std::thread::scope(|scope| {
+            let syncing: Vec<_> = files
+                .chunks(share)
+                .map(|files| {
+                    scope.spawn(|| {
+                        files.iter().try_for_each(|(map, path)| {
+                            map.sync().map_err(|e| Error::io("sync", path, e))
+                        })
+                    })
+                })
+                .collect();
+            syncing
+                .into_iter()
+                .try_for_each(|thread| match thread.join() {
+                    Ok(done) => done,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                })
+        })
     }
 
     /// The checksums of each tap's file, part by part.

@@ -21,7 +21,7 @@ use super::samples::{
 };
 use super::shard::{Begun, ShardWriter};
 use crate::sys::lock::{Attempt, LockFile};
-use crate::sys::writable::WritableMap;
+use crate::sys::writable::{WritableMap, Writeback};
 
 /// What the writer and its shards have in common.
 #[derive(Debug)]
@@ -193,6 +193,8 @@ impl StoreWriter {
                 let _ = fs::remove_file(path);
             }
         })?;
+        let writeback =
+            Writeback::start().map_err(|e| Error::io("start a thread for", &partial, e))?;
         self.keep = keep
             .into_iter()
             .map(|(name, kind)| KeptColumn {
@@ -211,6 +213,7 @@ impl StoreWriter {
             n_samples: samples.len(),
             layout,
             maps,
+            writeback,
             tap_paths,
             table_path,
             table,

@@ -7,6 +7,8 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 
 use memmap2::{MmapMut, MmapOptions, UncheckedAdvice};
 use rustix::fs::{FallocateFlags, fallocate};
@@ -15,7 +17,7 @@ use rustix::io::Errno;
 /// A file whose blocks are all reserved, and its shared mapping. Starts as zeros.
 #[derive(Debug)]
 pub struct WritableMap {
-    file: File,
+    file: Arc<File>,
     map: MmapMut,
 }
 
@@ -37,7 +39,10 @@ impl WritableMap {
         // SAFETY: the file was made by us and is this long. It lies in a directory that our lock keeps other writers out of,
         // so nobody else changes the bytes that `bytes_mut` lends out.
         let map = unsafe { MmapOptions::new().len(len).map_mut(&file)? };
-        Ok(Self { file, map })
+        Ok(Self {
+            file: Arc::new(file),
+            map,
+        })
     }
 
     pub fn bytes(&self) -> &[u8] {
@@ -46,26 +51,6 @@ impl WritableMap {
 
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.map
-    }
-
-    /// Asks the kernel to begin writing `range` to disk, without waiting: what a later [`sync`](Self::sync) waits for is then short.
-    /// Only a hint: a file system that does not know it changes nothing.
-    pub fn start_writeback(&self, range: Range<usize>) {
-        let (Ok(offset), Ok(len)) = (i64::try_from(range.start), i64::try_from(range.len())) else {
-            return;
-        };
-        if len == 0 {
-            return; // to this call 0 means "to the end of the file"
-        }
-        // SAFETY: the descriptor is open for as long as `self` lives; the call touches no memory of ours.
-        unsafe {
-            libc::sync_file_range(
-                self.file.as_raw_fd(),
-                offset,
-                len,
-                libc::SYNC_FILE_RANGE_WRITE,
-            )
-        };
     }
 
     /// Takes the pages of `range` out of this process's memory. The bytes stay: they are the file's, and come back when touched.
@@ -95,6 +80,47 @@ impl WritableMap {
         self.map.flush()?;
         self.file.sync_all()
     }
+}
+
+/// A thread that has the kernel begin writing parts of files to disk, so that what a later [`WritableMap::sync`] waits for is
+/// short. The kernel makes whoever asks wait while the disk has enough to do: hence a thread.
+#[derive(Debug)]
+pub struct Writeback {
+    parts: Sender<(Arc<File>, Range<usize>)>,
+}
+
+impl Writeback {
+    /// Starts the thread, which ends some time after this is dropped.
+    ///
+    /// # Errors
+    /// The system has no thread left.
+    pub fn start() -> io::Result<Self> {
+        let (parts, asked) = channel::<(Arc<File>, Range<usize>)>();
+        std::thread::Builder::new()
+            .name("writeback".into())
+            .spawn(move || {
+                asked
+                    .into_iter()
+                    .for_each(|(file, part)| begin_writing(&file, part))
+            })?;
+        Ok(Writeback { parts })
+    }
+
+    /// Asks for `range` of the file to be written. Only a hint: a file system that does not know it changes nothing.
+    pub fn ask(&self, map: &WritableMap, range: Range<usize>) {
+        if !range.is_empty() {
+            // The thread ends only after `self`: and if it did not, the sync at the end would do its work.
+            let _ = self.parts.send((Arc::clone(&map.file), range));
+        }
+    }
+}
+
+fn begin_writing(file: &File, range: Range<usize>) {
+    let (Ok(offset), Ok(len)) = (i64::try_from(range.start), i64::try_from(range.len())) else {
+        return;
+    };
+    // SAFETY: the descriptor is open for as long as `file` lives; the call touches no memory of ours.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
 /// Reserves the file's first `len` bytes: by `fallocate`, or by writing zeros where the file system has no `fallocate`.
@@ -139,7 +165,9 @@ mod tests {
         let mut map = WritableMap::create(&path, 3 * 4096 + 5).unwrap();
         assert!(map.bytes().iter().all(|&b| b == 0));
         map.bytes_mut()[4000..4100].fill(7);
-        map.start_writeback(4000..4100);
+        let writeback = Writeback::start().unwrap();
+        writeback.ask(&map, 4000..4100);
+        writeback.ask(&map, 7..7);
         map.drop_pages(4000..4100).unwrap();
         map.drop_pages(0..usize::MAX).unwrap();
         assert!(map.bytes()[4000..4100].iter().all(|&b| b == 7));

@@ -1,20 +1,22 @@
 //! Causal attention with a sliding window and grouped key/value heads, per sample.
 //!
-//! A task is one query head of one sample. It takes the queries in tiles of [`TILE`]: scores of the tile against the
-//! keys it may see, softmax row by row, and the weighted sum of the values. Tiles begin at the sample's first token,
-//! so a sample's bits do not depend on what else is in the batch.
+//! Keys and values are packed once per sample and key/value head. A task is then one tile of [`TILE`] queries of all
+//! query heads that share them: scores against the keys the tile may see, softmax row by row, and the weighted sum of the
+//! values. Tiles, and the runs of every sum, begin at the sample's first token, so a sample's bits do not depend on
+//! what else is in the batch.
 //! Window W keeps W keys, the query's own included: key j is visible to query i iff i − W < j ≤ i.
 
 use std::cell::RefCell;
 use std::ops::Range;
 
-use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::emit::store_row;
 use super::math::{exp, max, sum_by};
-use super::matmul::{Rows, RowsMut, Size, product};
+use super::matmul::{Out, Rows, multiply_panel};
+use super::packing::{DEPTH, Lines, pack_panel, pack_rows};
+use super::ragged::RaggedSinks;
 use super::simd::vectorised;
+use super::tile::Tile;
 use crate::backend::Sink;
 
 /// Queries per tile.
@@ -34,6 +36,11 @@ impl Heads {
     fn visible(&self, i: usize) -> Range<usize> {
         self.window.map_or(0, |w| (i + 1).saturating_sub(w))..i + 1
     }
+
+    /// Query heads that share a key/value head.
+    fn group(&self) -> usize {
+        self.n_heads / self.n_kv_heads
+    }
 }
 
 /// Inputs: `q` `[rows, H, h]` and `k` `[rows, K, h]` after RoPE, `v` `[rows, K, h]`.
@@ -43,139 +50,301 @@ pub(super) struct Inputs<'a> {
     pub v: &'a [f32],
 }
 
+/// The batch's keys and values as tiles read them, kept to use the memory again.
+#[derive(Debug, Default)]
+pub(super) struct PackedHeads {
+    memory: Lines,
+}
+
+/// One head's keys, `[panel of keys][h][keys of a panel]`, and values, `[panel of h][keys][h of a panel]`.
+struct PackedHead<'a> {
+    keys: &'a [f32],
+    values: &'a [f32],
+    key_tile: &'static Tile,
+    value_tile: &'static Tile,
+}
+
+/// How one head of `n` keys is laid out: elements of the keys and of the values.
+fn packed_sizes(n: usize, head_dim: usize) -> [usize; 2] {
+    let (keys, values) = (Tile::best(), Tile::best().for_columns(head_dim));
+    [
+        n.next_multiple_of(keys.columns) * head_dim,
+        n * head_dim.next_multiple_of(values.columns),
+    ]
+}
+
+impl PackedHeads {
+    /// Packs every sample's every head; returns where each begins.
+    fn pack(&mut self, heads: Heads, samples: &[Range<usize>], inputs: &Inputs<'_>) -> Vec<usize> {
+        let mut begins = Vec::with_capacity(samples.len() * heads.n_kv_heads + 1);
+        let mut at = 0;
+        for sample in samples {
+            for _ in 0..heads.n_kv_heads {
+                begins.push(at);
+                at += packed_sizes(sample.len(), heads.head_dim)
+                    .iter()
+                    .sum::<usize>();
+            }
+        }
+        self.memory.resize(at);
+        let mut rest = &mut self.memory[..];
+        let mut parts = Vec::with_capacity(begins.len());
+        for (i, &begin) in begins.iter().enumerate() {
+            let end = begins.get(i + 1).copied().unwrap_or(at);
+            let (part, others) = rest.split_at_mut(end - begin);
+            parts.push(part);
+            rest = others;
+        }
+        parts.into_par_iter().enumerate().for_each(|(i, part)| {
+            let (sample, kv_head) = (i / heads.n_kv_heads, i % heads.n_kv_heads);
+            pack_head(heads, samples[sample].clone(), kv_head, inputs, part);
+        });
+        begins
+    }
+
+    fn head(&self, begin: usize, n: usize, head_dim: usize) -> PackedHead<'_> {
+        let [keys, values] = packed_sizes(n, head_dim);
+        PackedHead {
+            keys: &self.memory[begin..begin + keys],
+            values: &self.memory[begin + keys..begin + keys + values],
+            key_tile: Tile::best(),
+            value_tile: Tile::best().for_columns(head_dim),
+        }
+    }
+}
+
+fn pack_head(
+    heads: Heads,
+    rows: Range<usize>,
+    kv_head: usize,
+    inputs: &Inputs<'_>,
+    out: &mut [f32],
+) {
+    let (n, h) = (rows.len(), heads.head_dim);
+    let stride = heads.n_kv_heads * h;
+    let at = |row: usize| (rows.start + row) * stride + kv_head * h;
+    let (key_out, value_out) = out.split_at_mut(packed_sizes(n, h)[0]);
+    let width = Tile::best().columns;
+    for (panel, out) in key_out.chunks_exact_mut(width * h).enumerate() {
+        let keys = panel * width..((panel + 1) * width).min(n);
+        pack_panel(keys, h, out, width, |key, first, out| {
+            out.copy_from_slice(&inputs.k[at(key) + first..][..out.len()]);
+        });
+    }
+    let width = Tile::best().for_columns(h).columns;
+    for (panel, out) in value_out.chunks_exact_mut(width * n).enumerate() {
+        let columns = panel * width..((panel + 1) * width).min(h);
+        for (key, out) in out.chunks_exact_mut(width).enumerate() {
+            out[..columns.len()].copy_from_slice(&inputs.v[at(key)..][columns.clone()]);
+            out[columns.len()..].fill(0.0);
+        }
+    }
+}
+
 /// z `[rows, H, h]`; and the rows that the sinks ask for, of the scores (−∞ where a key is not visible) and of the patterns.
 pub(super) fn attention(
     heads: Heads,
     samples: &[Range<usize>],
     inputs: &Inputs<'_>,
+    packed: &mut PackedHeads,
     z: &mut [f32],
     scores: &mut [Sink<'_>],
     patterns: &mut [Sink<'_>],
 ) {
-    let scores = RaggedSinks::new(scores, samples, heads.n_heads);
-    let patterns = RaggedSinks::new(patterns, samples, heads.n_heads);
-    let z = SharedOut(z.as_mut_ptr(), z.len());
-    (0..samples.len() * heads.n_heads)
+    let begins = packed.pack(heads, samples, inputs);
+    let task = Attention {
+        heads,
+        q: inputs.q,
+        z: Out::new(z, heads.n_heads * heads.head_dim),
+        scores: RaggedSinks::new(scores, samples, heads.n_heads),
+        patterns: RaggedSinks::new(patterns, samples, heads.n_heads),
+    };
+    // The longest sums first, so that no thread is left with one at the end.
+    let mut tiles: Vec<(usize, usize)> = samples
+        .iter()
+        .enumerate()
+        .flat_map(|(sample, rows)| (0..rows.len()).step_by(TILE).map(move |q| (sample, q)))
+        .collect();
+    tiles.sort_by_key(|&(_, first)| std::cmp::Reverse(first));
+    (0..tiles.len() * heads.n_kv_heads)
         .into_par_iter()
-        .for_each(|task| {
-            let (sample, head) = (task / heads.n_heads, task % heads.n_heads);
-            one_head(
-                heads,
-                sample,
-                head,
-                samples[sample].clone(),
-                inputs,
-                &z,
-                &scores,
-                &patterns,
-            );
+        .with_max_len(1)
+        .for_each(|i| {
+            let ((sample, first), kv_head) = (tiles[i / heads.n_kv_heads], i % heads.n_kv_heads);
+            let rows = samples[sample].clone();
+            let begin = begins[sample * heads.n_kv_heads + kv_head];
+            let keys_and_values = packed.head(begin, rows.len(), heads.head_dim);
+            for head in kv_head * heads.group()..(kv_head + 1) * heads.group() {
+                task.tile(sample, rows.clone(), head, first, &keys_and_values);
+            }
         });
 }
 
-/// The output that tasks share; each writes its own head of its own sample.
-struct SharedOut(*mut f32, usize);
-// SAFETY: tasks write disjoint elements (see `one_head`).
-unsafe impl Sync for SharedOut {}
-
-thread_local! {
-    static TILE_SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+/// What the tasks share.
+struct Attention<'a> {
+    heads: Heads,
+    q: &'a [f32],
+    z: Out,
+    scores: RaggedSinks<'a>,
+    patterns: RaggedSinks<'a>,
 }
 
-#[allow(clippy::too_many_arguments)]
-fn one_head(
-    heads: Heads,
-    sample: usize,
-    head: usize,
-    rows: Range<usize>,
-    inputs: &Inputs<'_>,
-    z: &SharedOut,
-    scores: &RaggedSinks,
-    patterns: &RaggedSinks,
-) {
-    let Heads {
-        n_heads,
-        n_kv_heads,
-        head_dim,
-        ..
-    } = heads;
-    let kv_head = head / (n_heads / n_kv_heads);
-    let (q_stride, kv_stride) = (n_heads * head_dim, n_kv_heads * head_dim);
-    let n = rows.len();
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    TILE_SCRATCH.with_borrow_mut(|scratch| {
-        for first in (0..n).step_by(TILE) {
-            let queries = first..(first + TILE).min(n);
-            let keys = heads.visible(queries.start).start..queries.end;
-            let (m, width) = (queries.len(), keys.len());
-            scratch.clear();
-            scratch.resize(m * width + m * head_dim, 0.0);
-            let (tile, z_tile) = scratch.split_at_mut(m * width);
-            let q = Rows {
-                data: &inputs.q[(rows.start + queries.start) * q_stride + head * head_dim..],
-                stride: q_stride,
-            };
-            let k = Rows {
-                data: &inputs.k[(rows.start + keys.start) * kv_stride + kv_head * head_dim..],
-                stride: kv_stride,
-            };
-            let size = Size {
-                m,
-                n: width,
-                k: head_dim,
-            };
-            product(
-                size,
-                q,
-                k,
-                RowsMut {
-                    data: tile,
-                    stride: width,
-                },
-                scale,
-                Parallelism::None,
-            );
+/// A thread's memory for one tile.
+#[derive(Default)]
+struct Scratch {
+    packed: Lines,
+    sums: Lines,
+    /// Scores, then the pattern: `[queries, keys]`.
+    pattern: Lines,
+}
 
-            let seen = |r: usize| {
-                let seen = heads.visible(queries.start + r);
-                seen.start - keys.start..seen.end - keys.start
-            };
-            if !scores.is_empty() {
-                for (r, row) in tile.chunks_exact(width).enumerate() {
-                    let (i, seen) = (queries.start + r, seen(r));
-                    let first = keys.start + seen.start;
-                    scores.write(sample, head, i, n, first, &row[seen], f32::NEG_INFINITY);
-                }
-            }
-            for (r, row) in tile.chunks_exact_mut(width).enumerate() {
-                let seen = seen(r);
-                row[..seen.start].fill(0.0);
-                row[seen.end..].fill(0.0);
-                softmax(&mut row[seen]);
-            }
-            if !patterns.is_empty() {
-                for (r, row) in tile.chunks_exact(width).enumerate() {
-                    let (i, seen) = (queries.start + r, seen(r));
-                    patterns.write(sample, head, i, n, keys.start + seen.start, &row[seen], 0.0);
-                }
-            }
-            weighted_values(
-                tile,
-                m,
-                width,
-                inputs.v,
-                (rows.start + keys.start) * kv_stride + kv_head * head_dim,
-                kv_stride,
-                head_dim,
-                z_tile,
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Attention<'_> {
+    /// One head of the queries from `first` on of a sample, whose rows in the batch are `rows`.
+    fn tile(
+        &self,
+        sample: usize,
+        rows: Range<usize>,
+        head: usize,
+        first: usize,
+        kv: &PackedHead<'_>,
+    ) {
+        let queries = first..(first + TILE).min(rows.len());
+        // Sums over keys begin where a run does, whatever the window leaves of it.
+        let keys = self.heads.visible(first).start / DEPTH * DEPTH..queries.end;
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.pattern.resize(queries.len() * keys.len());
+            self.scores_of(&rows, head, &queries, &keys, kv, scratch);
+            self.softmax_of(
+                sample,
+                rows.len(),
+                head,
+                &queries,
+                &keys,
+                &mut scratch.pattern,
             );
-            for (r, row) in z_tile.chunks_exact(head_dim).enumerate() {
-                let at = (rows.start + queries.start + r) * q_stride + head * head_dim;
-                assert!(at + head_dim <= z.1);
-                // SAFETY: in bounds by the assert; elements of this row and head belong to this task alone.
-                unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), z.0.add(at), head_dim) };
+            self.values_of(&rows, head, &queries, &keys, kv, scratch);
+        });
+    }
+
+    /// Scaled scores of the tile against all of `keys`, visible or not, but for those before the first visible panel.
+    fn scores_of(
+        &self,
+        rows: &Range<usize>,
+        head: usize,
+        queries: &Range<usize>,
+        keys: &Range<usize>,
+        kv: &PackedHead<'_>,
+        scratch: &mut Scratch,
+    ) {
+        let Heads {
+            n_heads, head_dim, ..
+        } = self.heads;
+        let (m, tile) = (queries.len(), kv.key_tile);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let q = Rows {
+            data: &self.q[((rows.start + queries.start) * n_heads + head) * head_dim..],
+            stride: n_heads * head_dim,
+        };
+        pack_rows(tile.rows, q, m, 0..head_dim, &mut scratch.packed);
+        scratch
+            .sums
+            .resize(m.next_multiple_of(tile.rows) * tile.columns);
+        for panel in keys.start / tile.columns..keys.end.div_ceil(tile.columns) {
+            let size = tile.columns * head_dim;
+            let panel_keys = &kv.keys[panel * size..(panel + 1) * size];
+            multiply_panel(
+                tile,
+                &scratch.packed,
+                panel_keys,
+                &mut scratch.sums,
+                false,
+                |_| (),
+            );
+            let here = panel * tile.columns..(panel + 1) * tile.columns;
+            let wanted = here.start.max(keys.start)..here.end.min(keys.end);
+            let pattern = scratch.pattern.chunks_exact_mut(keys.len());
+            for (row, sums) in pattern.zip(scratch.sums.chunks_exact(tile.columns)) {
+                let row = &mut row[wanted.start - keys.start..wanted.end - keys.start];
+                let sums = &sums[wanted.start - here.start..wanted.end - here.start];
+                for (s, &sum) in row.iter_mut().zip(sums) {
+                    *s = scale * sum;
+                }
             }
         }
-    });
+    }
+
+    /// Turns scores into patterns; both go to their sinks.
+    fn softmax_of(
+        &self,
+        sample: usize,
+        n: usize,
+        head: usize,
+        queries: &Range<usize>,
+        keys: &Range<usize>,
+        pattern: &mut [f32],
+    ) {
+        for (i, row) in queries.clone().zip(pattern.chunks_exact_mut(keys.len())) {
+            let visible = self.heads.visible(i);
+            let seen = visible.start - keys.start..visible.end - keys.start;
+            if !self.scores.is_empty() {
+                let scores = &row[seen.clone()];
+                self.scores
+                    .write(sample, head, i, n, visible.start, scores, f32::NEG_INFINITY);
+            }
+            row[..seen.start].fill(0.0);
+            row[seen.end..].fill(0.0);
+            softmax(&mut row[seen.clone()]);
+            if !self.patterns.is_empty() {
+                self.patterns
+                    .write(sample, head, i, n, visible.start, &row[seen], 0.0);
+            }
+        }
+    }
+
+    /// z\[i\] = Σ_j pattern\[i, j\] · v\[j\]
+    fn values_of(
+        &self,
+        rows: &Range<usize>,
+        head: usize,
+        queries: &Range<usize>,
+        keys: &Range<usize>,
+        kv: &PackedHead<'_>,
+        scratch: &mut Scratch,
+    ) {
+        let head_dim = self.heads.head_dim;
+        let (m, tile) = (queries.len(), kv.value_tile);
+        let pattern = Rows {
+            data: &scratch.pattern,
+            stride: keys.len(),
+        };
+        pack_rows(tile.rows, pattern, m, 0..keys.len(), &mut scratch.packed);
+        scratch
+            .sums
+            .resize(m.next_multiple_of(tile.rows) * tile.columns);
+        let panels = kv.values.chunks_exact(rows.len() * tile.columns);
+        for (panel, values) in panels.enumerate() {
+            let values = &values[keys.start * tile.columns..keys.end * tile.columns];
+            multiply_panel(
+                tile,
+                &scratch.packed,
+                values,
+                &mut scratch.sums,
+                false,
+                |_| (),
+            );
+            let columns = panel * tile.columns..((panel + 1) * tile.columns).min(head_dim);
+            for (i, sums) in queries.clone().zip(scratch.sums.chunks_exact(tile.columns)) {
+                let at = head * head_dim + columns.start..head * head_dim + columns.end;
+                // SAFETY: z is borrowed for the whole of `attention`; this head of this row belongs to this task alone.
+                let z = unsafe { self.z.row(rows.start + i, at) };
+                z.copy_from_slice(&sums[..columns.len()]);
+            }
+        }
+    }
 }
 
 vectorised! {
@@ -191,150 +360,5 @@ fn softmax_loop(row: &mut [f32]) {
     let inverse = 1.0 / sum_by(row, |p| p);
     for p in row.iter_mut() {
         *p *= inverse;
-    }
-}
-
-/// z\[r\] = Σ_j tile\[r, j\] · v\[j\]
-#[allow(clippy::too_many_arguments)]
-fn weighted_values(
-    tile: &[f32],
-    m: usize,
-    width: usize,
-    v: &[f32],
-    v_at: usize,
-    v_stride: usize,
-    head_dim: usize,
-    z: &mut [f32],
-) {
-    assert!(
-        v_at + (width - 1) * v_stride + head_dim <= v.len()
-            && z.len() == m * head_dim
-            && tile.len() == m * width
-    );
-    // SAFETY: the assert keeps every element that gemm addresses inside its slice; z is borrowed mutably.
-    unsafe {
-        gemm::gemm(
-            m,
-            head_dim,
-            width,
-            z.as_mut_ptr(),
-            1,
-            head_dim as isize,
-            false,
-            tile.as_ptr(),
-            1,
-            width as isize,
-            v.as_ptr().add(v_at),
-            1,
-            v_stride as isize,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
-    }
-}
-
-/// Sinks of ragged rows, shared by the tasks: for each sample `[heads, selected rows, tokens]`.
-struct RaggedSinks<'r>(Vec<RaggedSink<'r>>);
-
-struct RaggedSink<'r> {
-    bytes: *mut u8,
-    len: usize,
-    dtype: crate::backend::SinkDtype,
-    /// Place of each query head among those kept.
-    head_place: Vec<Option<usize>>,
-    heads_kept: usize,
-    /// Selected rows of each sample, counted in the sample, and the element where its tensor begins.
-    samples: Vec<(Vec<u32>, usize)>,
-    marker: std::marker::PhantomData<&'r mut [u8]>,
-}
-
-// SAFETY: `write` touches only the row of the task's own sample and head.
-unsafe impl Sync for RaggedSinks<'_> {}
-
-impl<'r> RaggedSinks<'r> {
-    fn new(sinks: &'r mut [Sink<'_>], samples: &[Range<usize>], n_heads: usize) -> Self {
-        RaggedSinks(
-            sinks
-                .iter_mut()
-                .map(|sink| {
-                    let kept: Vec<usize> = if sink.spec.heads.is_empty() {
-                        (0..n_heads).collect()
-                    } else {
-                        sink.spec.heads.clone()
-                    };
-                    let mut at = 0;
-                    let mut row = 0;
-                    let layout = samples
-                        .iter()
-                        .zip(&sink.per_sample)
-                        .map(|(sample, &count)| {
-                            let rows: Vec<u32> = sink.rows[row..row + count as usize]
-                                .iter()
-                                .map(|&r| r - sample.start as u32)
-                                .collect();
-                            row += count as usize;
-                            let begins = at;
-                            at += kept.len() * rows.len() * sample.len();
-                            (rows, begins)
-                        })
-                        .collect();
-                    assert_eq!(
-                        sink.bytes.len(),
-                        at * sink.spec.dtype.size(),
-                        "a ragged sink holds [heads, rows, tokens] of its samples"
-                    );
-                    sink.seen = sink.rows.len();
-                    RaggedSink {
-                        bytes: sink.bytes.as_mut_ptr(),
-                        len: sink.bytes.len(),
-                        dtype: sink.spec.dtype,
-                        head_place: (0..n_heads)
-                            .map(|h| kept.iter().position(|&k| k == h))
-                            .collect(),
-                        heads_kept: kept.len(),
-                        samples: layout,
-                        marker: std::marker::PhantomData,
-                    }
-                })
-                .collect(),
-        )
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Writes query `i`'s row of `n` keys: `values` from key `first` on, `rest` elsewhere.
-    #[allow(clippy::too_many_arguments)]
-    fn write(
-        &self,
-        sample: usize,
-        head: usize,
-        i: usize,
-        n: usize,
-        first: usize,
-        values: &[f32],
-        rest: f32,
-    ) {
-        for sink in &self.0 {
-            let (rows, begins) = &sink.samples[sample];
-            let (Some(head), Ok(row)) = (sink.head_place[head], rows.binary_search(&(i as u32)))
-            else {
-                continue;
-            };
-            debug_assert!(head < sink.heads_kept);
-            let size = sink.dtype.size();
-            let at = (begins + (head * rows.len() + row) * n) * size;
-            assert!(at + n * size <= sink.len);
-            // SAFETY: in bounds by the assert; this row belongs to this task alone, and the slice ends with the call.
-            let out = unsafe { std::slice::from_raw_parts_mut(sink.bytes.add(at), n * size) };
-            let mut full = vec![rest; n];
-            full[first..first + values.len()].copy_from_slice(values);
-            store_row(&full, sink.dtype, out);
-        }
     }
 }

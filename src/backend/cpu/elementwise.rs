@@ -1,40 +1,12 @@
-//! RMSNorm, RoPE, SwiGLU and the residual add: one pass over memory each, rows shared out over the cores.
+//! RMSNorm, RoPE, SwiGLU and the residual add, over some rows.
 
-use rayon::prelude::*;
-
-use super::math::{silu, sum_by};
+use super::math::{silu, squares};
 use super::simd::vectorised;
 
-/// Rows that one task takes: enough to pay for handing it over.
-const ROWS_PER_TASK: usize = 16;
-/// Elements that one task takes, where rows don't matter.
-const ELEMENTS_PER_TASK: usize = 16 * 1024;
-
-/// scale = sqrt(mean(x²) + eps) `[rows]`, normalized = x / scale and out = normalized · gain `[rows, d]`.
-/// (Zhang & Sennrich 2019, as `MistralRMSNorm` computes it.)
-pub(super) fn rms_norm(
-    x: &[f32],
-    gain: &[f32],
-    eps: f32,
-    scale: &mut [f32],
-    normalized: Option<&mut [f32]>,
-    out: &mut [f32],
-) {
-    let task = gain.len() * ROWS_PER_TASK;
-    let rows = x
-        .par_chunks(task)
-        .zip(scale.par_chunks_mut(ROWS_PER_TASK))
-        .zip(out.par_chunks_mut(task));
-    match normalized {
-        Some(normalized) => rows
-            .zip(normalized.par_chunks_mut(task))
-            .for_each(|(((x, s), o), n)| norm_rows(x, gain, eps, s, Some(n), o)),
-        None => rows.for_each(|((x, s), o)| norm_rows(x, gain, eps, s, None, o)),
-    }
-}
-
 vectorised! {
-    fn norm_rows(x: &[f32], gain: &[f32], eps: f32, scale: &mut [f32], normalized: Option<&mut [f32]>, out: &mut [f32]) = norm_loop;
+    /// scale = sqrt(mean(x²) + eps) `[rows]`, normalized = x / scale and out = normalized · gain `[rows, d]`.
+    /// (Zhang & Sennrich 2019, as `MistralRMSNorm` computes it.)
+    pub(super) fn norm_rows(x: &[f32], gain: &[f32], eps: f32, scale: &mut [f32], normalized: Option<&mut [f32]>, out: &mut [f32]) = norm_loop;
 }
 
 #[inline(always)]
@@ -49,39 +21,25 @@ fn norm_loop(
     let d = gain.len();
     for (r, scale) in scale.iter_mut().enumerate() {
         let x = &x[r * d..(r + 1) * d];
-        *scale = (sum_by(x, |v| v * v) / d as f32 + eps).sqrt();
-        let inverse = 1.0 / *scale;
+        // In f64 until the values are rounded: whatever the scale is off by, the whole row is.
+        let exact = (squares(x) / d as f64 + eps as f64).sqrt();
+        *scale = exact as f32;
+        let inverse = 1.0 / exact;
         if let Some(normalized) = normalized.as_deref_mut() {
             for (n, &v) in normalized[r * d..(r + 1) * d].iter_mut().zip(x) {
-                *n = v * inverse;
+                *n = (v as f64 * inverse) as f32;
             }
         }
         for ((o, &v), &g) in out[r * d..(r + 1) * d].iter_mut().zip(x).zip(gain) {
-            *o = (v * inverse) * g;
+            *o = (v as f64 * inverse) as f32 * g;
         }
     }
 }
 
-/// Rotate-half RoPE (Su et al. 2021, in Hugging Face's layout: element i pairs with i + h/2):
-/// out = x·cos + rotate_half(x)·sin, per head. `x`, `out` are `[rows, heads, h]`; `cos`, `sin` `[positions, h/2]`.
-pub(super) fn rope(
-    x: &[f32],
-    positions: &[u32],
-    cos: &[f32],
-    sin: &[f32],
-    head_dim: usize,
-    width: usize,
-    out: &mut [f32],
-) {
-    let task = width * ROWS_PER_TASK;
-    x.par_chunks(task)
-        .zip(out.par_chunks_mut(task))
-        .zip(positions.par_chunks(ROWS_PER_TASK))
-        .for_each(|((x, out), positions)| rope_rows(x, positions, cos, sin, head_dim, out));
-}
-
 vectorised! {
-    fn rope_rows(x: &[f32], positions: &[u32], cos: &[f32], sin: &[f32], head_dim: usize, out: &mut [f32]) = rope_loop;
+    /// Rotate-half RoPE (Su et al. 2021, in Hugging Face's layout: element i pairs with i + h/2):
+    /// out = x·cos + rotate_half(x)·sin, per head. `x`, `out` are `[rows, heads, h]`; `cos`, `sin` `[positions, h/2]`.
+    pub(super) fn rope_rows(x: &[f32], positions: &[u32], cos: &[f32], sin: &[f32], head_dim: usize, out: &mut [f32]) = rope_loop;
 }
 
 #[inline(always)]
@@ -111,13 +69,9 @@ fn rope_loop(
     }
 }
 
-/// out = silu(gate) · up (Shazeer 2020).
-pub(super) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    by_task(gate, up, out, swiglu_task);
-}
-
 vectorised! {
-    fn swiglu_task(gate: &[f32], up: &[f32], out: &mut [f32]) = swiglu_loop;
+    /// out = silu(gate) · up (Shazeer 2020).
+    pub(super) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) = swiglu_loop;
 }
 
 #[inline(always)]
@@ -127,13 +81,9 @@ fn swiglu_loop(gate: &[f32], up: &[f32], out: &mut [f32]) {
     }
 }
 
-/// out = a + b
-pub(super) fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
-    by_task(a, b, out, add_task);
-}
-
 vectorised! {
-    fn add_task(a: &[f32], b: &[f32], out: &mut [f32]) = add_loop;
+    /// out = a + b
+    pub(super) fn add(a: &[f32], b: &[f32], out: &mut [f32]) = add_loop;
 }
 
 #[inline(always)]
@@ -141,13 +91,6 @@ fn add_loop(a: &[f32], b: &[f32], out: &mut [f32]) {
     for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
         *o = a + b;
     }
-}
-
-fn by_task(a: &[f32], b: &[f32], out: &mut [f32], op: fn(&[f32], &[f32], &mut [f32])) {
-    a.par_chunks(ELEMENTS_PER_TASK)
-        .zip(b.par_chunks(ELEMENTS_PER_TASK))
-        .zip(out.par_chunks_mut(ELEMENTS_PER_TASK))
-        .for_each(|((a, b), out)| op(a, b, out));
 }
 
 #[cfg(test)]
@@ -164,7 +107,7 @@ mod tests {
         let (x, gain) = (wave(rows * d, 0.37), wave(d, 1.1));
         let (mut scale, mut normalized, mut out) =
             (vec![0.0; rows], vec![0.0; rows * d], vec![0.0; rows * d]);
-        rms_norm(&x, &gain, 1e-5, &mut scale, Some(&mut normalized), &mut out);
+        norm_rows(&x, &gain, 1e-5, &mut scale, Some(&mut normalized), &mut out);
         for r in 0..rows {
             let row = &x[r * d..(r + 1) * d];
             let truth =
@@ -190,7 +133,7 @@ mod tests {
         let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
         let x = wave(3 * width, 0.9);
         let mut out = vec![0.0; x.len()];
-        rope(&x, &positions, &cos, &sin, head_dim, width, &mut out);
+        rope_rows(&x, &positions, &cos, &sin, head_dim, &mut out);
         assert_eq!(out[..width], x[..width], "position 0 is not rotated");
         for (r, &p) in positions.iter().enumerate() {
             for i in 0..4 {

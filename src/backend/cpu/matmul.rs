@@ -1,13 +1,29 @@
-//! Matrix products by the `gemm` crate, in a form whose bits do not depend on how many rows share the call.
+//! Matrix products: x `[m, k]` · (w `[n, k]`)ᵀ, by tiles of packed memory.
 //!
-//! `gemm` picks its inner kernel by size: products of at most 16·16 elements, a single row, and products with
-//! both sides at most 64 sum in other orders than the rest (read in its source, version 0.19, and tested below).
-//! Such a call is made with padding rows, so that every row always takes the general path.
+//! Every element is the same sum whatever the number of rows, threads or tiles: runs of [`DEPTH`] products, each run one
+//! chain of fused multiply-adds from zero in the order of k, added up in order. So a row's bits depend on the row alone.
+//!
+//! A thread packs a block of rows once for all products that read them, and takes the panels of w one after the
+//! other: a run of a panel stays in the first-level cache while the block's tiles pass, the block in the second.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
-use gemm::Parallelism;
 use rayon::prelude::*;
+
+use super::elementwise::{add, swiglu};
+use super::packing::{DEPTH, Lines, PackedMatrix, pack_rows, runs};
+use super::tile::{FETCHED, Tile};
+
+/// The matrix product, for the numeric record: another way to sum gives other bits.
+pub const GEMM: &str = "streamgauge 1, fused multiply-adds in runs of 64";
+const _: () = assert!(DEPTH == 64, "GEMM says how long a run is");
+
+/// Rows that a thread multiplies at a time: enough to pay for reading the weights.
+pub(super) const BLOCK: usize = 128;
+
+/// Most of k that is packed at a time: a block then takes ¾ MiB of the second-level cache.
+const PACKED_K: usize = 24 * DEPTH;
 
 /// A row-major matrix in memory: element (r, c) is `data[r · stride + c]`.
 #[derive(Clone, Copy)]
@@ -16,299 +32,451 @@ pub(super) struct Rows<'a> {
     pub stride: usize,
 }
 
-/// As [`Rows`], to write.
-pub(super) struct RowsMut<'a> {
-    pub data: &'a mut [f32],
-    pub stride: usize,
-}
-
-/// out `[m, n]` = x `[m, k]` · (w `[n, k]`)ᵀ
+/// Where a product goes: element (r, c) is `stride · r + c` after `at`. Tasks share it, each writing its own elements.
 #[derive(Clone, Copy)]
-pub(super) struct Size {
-    pub m: usize,
-    pub n: usize,
-    pub k: usize,
+pub(super) struct Out {
+    at: *mut f32,
+    len: usize,
+    stride: usize,
 }
 
-/// Longest run of products that is summed in one register before it is added to the rest. Left to itself `gemm` sums
-/// runs of up to 512, and over SmolLM2's hook points its error is 1.3 × that of PyTorch's product (2 × at token 0); with
-/// 256 the two are equal, and with 128 ours is 0.9 × (0.76 ×), for a few per cent of the product's speed.
-const DEPTH: usize = 128;
+// SAFETY: whoever shares it sees to it that no element is used by two threads at once (`multiply_rows`).
+unsafe impl Send for Out {}
+// SAFETY: as above.
+unsafe impl Sync for Out {}
 
-/// Rows that one thread multiplies at a time: enough to pay for packing the weights.
-const ROWS: usize = 256;
+impl Out {
+    pub fn new(data: &mut [f32], stride: usize) -> Self {
+        Out {
+            at: data.as_mut_ptr(),
+            len: data.len(),
+            stride,
+        }
+    }
 
-/// Fewest rows that are worth handing to a thread of their own.
-const FEWEST_ROWS_OF_A_THREAD: usize = 64;
+    /// The same from row `first` on.
+    pub fn from_row(self, first: usize) -> Self {
+        let skipped = (first * self.stride).min(self.len);
+        Out {
+            at: self.at.wrapping_add(skipped),
+            len: self.len - skipped,
+            stride: self.stride,
+        }
+    }
 
-/// The matrix product, for the numeric record: another one, or another depth, sums in another order.
-pub const GEMM: &str = "gemm 0.19, depth 128";
+    /// Has the cache lines of these elements fetched for writing: reading them first would halt the store.
+    #[inline]
+    fn will_write(&self, row: usize, columns: Range<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        for column in columns.step_by(16) {
+            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+            let at = self.at.wrapping_add(row * self.stride + column);
+            // SAFETY: a hint, for which any address will do.
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(at.cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (row, columns);
+    }
 
-/// Fewest rows with which a product onto `n` columns takes the general path.
-fn fewest_rows(n: usize) -> usize {
-    if n > 64 {
-        4
-    } else {
-        (257_usize.div_ceil(n.max(1))).max(65)
+    /// Elements `columns` of a row.
+    ///
+    /// # Safety
+    /// The memory is alive, and nobody else uses these elements meanwhile.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn row(&self, row: usize, columns: Range<usize>) -> &mut [f32] {
+        let first = row * self.stride + columns.start;
+        assert!(first + columns.len() <= self.len && columns.end <= self.stride);
+        // SAFETY: in bounds by the assert, and ours alone, as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.at.add(first), columns.len()) }
     }
 }
 
-/// out\[r, c\] = Σ_k x\[r, k\] · w\[c, k\], on all cores. `pad` is scratch that is used when there are few rows.
-pub(super) fn linear(size: Size, x: Rows<'_>, w: Rows<'_>, out: RowsMut<'_>, pad: &mut Vec<f32>) {
-    let Size { m, n, k } = size;
-    if m == 0 || n == 0 {
-        return;
-    }
-    let fewest = fewest_rows(n);
-    if m < fewest {
-        return padded(fewest, size, x, w, out, pad);
-    }
-    let threads = rayon::current_num_threads();
-    let pieces = m.div_ceil(ROWS).next_multiple_of(threads);
-    if m / pieces < fewest.max(FEWEST_ROWS_OF_A_THREAD) {
-        return product(size, x, w, out, 1.0, Parallelism::Rayon(0));
-    }
-    let stride = out.stride;
-    let mut rest = out.data;
-    let mut work: Vec<(Range<usize>, &mut [f32])> = Vec::with_capacity(pieces);
-    for piece in 0..pieces {
-        let rows = piece * m / pieces..(piece + 1) * m / pieces;
-        let (mine, others) = rest.split_at_mut((rows.len() * stride).min(rest.len()));
-        work.push((rows, mine));
-        rest = others;
-    }
-    work.into_par_iter().for_each(|(rows, out)| {
-        let x = Rows {
-            data: &x.data[rows.start * x.stride..],
-            ..x
-        };
-        let size = Size {
-            m: rows.len(),
-            n,
-            k,
-        };
-        product(
-            size,
-            x,
-            w,
-            RowsMut { data: out, stride },
-            1.0,
-            Parallelism::None,
-        );
+/// One product of rows: by rows `first_k..` of the panels `panels` of `w`.
+#[derive(Clone)]
+pub(super) struct Product<'a> {
+    pub w: &'a PackedMatrix,
+    pub first_k: usize,
+    pub panels: Range<usize>,
+    pub out: Out,
+    /// Whether `out` is read later: if not, a fused op may leave it unwritten.
+    pub keep: bool,
+}
+
+/// A product and what is done with it while it is at hand.
+#[derive(Clone)]
+pub(super) enum Fused<'a> {
+    Plain(Product<'a>),
+    /// out = a + product
+    Add {
+        product: Product<'a>,
+        a: Rows<'a>,
+        out: Out,
+    },
+    /// out = silu(gate) · up
+    SwiGlu {
+        gate: Product<'a>,
+        up: Product<'a>,
+        out: Out,
+    },
+}
+
+thread_local! {
+    static PACKED_X: RefCell<Lines> = RefCell::default();
+    static SUMS: RefCell<[Lines; 2]> = RefCell::default();
+}
+
+/// out\[r, c\] = Σ x\[r, i\] · w\[c, first_k + i\] over i < k, for `m` rows of x and each product, on this thread.
+///
+/// # Safety
+/// The products' outputs are alive, and nobody else uses the `m` rows of their panels' columns meanwhile.
+pub(super) unsafe fn multiply_rows(
+    tile_rows: usize,
+    x: Rows<'_>,
+    m: usize,
+    k: usize,
+    products: &[Fused<'_>],
+) {
+    PACKED_X.with_borrow_mut(|packed| {
+        SUMS.with_borrow_mut(|sums| {
+            for first in (0..k).step_by(PACKED_K) {
+                let part = Part {
+                    m,
+                    k: first..(first + PACKED_K).min(k),
+                    last: first + PACKED_K >= k,
+                };
+                pack_rows(tile_rows, x, m, part.k.clone(), packed);
+                for product in products {
+                    // SAFETY: as the caller promises.
+                    unsafe { part.fused(packed, product, sums) };
+                }
+            }
+        });
     });
 }
 
-/// The product of fewer rows than take the general path, by way of `fewest` rows.
-fn padded(
-    fewest: usize,
-    size: Size,
-    x: Rows<'_>,
-    w: Rows<'_>,
-    out: RowsMut<'_>,
-    pad: &mut Vec<f32>,
-) {
-    let Size { m, n, k } = size;
-    pad.clear();
-    pad.resize(fewest * (k + n), 0.0);
-    let (wide_x, wide_out) = pad.split_at_mut(fewest * k);
-    for r in 0..m {
-        wide_x[r * k..(r + 1) * k].copy_from_slice(&x.data[r * x.stride..r * x.stride + k]);
+/// A part of k, for some rows.
+struct Part {
+    m: usize,
+    k: Range<usize>,
+    last: bool,
+}
+
+impl Part {
+    /// # Safety
+    /// As [`multiply_rows`].
+    unsafe fn fused(&self, x: &[f32], fused: &Fused<'_>, [one, two]: &mut [Lines; 2]) {
+        // SAFETY: as the caller promises, here and below.
+        unsafe {
+            match fused {
+                Fused::Plain(product) => {
+                    for panel in product.panels.clone() {
+                        self.panel(x, product, panel, product.out, one);
+                        self.store(product, panel, one);
+                    }
+                }
+                Fused::Add { product, a, out } => {
+                    for panel in product.panels.clone() {
+                        self.panel(x, product, panel, *out, one);
+                        if product.keep || !self.last {
+                            self.store(product, panel, one);
+                        }
+                        if self.last {
+                            let columns = product.columns(panel);
+                            for (r, sums) in product.rows_of(one, self.m).enumerate() {
+                                let a = &a.data[r * a.stride..][columns.clone()];
+                                add(a, &sums[..columns.len()], out.row(r, columns.clone()));
+                            }
+                        }
+                    }
+                }
+                Fused::SwiGlu { gate, up, out } => {
+                    for panel in gate.panels.clone() {
+                        self.panel(x, gate, panel, *out, one);
+                        self.panel(x, up, panel, *out, two);
+                        for (product, sums) in [(gate, &mut *one), (up, &mut *two)] {
+                            if product.keep || !self.last {
+                                self.store(product, panel, sums);
+                            }
+                        }
+                        if self.last {
+                            let columns = gate.columns(panel);
+                            let ups = up.rows_of(two, self.m);
+                            for (r, (gates, ups)) in gate.rows_of(one, self.m).zip(ups).enumerate()
+                            {
+                                let out = out.row(r, columns.clone());
+                                swiglu(&gates[..columns.len()], &ups[..columns.len()], out);
+                            }
+                        }
+                    }
+                }
+            }
+        }
     }
-    let wide = RowsMut {
-        data: wide_out,
-        stride: n,
-    };
-    product(
-        Size { m: fewest, n, k },
-        Rows {
-            data: wide_x,
-            stride: k,
-        },
-        w,
-        wide,
-        1.0,
-        Parallelism::Rayon(0),
-    );
-    for r in 0..m {
-        out.data[r * out.stride..r * out.stride + n].copy_from_slice(&wide_out[r * n..(r + 1) * n]);
+
+    /// Sums of one panel over this part of k and those before it; `to` is where they will go.
+    ///
+    /// # Safety
+    /// As [`multiply_rows`].
+    unsafe fn panel(
+        &self,
+        x: &[f32],
+        product: &Product<'_>,
+        panel: usize,
+        to: Out,
+        sums: &mut Lines,
+    ) {
+        let (w, tile) = (product.w, product.w.tile);
+        let columns = product.columns(panel);
+        sums.resize(self.m.next_multiple_of(tile.rows) * tile.columns);
+        if self.k.start > 0 {
+            for (r, sums) in sums.chunks_exact_mut(tile.columns).take(self.m).enumerate() {
+                // SAFETY: this task's own rows and columns, as the caller promises.
+                let before = unsafe { product.out.row(r, columns.clone()) };
+                sums[..columns.len()].copy_from_slice(before);
+            }
+        }
+        let k = product.first_k + self.k.start..product.first_k + self.k.end;
+        multiply_panel(tile, x, w.panel(panel, k), sums, self.k.start > 0, |i| {
+            let rows = i * tile.rows..((i + 1) * tile.rows).min(self.m);
+            rows.for_each(|r| to.will_write(r, columns.clone()));
+        });
+    }
+
+    /// # Safety
+    /// As [`multiply_rows`].
+    unsafe fn store(&self, product: &Product<'_>, panel: usize, sums: &Lines) {
+        let columns = product.columns(panel);
+        for (r, sums) in product.rows_of(sums, self.m).enumerate() {
+            // SAFETY: this task's own rows and columns, as the caller promises.
+            let out = unsafe { product.out.row(r, columns.clone()) };
+            out.copy_from_slice(&sums[..columns.len()]);
+        }
     }
 }
 
-/// out = scale · x · wᵀ, summed over runs of at most [`DEPTH`].
-pub(super) fn product(
-    size: Size,
-    x: Rows<'_>,
-    w: Rows<'_>,
-    out: RowsMut<'_>,
-    scale: f32,
-    parallelism: Parallelism,
+impl Product<'_> {
+    /// The columns of the output that a panel makes.
+    fn columns(&self, panel: usize) -> Range<usize> {
+        let width = self.w.tile.columns;
+        panel * width..((panel + 1) * width).min(self.w.n)
+    }
+
+    fn rows_of<'s>(&self, sums: &'s Lines, m: usize) -> impl Iterator<Item = &'s [f32]> {
+        sums.chunks_exact(self.w.tile.columns).take(m)
+    }
+}
+
+/// sums (+)= x · w for packed rows (`pack_rows`) and one panel `[k, columns]`; `sums` is `[tiles, tile rows, columns]`.
+/// `finishing` is told of each tile before its last run.
+pub(super) fn multiply_panel(
+    tile: &Tile,
+    x: &[f32],
+    panel: &[f32],
+    sums: &mut [f32],
+    add: bool,
+    finishing: impl Fn(usize),
 ) {
-    let Size { m, n, k } = size;
-    assert!(
-        k <= x.stride && (m - 1) * x.stride + k <= x.data.len(),
-        "x holds m rows of k"
+    let area = tile.rows * tile.columns;
+    let tiles = sums.len() / area;
+    let k = panel.len() / tile.columns;
+    assert_eq!(
+        x.len(),
+        tiles * tile.rows * k,
+        "x holds the tiles' rows of k"
     );
+    let mut at = 0;
+    for run in runs(0..k) {
+        let w = &panel[run.start * tile.columns..run.end * tile.columns];
+        // Weights are read from memory once per block of rows, in one long sweep: fetch what follows.
+        let mut soon = w.as_ptr_range().end;
+        for (i, sums) in sums.chunks_exact_mut(area).enumerate() {
+            if run.end == k {
+                finishing(i);
+            }
+            let length = run.len() * tile.rows;
+            tile.multiply(&x[at..at + length], w, sums, add || run.start > 0, soon);
+            soon = soon.wrapping_add(FETCHED);
+            at += length;
+        }
+    }
+}
+
+/// How many tasks rows are cut into, and of how many rows each is at most: about [`BLOCK`], and as many for every thread.
+pub(super) fn blocks(rows: usize) -> (usize, usize) {
+    let threads = rayon::current_num_threads();
+    let blocks = rows.div_ceil(BLOCK).next_multiple_of(threads);
+    let size = rows.div_ceil(blocks).next_multiple_of(Tile::best().rows);
+    (rows.div_ceil(size), size)
+}
+
+/// out\[r, c\] = Σ x\[r, i\] · w\[c, first_k + i\] over i < k, on all cores: in tasks of some rows and some panels.
+pub(super) fn linear(
+    m: usize,
+    k: usize,
+    x: Rows<'_>,
+    w: &PackedMatrix,
+    first_k: usize,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    if m == 0 || w.n == 0 {
+        return;
+    }
     assert!(
-        k <= w.stride && (n - 1) * w.stride + k <= w.data.len(),
-        "w holds n rows of k"
-    );
-    assert!(
-        n <= out.stride && (m - 1) * out.stride + n <= out.data.len(),
+        w.n <= out_stride && (m - 1) * out_stride + w.n <= out.len(),
         "out holds m rows of n"
     );
-    let depth = k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(8);
-    for first in (0..k).step_by(depth) {
-        // SAFETY: the three asserts keep every element that gemm addresses inside its slice, since `first + depth` is
-        // cut off at k; `out` is borrowed mutably, so it overlaps neither `x` nor `w`.
-        unsafe {
-            gemm::gemm(
-                m,
-                n,
-                depth.min(k - first),
-                out.data.as_mut_ptr(),
-                1,
-                out.stride as isize,
-                first > 0,
-                x.data.as_ptr().add(first),
-                1,
-                x.stride as isize,
-                w.data.as_ptr().add(first),
-                w.stride as isize,
-                1,
-                1.0,
-                scale,
-                false,
-                false,
-                false,
-                parallelism,
-            );
-        }
-    }
-}
-
-/// The instruction set that `gemm` and this backend's loops choose on this processor: part of the numeric record,
-/// because another one sums in another order.
-pub fn instruction_set() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            "x86-64-v3"
-        } else {
-            "x86-64"
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        std::env::consts::ARCH
-    }
-}
-
-/// GFLOP/s of the machine's f32 matrix product at one shape: best of `repeats` calls of x`[m, k]` · w`[n, k]`ᵀ.
-pub fn gemm_gflops(m: usize, n: usize, k: usize, repeats: usize) -> f64 {
-    let x: Vec<f32> = (0..m * k)
-        .map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.02)
-        .collect();
-    let w: Vec<f32> = (0..n * k)
-        .map(|i| ((i * 53 % 103) as f32 - 51.0) * 0.02)
-        .collect();
-    let mut out = vec![0.0_f32; m * n];
-    let mut pad = Vec::new();
-    let mut best = f64::INFINITY;
-    for _ in 0..=repeats {
-        let start = std::time::Instant::now();
-        let (x, w) = (
-            Rows {
-                data: &x,
-                stride: k,
-            },
-            Rows {
-                data: &w,
-                stride: k,
-            },
-        );
-        linear(
-            Size { m, n, k },
-            x,
-            w,
-            RowsMut {
-                data: &mut out,
-                stride: n,
-            },
-            &mut pad,
-        );
-        best = best.min(start.elapsed().as_secs_f64());
-        std::hint::black_box(&mut out);
-    }
-    2.0 * (m * n * k) as f64 / best / 1e9
+    let threads = rayon::current_num_threads();
+    let (row_tasks, size) = blocks(m);
+    let groups = (4 * threads).div_ceil(row_tasks).clamp(1, w.panels());
+    let groups = if row_tasks >= 2 * threads { 1 } else { groups };
+    let out = Out::new(out, out_stride);
+    (0..row_tasks * groups)
+        .into_par_iter()
+        .with_max_len(1)
+        .for_each(|task| {
+            let (block, group) = (task / groups, task % groups);
+            let rows = block * size..((block + 1) * size).min(m);
+            let x = Rows {
+                data: &x.data[rows.start * x.stride..],
+                stride: x.stride,
+            };
+            let product = Product {
+                w,
+                first_k,
+                panels: group * w.panels() / groups..(group + 1) * w.panels() / groups,
+                out: out.from_row(rows.start),
+                keep: true,
+            };
+            // SAFETY: `out` is borrowed mutably for the whole call, and tasks differ in rows or in panels.
+            unsafe { multiply_rows(w.tile.rows, x, rows.len(), k, &[Fused::Plain(product)]) };
+        });
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
 
-    fn noise(len: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed;
-        (0..len)
-            .map(|_| {
-                state = state
-                    .wrapping_mul(6364136223846793005)
-                    .wrapping_add(1442695040888963407);
-                ((state >> 33) as f32 / (1u64 << 31) as f32) * 2.0 - 1.0
+    use super::super::testing::noise;
+    use super::super::weights::{StoredDtype, StoredTensor};
+    use super::*;
+
+    fn packed(tile: &'static Tile, w: &[f32], n: usize) -> PackedMatrix {
+        let tensor = StoredTensor {
+            dtype: StoredDtype::F32,
+            bytes: bytemuck::cast_slice(w),
+        };
+        PackedMatrix::pack(tile, &tensor, n, Lines::default())
+    }
+
+    fn product(m: usize, x: Rows<'_>, w: &PackedMatrix) -> Vec<f32> {
+        let stride = w.n + 2;
+        let mut out = vec![f32::NAN; m * stride];
+        linear(m, w.k, x, w, 0, &mut out, stride);
+        out.chunks_exact(stride)
+            .flat_map(|row| {
+                assert!(
+                    row[w.n..].iter().all(|v| v.is_nan()),
+                    "padding is left alone"
+                );
+                row[..w.n].to_vec()
             })
             .collect()
     }
 
-    fn rows_of(m: usize, n: usize, k: usize, x: &[f32], w: &[f32]) -> Vec<f32> {
-        let mut out = vec![f32::NAN; m * n];
-        let (x, w) = (Rows { data: x, stride: k }, Rows { data: w, stride: k });
-        linear(
-            Size { m, n, k },
-            x,
-            w,
-            RowsMut {
-                data: &mut out,
-                stride: n,
-            },
-            &mut Vec::new(),
-        );
-        out
+    /// Element by element, as `GEMM` says.
+    fn by_definition(x: &[f32], w: &[f32]) -> f32 {
+        let mut sum: Option<f32> = None;
+        for (x, w) in x.chunks(DEPTH).zip(w.chunks(DEPTH)) {
+            let run = x.iter().zip(w).fold(0.0_f32, |s, (&x, &w)| x.mul_add(w, s));
+            sum = Some(sum.map_or(run, |s| s + run));
+        }
+        sum.unwrap_or(0.0)
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
+        #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn a_rows_bits_do_not_depend_on_how_many_rows_share_the_product(
-            n in prop_oneof![Just(4_usize), Just(16), Just(32), Just(64), Just(72), Just(160), Just(576)],
-            k in prop_oneof![Just(8_usize), Just(48), Just(64), Just(576), Just(1536)],
-            m in prop_oneof![1_usize..200, 500_usize..1200], first in 0_usize..150, seed in any::<u64>(),
+        fn every_row_has_the_bits_of_the_definition_whatever_shares_the_product(
+            n in prop_oneof![1_usize..100, Just(192_usize), Just(576)],
+            k in prop_oneof![1_usize..200, Just(576_usize), Just(PACKED_K), Just(PACKED_K + 70)],
+            m in prop_oneof![1_usize..20, 60_usize..300], padding in 0_usize..3, seed in any::<u64>(),
         ) {
-            let first = first % m;
-            let x = noise(m * k, seed);
-            let w = noise(n * k, seed ^ 1);
-            let together = rows_of(m, n, k, &x, &w);
-            for few in [1, 2, 5, m - first] {
-                let few = few.min(m - first);
-                let alone = rows_of(few, n, k, &x[first * k..(first + few) * k], &w);
-                for (a, b) in alone.iter().zip(&together[first * n..]) {
-                    prop_assert_eq!(a.to_bits(), b.to_bits());
+            let stride = k + padding;
+            let (x, w) = (noise(m * stride, seed), noise(n * k, seed ^ 1));
+            for tile in Tile::available() {
+                let found = product(m, Rows { data: &x, stride }, &packed(tile, &w, n));
+                // All of a few columns, and a few of all.
+                for r in 0..m {
+                    for c in (0..n).filter(|c| c % 17 == r % 17 || *c == n - 1) {
+                        let truth = by_definition(&x[r * stride..][..k], &w[c * k..][..k]);
+                        prop_assert_eq!(found[r * n + c].to_bits(), truth.to_bits());
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn the_product_is_the_sum_over_k(m in 1_usize..9, n in 1_usize..60, k in 1_usize..400, seed in any::<u64>()) {
+            let (x, w) = (noise(m * k, seed), noise(n * k, seed ^ 1));
+            let found = product(m, Rows { data: &x, stride: k }, &packed(Tile::best(), &w, n));
+            for r in 0..m {
+                for c in 0..n {
+                    let products = (0..k).map(|i| x[r * k + i] as f64 * w[c * k + i] as f64);
+                    let truth: f64 = products.clone().sum();
+                    let size: f64 = products.map(f64::abs).sum();
+                    prop_assert!((found[r * n + c] as f64 - truth).abs() <= 2e-6 * size + 1e-30);
                 }
             }
         }
     }
 
     #[test]
-    fn the_product_is_the_sum_over_k() {
-        let (m, n, k) = (3, 5, 8);
-        let (x, w) = (noise(m * k, 3), noise(n * k, 4));
-        let out = rows_of(m, n, k, &x, &w);
-        for r in 0..m {
-            for c in 0..n {
-                let truth: f64 = (0..k)
-                    .map(|i| x[r * k + i] as f64 * w[c * k + i] as f64)
-                    .sum();
-                assert!((out[r * n + c] as f64 - truth).abs() < 1e-6);
-            }
+    fn threads_do_not_change_a_bit() {
+        let (m, n, k) = (301, 100, 130);
+        let (x, w) = (noise(m * k, 1), noise(n * k, 2));
+        let w = packed(Tile::best(), &w, n);
+        let with = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| {
+                product(
+                    m,
+                    Rows {
+                        data: &x,
+                        stride: k,
+                    },
+                    &w,
+                )
+            })
+        };
+        let one = with(1);
+        for threads in [2, 3, 16] {
+            assert!(
+                one.iter()
+                    .zip(with(threads))
+                    .all(|(a, b)| a.to_bits() == b.to_bits())
+            );
         }
+    }
+
+    #[test]
+    fn a_part_of_k_multiplies_as_a_weight_of_its_own() {
+        let (m, n, k, first) = (5, 20, 96, 32);
+        let (x, w) = (noise(m * 48, 1), noise(n * k, 2));
+        let part: Vec<f32> = w
+            .chunks_exact(k)
+            .flat_map(|row| row[first..first + 48].to_vec())
+            .collect();
+        let x = Rows {
+            data: &x,
+            stride: 48,
+        };
+        let expected = product(m, x, &packed(Tile::best(), &part, n));
+        let mut out = vec![0.0; m * n];
+        linear(m, 48, x, &packed(Tile::best(), &w, n), first, &mut out, n);
+        assert_eq!(out, expected);
     }
 }

@@ -1,18 +1,29 @@
 //! The CPU backend: f32 ops on all cores, from weights as the checkpoint stores them.
-//! `gemm` multiplies matrices; the rest is here, one op family per file, each row's arithmetic in an order that
-//! depends on nothing but the row's own sample, so that packing never changes a bit.
-//! `Cpu` owns the scratch that lives from batch to batch, `Pass` is one batch under way.
+//!
+//! Each row's arithmetic is in an order that depends on nothing but the row's own sample, so packing samples into batches
+//! never changes a bit. `tile` is the innermost loop of the products, `packing` the memory it reads, `matmul` what stands
+//! between them and a whole product; `blocks` runs the ops of many rows block by block. The rest is one op family per
+//! file. `Cpu` owns the scratch that lives from batch to batch, `Pass` is one batch under way.
 
 mod attention;
+mod blocks;
 mod elementwise;
 mod emit;
+mod gemm_rate;
 mod math;
 mod matmul;
+mod packing;
 mod pass;
+mod ragged;
 mod simd;
+#[cfg(test)]
+mod testing;
+mod tile;
 mod weights;
 
 pub use attention::TILE as ATTENTION_TILE;
-pub use matmul::{GEMM, gemm_gflops, instruction_set};
+pub use gemm_rate::{gemm_crate_gflops, product_gflops};
+pub use matmul::GEMM;
 pub use pass::{Cpu, Pass, Shape};
+pub use simd::instruction_set;
 pub use weights::{StoredDtype, StoredTensor, StoredWeights};

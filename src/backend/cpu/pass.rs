@@ -1,13 +1,17 @@
 //! One batch under way on the CPU: the ops of [`Ops`](crate::backend::Ops) over scratch that outlives the batch.
+//!
+//! Ops on rows are put off ([`RowOp`]) until something needs their output, so that they run block by block.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::attention::{self, Heads, Inputs};
-use super::matmul::{self, Rows, RowsMut, Size};
-use super::weights::{StoredWeights, WideWeights};
-use super::{elementwise, emit};
+use super::attention::{self, Heads, Inputs, PackedHeads};
+use super::blocks::{self, Constants, RowOp, View};
+use super::emit;
+use super::matmul::{self, Rows};
+use super::packing::Lines;
+use super::weights::{PackedWeights, StoredWeights};
 use crate::backend::{Act, Batch, Error, Ops, Result, Sink, SinkId, Weight};
 
 /// The model's sizes and constants, as ops need them.
@@ -61,24 +65,24 @@ impl Shape {
 /// The CPU backend: the model's weights, and memory that is reused from batch to batch.
 pub struct Cpu<'m> {
     shape: Shape,
-    weights: WideWeights<'m>,
-    scratch: Vec<Vec<f32>>,
+    weights: PackedWeights<'m>,
+    scratch: Vec<Lines>,
+    packed_heads: PackedHeads,
     /// cos and sin of position × inv_freq, `[positions so far, h / 2]`.
     cos: Vec<f32>,
     sin: Vec<f32>,
-    pad: Vec<f32>,
 }
 
 impl<'m> Cpu<'m> {
-    /// `free_memory` in bytes decides whether widened weights are kept.
+    /// `free_memory` in bytes decides whether packed weights are kept.
     pub fn new(shape: Shape, weights: &'m dyn StoredWeights, free_memory: u64) -> Self {
         let keep = (shape.matrix_elements() as u64).saturating_mul(4) <= free_memory / 2;
         Cpu {
-            weights: WideWeights::new(weights, keep),
-            scratch: (0..Act::COUNT).map(|_| Vec::new()).collect(),
+            weights: PackedWeights::new(weights, keep),
+            scratch: (0..Act::COUNT).map(|_| Lines::default()).collect(),
+            packed_heads: PackedHeads::default(),
             cos: Vec::new(),
             sin: Vec::new(),
-            pad: Vec::new(),
             shape,
         }
     }
@@ -111,6 +115,7 @@ impl<'m> Cpu<'m> {
             samples: batch.samples().collect(),
             sinks: sinks.into_iter().map(Some).collect(),
             bound: [None; Act::COUNT],
+            put_off: Vec::new(),
             cpu: self,
             batch,
         })
@@ -135,22 +140,11 @@ pub struct Pass<'c, 'm, 's> {
     batch: &'c Batch,
     samples: Vec<Range<usize>>,
     sinks: Vec<Option<Sink<'s>>>,
-    bound: [Option<SinkId>; Act::COUNT],
-}
-
-/// Memory taken out of its place while an op writes it.
-enum Taken<'s> {
-    Scratch(Vec<f32>),
-    Bound(SinkId, &'s mut [u8]),
-}
-
-impl Taken<'_> {
-    fn as_mut(&mut self) -> &mut [f32] {
-        match self {
-            Taken::Scratch(memory) => memory,
-            Taken::Bound(_, bytes) => bytemuck::cast_slice_mut(bytes),
-        }
-    }
+    /// Activations that are written straight into a sink's memory.
+    bound: [Option<(SinkId, View)>; Act::COUNT],
+    /// Ops still to run, in order. They read and write scratch and bound sinks, which therefore nobody else touches
+    /// before `run_put_off`.
+    put_off: Vec<RowOp>,
 }
 
 impl<'s> Pass<'_, '_, 's> {
@@ -162,63 +156,68 @@ impl<'s> Pass<'_, '_, 's> {
         self.cpu.shape.width(act)
     }
 
-    fn read(&self, act: Act) -> &[f32] {
-        match self.bound[act as usize] {
-            Some(id) => bytemuck::cast_slice(self.sinks[id].as_ref().map_or(&[][..], |s| s.bytes)),
-            None => &self.cpu.scratch[act as usize],
+    /// Where the activation is, with room for `rows` rows.
+    fn view(&mut self, act: Act, rows: usize) -> View {
+        if let Some((_, view)) = self.bound[act as usize] {
+            return view;
         }
+        let width = self.width(act);
+        let memory = &mut self.cpu.scratch[act as usize];
+        memory.resize(rows * width);
+        // SAFETY: a batch's activations of one name have one size, so the memory moves only when a batch first uses it;
+        // those of a few rows at a time are not put off.
+        unsafe { View::new(memory.as_mut_ptr(), rows, width) }
     }
 
-    /// `rows` rows of the activation, to write into.
-    fn take(&mut self, act: Act, rows: usize) -> Taken<'s> {
-        if let Some(id) = self.bound[act as usize]
-            && let Some(sink) = &mut self.sinks[id]
-        {
-            sink.seen = sink.rows.len();
-            return Taken::Bound(id, std::mem::take(&mut sink.bytes));
-        }
-        let mut memory = std::mem::take(&mut self.cpu.scratch[act as usize]);
-        memory.resize(rows * self.width(act), 0.0);
-        Taken::Scratch(memory)
+    /// The activation of every row, to read or write.
+    fn all(&mut self, act: Act) -> View {
+        self.view(act, self.rows())
     }
 
-    fn put_back(&mut self, act: Act, taken: Taken<'s>) {
-        match taken {
-            Taken::Scratch(memory) => self.cpu.scratch[act as usize] = memory,
-            Taken::Bound(id, bytes) => {
-                if let Some(sink) = &mut self.sinks[id] {
-                    sink.bytes = bytes;
-                }
-            }
-        }
+    /// Runs what was put off; afterwards every activation holds what its op computes.
+    fn run_put_off(&mut self) {
+        self.run_put_off_but_for(&[]);
     }
 
-    /// out = x · Wᵀ for `m` rows of x.
-    fn multiply(&mut self, m: usize, x: &[f32], w: Weight, out: Act) {
-        let n = self.width(out);
-        let mut to = self.take(out, m);
-        let mut pad = std::mem::take(&mut self.cpu.pad);
-        let weights = self.cpu.weights.get(w);
-        let k = weights.len() / n;
-        let (x, w) = (
-            Rows { data: x, stride: k },
-            Rows {
-                data: &weights,
-                stride: k,
-            },
-        );
-        matmul::linear(
-            Size { m, n, k },
-            x,
-            w,
-            RowsMut {
-                data: to.as_mut(),
-                stride: n,
-            },
-            &mut pad,
-        );
-        self.cpu.pad = pad;
-        self.put_back(out, to);
+    /// Runs what was put off. Activations among `dead` are not read any more, and may hold anything (unless bound).
+    fn run_put_off_but_for(&mut self, dead: &[Act]) {
+        if self.put_off.is_empty() {
+            return;
+        }
+        let scratch = dead
+            .iter()
+            .filter(|&&act| self.bound[act as usize].is_none());
+        let scratch: Vec<Act> = scratch.copied().collect();
+        let dead: Vec<View> = scratch.into_iter().map(|act| self.all(act)).collect();
+        let constants = Constants {
+            eps: self.cpu.shape.rms_norm_eps,
+            head_dim: self.cpu.shape.head_dim,
+            positions: &self.batch.positions,
+            cos: &self.cpu.cos,
+            sin: &self.cpu.sin,
+        };
+        // SAFETY: the views are of this pass's scratch and sinks, all borrowed for as long as it lives and used by nobody
+        // else now; distinct activations are distinct memory, and no op of the transformer writes what it reads.
+        unsafe { blocks::run(&self.put_off, self.batch.rows(), &constants, &dead) };
+        self.put_off.clear();
+    }
+
+    /// Every row of the activation.
+    fn read(&mut self, act: Act) -> &[f32] {
+        self.run_put_off();
+        let view = self.all(act);
+        // SAFETY: the memory is this pass's, and nothing is put off that could write it while `self` is borrowed.
+        unsafe { view.rows(view.all()) }
+    }
+
+    /// A few rows of x, one after the other.
+    fn pick(&mut self, x: Act, rows: &[u32]) -> Vec<f32> {
+        let width = self.width(x);
+        let from = self.read(x);
+        rows.iter()
+            .flat_map(|&r| &from[r as usize * width..][..width])
+            .copied()
+            .collect()
     }
 
     fn take_sinks(&mut self, ids: &[SinkId]) -> Vec<Sink<'s>> {
@@ -233,9 +232,10 @@ impl<'s> Pass<'_, '_, 's> {
 
     /// Emits the rows whose batch index is in `rows` (all when `None`).
     fn emit_some(&mut self, act: Act, rows: Option<&[u32]>, id: SinkId) {
-        if self.bound[act as usize] == Some(id) {
-            return; // the op wrote the sink itself
+        if self.bound[act as usize].is_some_and(|(bound, _)| bound == id) {
+            return; // the op writes the sink itself
         }
+        self.run_put_off();
         let Some(mut sink) = self.sinks[id].take() else {
             return;
         };
@@ -248,20 +248,28 @@ impl<'s> Pass<'_, '_, 's> {
                 .map(|r| r as u32)
                 .collect(),
         };
-        emit::emit(&mut sink, self.read(act), self.width(act), &src_rows);
+        let width = self.width(act);
+        let view = self.view(act, rows.map_or(self.rows(), <[u32]>::len));
+        // SAFETY: the memory is this pass's, and `sink` is not what the activation is bound to.
+        let src = unsafe { view.rows(view.all()) };
+        emit::emit(&mut sink, src, width, &src_rows);
         self.sinks[id] = Some(sink);
     }
 }
 
 impl Ops for Pass<'_, '_, '_> {
     fn bind(&mut self, act: Act, sink: SinkId) -> bool {
-        let direct = self.sinks[sink]
-            .as_ref()
-            .is_some_and(|s| s.is_direct(self.rows()));
-        if direct {
-            self.bound[act as usize] = Some(sink);
-        }
-        direct
+        let (rows, width) = (self.rows(), self.width(act));
+        let Some(taken) = self.sinks[sink].as_mut().filter(|s| s.is_direct(rows)) else {
+            return false;
+        };
+        let memory: &mut [f32] = bytemuck::cast_slice_mut(taken.bytes);
+        assert_eq!(memory.len(), rows * width, "a direct sink takes every row");
+        // SAFETY: the sink's memory is borrowed for longer than this pass, and from here on used through the view alone.
+        let view = unsafe { View::new(memory.as_mut_ptr(), rows, width) };
+        taken.seen = taken.rows.len();
+        self.bound[act as usize] = Some((sink, view));
+        true
     }
 
     fn sink_rows(&self, sink: SinkId) -> &[u32] {
@@ -278,74 +286,65 @@ impl Ops for Pass<'_, '_, '_> {
     }
 
     fn embed(&mut self, out: Act) {
-        let d = self.cpu.shape.d_model;
-        let mut to = self.take(out, self.rows());
+        self.run_put_off();
+        let (d, to) = (self.cpu.shape.d_model, self.all(out));
         let embedding = self.cpu.weights.stored().embed();
-        to.as_mut()
+        // SAFETY: the memory is this pass's, and nothing is put off.
+        unsafe { to.rows_mut(to.all()) }
             .par_chunks_mut(d)
             .zip(&self.batch.tokens)
             .for_each(|(row, &token)| embedding.widen(token as usize * d, row));
-        self.put_back(out, to);
     }
 
     fn rms_norm(&mut self, x: Act, gain: Weight, normalized: bool, out: Act) {
-        let rows = self.rows();
-        let mut scale = self.take(Act::NormScale, rows);
-        let mut before_gain = normalized.then(|| self.take(Act::Normalized, rows));
-        let mut to = self.take(out, rows);
-        let gain = self.cpu.weights.get(gain).into_owned();
-        let eps = self.cpu.shape.rms_norm_eps;
-        elementwise::rms_norm(
-            self.read(x),
-            &gain,
-            eps,
-            scale.as_mut(),
-            before_gain.as_mut().map(Taken::as_mut),
-            to.as_mut(),
-        );
-        self.put_back(out, to);
-        if let Some(taken) = before_gain {
-            self.put_back(Act::Normalized, taken);
-        }
-        self.put_back(Act::NormScale, scale);
+        let op = RowOp::Norm {
+            x: self.all(x),
+            gain: self.cpu.weights.vector(gain),
+            scale: self.all(Act::NormScale),
+            normalized: normalized.then(|| self.all(Act::Normalized)),
+            out: self.all(out),
+        };
+        self.put_off.push(op);
     }
 
     fn linear(&mut self, x: Act, w: Weight, out: Act) {
-        let mut from = self.take(x, self.rows());
-        self.multiply(self.rows(), from.as_mut(), w, out);
-        self.put_back(x, from);
+        let n = self.width(out);
+        let op = RowOp::Linear {
+            x: self.all(x),
+            w: self.cpu.weights.matrix(w, n),
+            out: self.all(out),
+        };
+        self.put_off.push(op);
     }
 
     fn linear_rows(&mut self, x: Act, rows: &[u32], w: Weight, out: Act) {
-        let width = self.width(x);
-        let from = self.read(x);
-        let picked: Vec<f32> = rows
-            .iter()
-            .flat_map(|&r| &from[r as usize * width..][..width])
-            .copied()
-            .collect();
-        self.multiply(rows.len(), &picked, w, out);
+        let picked = self.pick(x, rows);
+        let (m, n, k) = (rows.len(), self.width(out), self.width(x));
+        let to = self.view(out, m);
+        let w = self.cpu.weights.matrix(w, n);
+        let x = Rows {
+            data: &picked,
+            stride: k,
+        };
+        // SAFETY: the memory is this pass's, and nothing is put off.
+        let to = unsafe { to.rows_mut(to.all()) };
+        matmul::linear(m, k, x, &w, 0, to, n);
     }
 
     fn rope(&mut self, x: Act, out: Act) {
-        let mut to = self.take(out, self.rows());
-        let cpu = &self.cpu;
-        elementwise::rope(
-            self.read(x),
-            &self.batch.positions,
-            &cpu.cos,
-            &cpu.sin,
-            cpu.shape.head_dim,
-            cpu.shape.width(out),
-            to.as_mut(),
-        );
-        self.put_back(out, to);
+        let op = RowOp::Rope {
+            x: self.all(x),
+            out: self.all(out),
+        };
+        self.put_off.push(op);
     }
 
     fn attention(&mut self, z: Act, scores: &[SinkId], patterns: &[SinkId]) {
+        // Each block writes these after its attention, and reads them before the next one's.
+        self.run_put_off_but_for(&[Act::AttnOut, Act::Gate, Act::Up, Act::MlpOut]);
         let mut score_sinks = self.take_sinks(scores);
         let mut pattern_sinks = self.take_sinks(patterns);
-        let mut to = self.take(z, self.rows());
+        let [q, k, v, z] = [Act::RotQ, Act::RotK, Act::V, z].map(|act| self.all(act));
         let shape = &self.cpu.shape;
         let heads = Heads {
             n_heads: shape.n_heads,
@@ -353,20 +352,24 @@ impl Ops for Pass<'_, '_, '_> {
             head_dim: shape.head_dim,
             window: shape.window,
         };
-        let inputs = Inputs {
-            q: self.read(Act::RotQ),
-            k: self.read(Act::RotK),
-            v: self.read(Act::V),
+        // SAFETY: the memory is this pass's and of four activations; nothing is put off.
+        let (inputs, z) = unsafe {
+            let inputs = Inputs {
+                q: q.rows(q.all()),
+                k: k.rows(k.all()),
+                v: v.rows(v.all()),
+            };
+            (inputs, z.rows_mut(z.all()))
         };
         attention::attention(
             heads,
             &self.samples,
             &inputs,
-            to.as_mut(),
+            &mut self.cpu.packed_heads,
+            z,
             &mut score_sinks,
             &mut pattern_sinks,
         );
-        self.put_back(z, to);
         self.put_back_sinks(scores, score_sinks);
         self.put_back_sinks(patterns, pattern_sinks);
     }
@@ -378,50 +381,38 @@ impl Ops for Pass<'_, '_, '_> {
             d_model,
             ..
         } = self.cpu.shape;
-        let z_width = n_heads * head_dim;
-        let mut to = self.take(out, rows.len());
-        let z = self.read(Act::Z);
-        let picked: Vec<f32> = rows
-            .iter()
-            .flat_map(|&r| &z[r as usize * z_width..][..z_width])
-            .copied()
-            .collect();
-        let mut pad = std::mem::take(&mut self.cpu.pad);
-        let weights = self.cpu.weights.get(Weight::O(layer));
+        let picked = self.pick(Act::Z, rows);
+        let to = self.view(out, rows.len());
+        let w = self.cpu.weights.matrix(Weight::O(layer), d_model);
+        // SAFETY: the memory is this pass's, and nothing is put off.
+        let to = unsafe { to.rows_mut(to.all()) };
         for head in 0..n_heads {
             let x = Rows {
                 data: &picked[head * head_dim..],
-                stride: z_width,
+                stride: n_heads * head_dim,
             };
-            let w = Rows {
-                data: &weights[head * head_dim..],
-                stride: z_width,
-            };
-            let size = Size {
-                m: rows.len(),
-                n: d_model,
-                k: head_dim,
-            };
-            let out = RowsMut {
-                data: &mut to.as_mut()[head * d_model..],
-                stride: n_heads * d_model,
-            };
-            matmul::linear(size, x, w, out, &mut pad);
+            let first_k = head * head_dim;
+            let to = &mut to[head * d_model..];
+            matmul::linear(rows.len(), head_dim, x, &w, first_k, to, n_heads * d_model);
         }
-        self.cpu.pad = pad;
-        self.put_back(out, to);
     }
 
     fn swiglu(&mut self, out: Act) {
-        let mut to = self.take(out, self.rows());
-        elementwise::swiglu(self.read(Act::Gate), self.read(Act::Up), to.as_mut());
-        self.put_back(out, to);
+        let op = RowOp::SwiGlu {
+            gate: self.all(Act::Gate),
+            up: self.all(Act::Up),
+            out: self.all(out),
+        };
+        self.put_off.push(op);
     }
 
     fn add(&mut self, a: Act, b: Act, out: Act) {
-        let mut to = self.take(out, self.rows());
-        elementwise::add(self.read(a), self.read(b), to.as_mut());
-        self.put_back(out, to);
+        let op = RowOp::Add {
+            a: self.all(a),
+            b: self.all(b),
+            out: self.all(out),
+        };
+        self.put_off.push(op);
     }
 
     fn emit(&mut self, act: Act, sink: SinkId) {
@@ -430,5 +421,9 @@ impl Ops for Pass<'_, '_, '_> {
 
     fn emit_rows(&mut self, act: Act, rows: &[u32], sink: SinkId) {
         self.emit_some(act, Some(rows), sink);
+    }
+
+    fn finish(&mut self) {
+        self.run_put_off_but_for(&[Act::AttnOut, Act::Gate, Act::Up, Act::MlpOut]);
     }
 }

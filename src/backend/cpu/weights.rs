@@ -1,15 +1,16 @@
-//! Weights as the checkpoint stores them, widened to f32 for the matrix products.
+//! Weights as the checkpoint stores them, widened to f32 and packed for the matrix products.
 //!
-//! 16-bit matrices are widened when first used, and kept only if all of them together fit in half of the memory
-//! that was free at the start; otherwise each role has one scratch that the next layer overwrites. f32 matrices
-//! are used where they are mapped.
+//! A matrix is packed when first used, and kept only if all of them together fit in half of the memory that was
+//! free at the start; otherwise each role has one scratch that the next layer overwrites.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
+use std::mem::Discriminant;
+use std::sync::Arc;
 
 use half::{bf16, f16};
-use rayon::prelude::*;
 
+use super::packing::{Lines, PackedMatrix};
+use super::tile::Tile;
 use crate::backend::Weight;
 
 /// How a checkpoint stores a tensor.
@@ -70,21 +71,23 @@ pub trait StoredWeights: Sync {
     fn embed(&self) -> StoredTensor<'_>;
 }
 
-/// Widened weights, made when first asked for.
-pub(super) struct WideWeights<'m> {
+/// Packed weights, made when first asked for.
+pub(super) struct PackedWeights<'m> {
     stored: &'m dyn StoredWeights,
     keep: bool,
-    kept: HashMap<Weight, Vec<f32>>,
+    vectors: HashMap<Weight, Arc<[f32]>>,
+    kept: HashMap<Weight, Arc<PackedMatrix>>,
     /// One matrix per role, and the layer it is of.
-    scratch: HashMap<std::mem::Discriminant<Weight>, (Weight, Vec<f32>)>,
+    scratch: HashMap<Discriminant<Weight>, (Weight, Arc<PackedMatrix>)>,
 }
 
-impl<'m> WideWeights<'m> {
-    /// `keep`: hold every widened matrix instead of one layer's.
+impl<'m> PackedWeights<'m> {
+    /// `keep`: hold every packed matrix instead of one layer's.
     pub fn new(stored: &'m dyn StoredWeights, keep: bool) -> Self {
-        WideWeights {
+        PackedWeights {
             stored,
             keep,
+            vectors: HashMap::new(),
             kept: HashMap::new(),
             scratch: HashMap::new(),
         }
@@ -95,40 +98,45 @@ impl<'m> WideWeights<'m> {
         self.stored
     }
 
-    /// The weight as f32.
-    pub fn get(&mut self, weight: Weight) -> Cow<'_, [f32]> {
-        let tensor = self.stored.tensor(weight);
-        if tensor.dtype == StoredDtype::F32
-            && let Ok(mapped) = bytemuck::try_cast_slice(tensor.bytes)
-        {
-            return Cow::Borrowed(mapped);
-        }
-        if self.keep {
-            return Cow::Borrowed(
-                self.kept
-                    .entry(weight)
-                    .or_insert_with(|| widen_all(&tensor, Vec::new())),
-            );
-        }
-        let (held, wide) = self
-            .scratch
-            .entry(std::mem::discriminant(&weight))
-            .or_insert_with(|| (weight, widen_all(&tensor, Vec::new())));
-        if *held != weight {
-            *wide = widen_all(&tensor, std::mem::take(wide));
-            *held = weight;
-        }
-        Cow::Borrowed(wide)
+    /// A norm's gain.
+    pub fn vector(&mut self, weight: Weight) -> Arc<[f32]> {
+        let stored = self.stored;
+        Arc::clone(self.vectors.entry(weight).or_insert_with(|| {
+            let tensor = stored.tensor(weight);
+            let mut wide = vec![0.0; tensor.len()];
+            tensor.widen(0, &mut wide);
+            wide.into()
+        }))
     }
-}
 
-fn widen_all(tensor: &StoredTensor<'_>, mut out: Vec<f32>) -> Vec<f32> {
-    const CHUNK: usize = 1 << 16;
-    out.resize(tensor.len(), 0.0);
-    out.par_chunks_mut(CHUNK)
-        .enumerate()
-        .for_each(|(i, chunk)| tensor.widen(i * CHUNK, chunk));
-    out
+    /// A matrix with `n` outputs.
+    pub fn matrix(&mut self, weight: Weight, n: usize) -> Arc<PackedMatrix> {
+        let stored = self.stored;
+        let pack = |old| {
+            Arc::new(PackedMatrix::pack(
+                Tile::best(),
+                &stored.tensor(weight),
+                n,
+                old,
+            ))
+        };
+        if self.keep {
+            let kept = self.kept.entry(weight);
+            return Arc::clone(kept.or_insert_with(|| pack(Lines::default())));
+        }
+        let role = std::mem::discriminant(&weight);
+        let old = match self.scratch.remove(&role) {
+            Some((held, matrix)) if held == weight => matrix,
+            // Memory that an op still to run reads is left to it.
+            Some((_, matrix)) => pack(
+                Arc::try_unwrap(matrix)
+                    .map_or_else(|_| Lines::default(), PackedMatrix::into_memory),
+            ),
+            None => pack(Lines::default()),
+        };
+        self.scratch.insert(role, (weight, Arc::clone(&old)));
+        old
+    }
 }
 
 #[cfg(test)]
@@ -163,11 +171,19 @@ mod tests {
         };
         let stored = TwoLayers(bytes(&[1.0, -2.5]), bytes(&[3.0, 0.125]));
         for keep in [false, true] {
-            let mut wide = WideWeights::new(&stored, keep);
+            let mut packed = PackedWeights::new(&stored, keep);
             for _ in 0..2 {
-                assert_eq!(*wide.get(Weight::Q(0)), [1.0, -2.5]);
-                assert_eq!(*wide.get(Weight::Q(1)), [3.0, 0.125]);
+                for (layer, expected) in [[1.0, -2.5], [3.0, 0.125]].into_iter().enumerate() {
+                    let matrix = packed.matrix(Weight::Q(layer), 2);
+                    assert_eq!(matrix.k, 1);
+                    assert_eq!(matrix.panel(0, 0..1)[..2], expected);
+                    assert_eq!(*packed.vector(Weight::Q(layer)), expected);
+                }
             }
+            // One that is in use when the next is asked for stays as it is.
+            let first = packed.matrix(Weight::Q(0), 2);
+            let _second = packed.matrix(Weight::Q(1), 2);
+            assert_eq!(first.panel(0, 0..1)[..2], [1.0, -2.5]);
         }
     }
 
