@@ -1,0 +1,121 @@
+//! `extract`: what shards hold, and what it refuses.
+
+use std::path::Path;
+
+use super::{Bench, done, done_json, refused, streamgauge};
+
+#[test]
+fn small_shards_hold_what_one_shard_holds() {
+    let bench = Bench::new(40);
+    let one = bench.extract(&["blocks.2.hook_resid_post"], &[]);
+    let many = bench.path("many");
+    let flags = ["--shard-size", "20kB", "--batch-tokens", "16"];
+    done(
+        bench
+            .job("extract", &["blocks.2.hook_resid_post"])
+            .arg("--out")
+            .arg(&many)
+            .args(flags),
+    );
+    let rows = |dir: &Path| -> Vec<u8> {
+        let store = streamgauge::store::Store::open(dir).unwrap();
+        let tap = store.tap("blocks.2.hook_resid_post").unwrap();
+        tap.shards()
+            .flat_map(|s| s.unwrap().activations().to_vec())
+            .collect()
+    };
+    assert!(
+        done_json(streamgauge().arg("inspect").arg(&many).arg("--json"))["shards"]
+            .as_u64()
+            .unwrap()
+            > 3
+    );
+    assert_eq!(rows(&one), rows(&many));
+}
+
+#[test]
+fn what_this_version_cannot_do_is_refused_by_name() {
+    let bench = Bench::new(4);
+    let out = bench.path("store");
+    for flags in [
+        &["--resume"][..],
+        &["--edit", "scale at=blocks.1.hook_resid_post c=0"],
+        &["--edits", "edits.toml"],
+        &["--device", "cuda"],
+        &["--device", "cuda:1"],
+        &["--device", "tpu"],
+        &["--dtype", "bf16"],
+        &["--shuffle", "1"],
+        &["--pack-context", "128"],
+        &["--shard", "0/2"],
+    ] {
+        for command in ["extract", "plan"] {
+            let message = refused(
+                bench
+                    .job(command, &["hook_embed"])
+                    .arg("--out")
+                    .arg(&out)
+                    .args(flags),
+                2,
+            );
+            let flag = flags[0].trim_end_matches('s');
+            assert!(message.contains(flag), "{flags:?}: {message}");
+        }
+    }
+    assert!(!out.exists());
+}
+
+#[test]
+fn bad_input_to_a_job_is_one_line_and_leaves_nothing_that_looks_finished() {
+    let bench = Bench::new(6);
+    for (taps, flags, said) in [
+        (
+            &["blocks.3.hook_resid_post"][..],
+            &[][..],
+            "blocks.3.hook_resid_post",
+        ),
+        (&["blocks.1.hook_resid_pots"], &[], "hook_resid_post"),
+        (&["blocks.1.attn.hook_z[4]"], &[], "head"),
+        (&["blocks.1.attn.hook_pattern|mean"], &[], "mean"),
+        (&["hook_embed@role:user"], &[], "user"),
+        (&["hook_embed@span:subject"], &[], "subject"),
+        (&["hook_embed"], &["--max-length", "5"], "--on-long"),
+        (&["hook_embed"], &["--max-length", "513"], "512"),
+        (&["hook_embed"], &["--text-field", "label"], "data.jsonl:1"),
+        (&["hook_embed"], &["--keep", "tokens"], "tokens"),
+        (&["hook_embed@40..50"], &[], "picked nothing"),
+    ] {
+        let store = bench.path("bad");
+        let message = refused(
+            bench
+                .job("extract", taps)
+                .arg("--out")
+                .arg(&store)
+                .args(flags),
+            1,
+        );
+        assert!(message.contains(said), "{taps:?} {flags:?}: {message}");
+        assert!(
+            streamgauge::store::Store::open(&store).is_err(),
+            "{taps:?} {flags:?}"
+        );
+        let _ = std::fs::remove_dir_all(&store);
+    }
+    std::fs::create_dir(bench.path("full")).unwrap();
+    std::fs::write(bench.path("full/notes.txt"), "mine").unwrap();
+    assert!(
+        refused(
+            bench
+                .job("extract", &["hook_embed"])
+                .arg("--out")
+                .arg(bench.path("full")),
+            1
+        )
+        .contains("is not empty")
+    );
+    for command in [["inspect"], ["verify"]] {
+        assert!(
+            refused(streamgauge().args(command).arg(bench.path("full")), 1).contains("not a store")
+        );
+    }
+}
