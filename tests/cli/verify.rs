@@ -96,3 +96,23 @@ fn a_flipped_byte_makes_verify_fail_and_name_the_file() {
         (&json!(false), 1)
     );
 }
+
+#[test]
+fn a_missing_file_is_named_by_its_path_in_the_store() {
+    let bench = Bench::new(4);
+    let store = bench.extract(&["hook_embed"], &[]);
+    std::fs::remove_file(store.join("hook_embed/00000.safetensors")).unwrap();
+    let output = streamgauge()
+        .arg("verify")
+        .arg(&store)
+        .assert()
+        .code(1)
+        .get_output()
+        .clone();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        said.starts_with("hook_embed/00000.safetensors: listed in the manifest"),
+        "{said}"
+    );
+    assert!(!said.contains("streamgauge verify"), "{said}");
+}
