@@ -70,7 +70,11 @@ type CliResult = Result<(), Failure>;
 
 /// Parses the command line, runs the command, and says in one line what failed.
 pub fn run() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_parsed(&error),
+    };
+    let result = match cli.command {
         Command::Doctor(args) => doctor::run(&args),
         Command::Model(args) => model_info::run(&args),
         Command::Plan(args) => plan::run(&args),
@@ -87,6 +91,23 @@ pub fn run() -> ExitCode {
         Err(Failure::Refused(message)) => complain(&message, 1),
         Err(Failure::Usage(Usage(message))) => complain(&message, 2),
     }
+}
+
+/// What clap could not parse, or was asked to show. Its errors come in several paragraphs: the usage goes (`--help` has it),
+/// the rest becomes one line.
+fn not_parsed(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if !error.use_stderr() || error.kind() == DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+    }
+    let text = error.to_string();
+    let said: Vec<&str> = text
+        .split("\n\n")
+        .map(|paragraph| paragraph.trim().trim_start_matches("error: "))
+        .filter(|p| !p.is_empty() && !p.starts_with("Usage:") && !p.starts_with("For more"))
+        .collect();
+    complain(&format!("{}; see --help", said.join("; ")), 2)
 }
 
 fn complain(message: &str, status: u8) -> ExitCode {

@@ -119,3 +119,20 @@ fn bad_input_to_a_job_is_one_line_and_leaves_nothing_that_looks_finished() {
         );
     }
 }
+
+#[test]
+fn flags_that_the_input_field_leaves_without_effect_are_refused() {
+    let bench = Bench::new(4);
+    for flags in [
+        &["--chat", "user", "--tokens-field", "tokens"][..],
+        &["--chat", "user", "--messages-field", "chat"],
+        &["--add-generation-prompt", "--tokens-field", "tokens"],
+        &["--add-generation-prompt", "--text-field", "label"],
+    ] {
+        let message = refused(bench.job("plan", &["hook_embed"]).args(flags), 2);
+        assert!(
+            message.contains(flags[0]) && message.contains("only"),
+            "{flags:?}: {message}"
+        );
+    }
+}

@@ -43,3 +43,42 @@ fn every_command_has_help_and_nonsense_is_a_usage_error() {
         .contains("--out")
     );
 }
+
+#[test]
+fn a_usage_error_is_one_line_with_the_remedy() {
+    let bench = Bench::new(4);
+    for (flags, says) in [
+        (
+            &["--batch-token", "3"][..],
+            &[
+                "--batch-token",
+                "a similar argument exists: '--batch-tokens'",
+            ][..],
+        ),
+        (
+            &["--on-long", "trunc"],
+            &["trunc", "error, truncate, chunk"],
+        ),
+        (&["--max-length", "0"], &["--max-length", "at least 1"]),
+        (&["--batch-tokens", "0"], &["--batch-tokens", "at least 1"]),
+        (&["--limit", "0"], &["--limit", "at least 1"]),
+        (&["--limit", "some"], &["some", "at least 1"]),
+        (&["--shard-size", "2XB"], &["XB", "2GiB"]),
+        (
+            &["--text-field", "a", "--tokens-field", "b"],
+            &["--text-field", "--tokens-field"],
+        ),
+    ] {
+        let message = refused(bench.job("plan", &["hook_embed"]).args(flags), 2);
+        for word in says {
+            assert!(message.contains(word), "'{word}' in {message}");
+        }
+        assert!(!message.contains("Usage:"), "{message}");
+    }
+    let message = refused(streamgauge().arg("extract"), 2);
+    assert!(
+        message.contains("--model <M> --data <F>... --tap <P>..."),
+        "{message}"
+    );
+    assert!(refused(streamgauge().arg("nonsense"), 2).contains("'nonsense'"));
+}
