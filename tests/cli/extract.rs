@@ -136,3 +136,16 @@ fn flags_that_the_input_field_leaves_without_effect_are_refused() {
         );
     }
 }
+
+#[test]
+fn a_selection_that_a_record_cannot_have_names_the_record_and_can_be_skipped() {
+    let bench = Bench::new(3);
+    let job = || bench.job("plan", &["hook_embed@role:user"]);
+    let message = refused(&mut job(), 1);
+    assert!(
+        message.contains("data.jsonl:1: selection `role:user` needs chat turns"),
+        "{message}"
+    );
+    let message = refused(job().arg("--skip-bad"), 1);
+    assert!(message.contains("all 3 records are bad"), "{message}");
+}
