@@ -149,3 +149,19 @@ fn a_selection_that_a_record_cannot_have_names_the_record_and_can_be_skipped() {
     let message = refused(job().arg("--skip-bad"), 1);
     assert!(message.contains("all 3 records are bad"), "{message}");
 }
+
+#[test]
+fn a_model_without_a_tokenizer_takes_the_tokens_of_a_line_that_has_text_too() {
+    let bench = Bench::new(1);
+    let line = "{\"text\": \"what they say\", \"tokens\": [3, 4, 5]}\n";
+    std::fs::write(bench.path("data.jsonl"), line).unwrap();
+    let store = bench.extract(&["hook_embed"], &[]);
+    let held = done_json(streamgauge().arg("inspect").arg(&store).arg("--json"));
+    assert_eq!(held["tokens"], 3);
+    done(
+        streamgauge()
+            .arg("verify")
+            .arg(&store)
+            .args(["--recompute", "1"]),
+    );
+}
