@@ -17,6 +17,9 @@ pub enum Error {
     /// A store is begun in an empty directory only.
     #[error("{} is not empty; give another directory, or remove this one", path.display())]
     NotEmpty { path: PathBuf },
+    /// A file, or something else that is no directory, is where the store should go.
+    #[error("{} is there and is not a directory; give another path for the store", path.display())]
+    NotADirectory { path: PathBuf },
     /// An earlier run's store is already there.
     #[error("{} already holds a store ({state}); give another directory, or remove this one", path.display())]
     AlreadyAStore { path: PathBuf, state: &'static str },

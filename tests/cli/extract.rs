@@ -165,3 +165,19 @@ fn a_model_without_a_tokenizer_takes_the_tokens_of_a_line_that_has_text_too() {
             .args(["--recompute", "1"]),
     );
 }
+
+#[test]
+fn a_store_is_not_made_where_a_file_is() {
+    let bench = Bench::new(2);
+    let message = refused(
+        bench
+            .job("extract", &["hook_embed"])
+            .arg("--out")
+            .arg(bench.path("data.jsonl")),
+        1,
+    );
+    assert!(
+        message.contains("is not a directory; give another path"),
+        "{message}"
+    );
+}
