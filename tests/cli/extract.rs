@@ -181,3 +181,28 @@ fn a_store_is_not_made_where_a_file_is() {
         "{message}"
     );
 }
+
+#[test]
+fn a_projection_says_which_directions_there_are_and_refuses_those_that_are_not_finite() {
+    let bench = Bench::new(2);
+    let file = bench.path("directions.safetensors");
+    let numbers = |v: f32| -> Vec<u8> { (0..64).flat_map(|_| v.to_le_bytes()).collect() };
+    let (good, bad) = (numbers(1.0), numbers(f32::NAN));
+    let view = |bytes| {
+        safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![64], bytes).unwrap()
+    };
+    let named = [("c", view(&good)), ("a", view(&good)), ("b", view(&bad))];
+    safetensors::serialize_to_file(named, None, &file).unwrap();
+    let tap = |key: &str| format!("hook_embed|dot:{}#{key}", file.display());
+    done(bench.job("plan", &[&tap("a")]).arg("--json"));
+    let message = refused(&mut bench.job("plan", &[&tap("d")]), 1);
+    assert!(
+        message.contains("no tensor 'd'; it has a, b, c"),
+        "{message}"
+    );
+    let message = refused(&mut bench.job("plan", &[&tap("b")]), 1);
+    assert!(
+        message.contains("'b' holds NaN at component 0"),
+        "{message}"
+    );
+}
