@@ -117,7 +117,15 @@ fn complain(message: &str, status: u8) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Prints to stdout; a reader that has gone away (`| head`) is no error.
+/// Prints to stdout; a reader that has gone away (`| head`) is no error. Anything else ends the process: a result that was lost
+/// must not look like one that was given.
 fn out(text: impl std::fmt::Display) {
-    let _ = write!(std::io::stdout(), "{text}");
+    let mut stdout = std::io::stdout().lock();
+    match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            let _ = complain(&format!("cannot write to standard output: {error}"), 1);
+            std::process::exit(1);
+        }
+        _ => {}
+    }
 }

@@ -82,3 +82,23 @@ fn a_usage_error_is_one_line_with_the_remedy() {
     );
     assert!(refused(streamgauge().arg("nonsense"), 2).contains("'nonsense'"));
 }
+
+#[test]
+fn a_result_that_cannot_be_printed_is_a_failure() {
+    let full = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_streamgauge"))
+        .args(["model", "info", "--model"])
+        .arg(super::model())
+        .stdout(full)
+        .output()
+        .unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(
+        message.starts_with("error: cannot write to standard output: No space left"),
+        "{message}"
+    );
+}
