@@ -70,6 +70,7 @@ type CliResult = Result<(), Failure>;
 
 /// Parses the command line, runs the command, and says in one line what failed.
 pub fn run() -> ExitCode {
+    crate::sys::allow_many_files();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return not_parsed(&error),

@@ -206,3 +206,30 @@ fn a_projection_says_which_directions_there_are_and_refuses_those_that_are_not_f
         "{message}"
     );
 }
+
+#[test]
+fn more_taps_than_the_soft_limit_on_open_files_are_written_and_a_hard_limit_is_told() {
+    let bench = Bench::new(20);
+    let under = |limit: &str, out: &str| {
+        let mut shell = assert_cmd::Command::new("sh");
+        shell.args(["-c", &format!("ulimit {limit}; exec \"$@\""), "sh"]);
+        shell
+            .arg(env!("CARGO_BIN_EXE_streamgauge"))
+            .args(["extract", "--quiet", "--shard-size", "20kB", "--model"])
+            .arg(super::model())
+            .arg("--data")
+            .arg(bench.path("data.jsonl"))
+            .arg("--out")
+            .arg(bench.path(out));
+        for point in ["q", "k", "v", "rot_q", "rot_k", "z", "result", "pattern"] {
+            shell.args(["--tap", &format!("blocks.*.attn.hook_{point}")]);
+        }
+        shell
+    };
+    done(&mut under("-S -n 24", "soft"));
+    let message = refused(&mut under("-n 24", "hard"), 1);
+    assert!(
+        message.contains("Too many open files") && message.contains("ulimit -n"),
+        "{message}"
+    );
+}
