@@ -33,15 +33,15 @@ pub fn run(args: &ExtractArgs) -> CliResult {
     meter.done();
     let done = result?;
     if done.skipped > 0 {
-        eprintln!("skipped {} bad records:", format::count(done.skipped));
+        eprintln!("skipped {}:", format::counted(done.skipped, "bad record"));
         for reason in &done.skip_reasons {
             eprintln!("  {reason}");
         }
     }
     if done.clipped > 0 {
         eprintln!(
-            "{} selected positions lie outside their samples and have no row",
-            format::count(done.clipped)
+            "clipped {} that selections asked for outside their samples",
+            format::counted(done.clipped, "row")
         );
     }
     if args.json {

@@ -45,7 +45,8 @@ pub struct JobArgs {
     /// Where to run: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Field that holds the text.
+    /// Field that holds the text. Where no field is named, a record's input is the first of `text`, `tokens` and `messages` that it
+    /// has; `tokens` come before `text` if the model has no tokenizer.
     #[arg(long, value_name = "FIELD", group = "input")]
     pub text_field: Option<String>,
     /// Field that holds token ids; no tokenizer is needed then.
@@ -64,7 +65,7 @@ pub struct JobArgs {
     #[arg(long)]
     pub add_generation_prompt: bool,
     /// Most tokens of a sample [default: the model's positions].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<usize>)]
     pub max_length: Option<usize>,
     /// What to do with a longer one.
     #[arg(long, value_enum, default_value = "error")]
@@ -76,13 +77,13 @@ pub struct JobArgs {
     #[arg(long)]
     pub skip_bad: bool,
     /// Read the first N records only.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<u64>)]
     pub limit: Option<u64>,
     /// Bytes of a shard, summed over taps.
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = parse_bytes)]
     pub shard_size: u64,
     /// Most tokens of a batch; a longer sample makes one of its own. Changes speed and memory, never a bit of the result.
-    #[arg(long, value_name = "N", default_value_t = 4096)]
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = at_least_one::<usize>)]
     pub batch_tokens: usize,
     /// Go on with a store that a stopped run left.
     #[arg(long)]
@@ -102,6 +103,14 @@ pub struct JobArgs {
     /// Extract the i-th of n slices of the dataset.
     #[arg(long, value_name = "i/n")]
     pub shard: Option<String>,
+}
+
+/// A number of things of which none would mean no run at all.
+fn at_least_one<N: std::str::FromStr + PartialEq + Default>(text: &str) -> Result<N, String> {
+    match text.parse() {
+        Ok(n) if n != N::default() => Ok(n),
+        _ => Err("write a whole number of at least 1".into()),
+    }
 }
 
 /// The tap with the path of its directions made absolute, so that the store's job runs from anywhere.
@@ -147,6 +156,7 @@ impl JobArgs {
     /// A flag whose work this version cannot do, by name.
     pub fn job(&self) -> Result<Job, Usage> {
         self.refuse_what_is_missing()?;
+        self.refuse_what_would_be_ignored()?;
         let field = |kind, name: &Option<String>| name.clone().map(|name| (kind, name));
         Ok(Job {
             store_dtype: match self.store_dtype {
@@ -190,7 +200,7 @@ impl JobArgs {
             ),
             (
                 self.dtype != DtypeArg::F32,
-                "--dtype bf16 and f16",
+                "16-bit compute (--dtype bf16, --dtype f16)",
                 "the CPU computes in f32; --store-dtype sets what is stored",
             ),
             (
@@ -199,8 +209,13 @@ impl JobArgs {
                 "extract anew into an empty directory",
             ),
             (
-                !self.edit.is_empty() || self.edits.is_some(),
+                !self.edit.is_empty(),
                 "--edit",
+                "this version reads activations and cannot write them",
+            ),
+            (
+                self.edits.is_some(),
+                "--edits",
                 "this version reads activations and cannot write them",
             ),
             (
@@ -229,6 +244,34 @@ impl JobArgs {
                 "--device {}: there are auto, cpu, cuda and cuda:N",
                 self.device
             )));
+        }
+        Ok(())
+    }
+
+    /// Flags that the named input field leaves without effect.
+    fn refuse_what_would_be_ignored(&self) -> Result<(), Usage> {
+        let ignored = [
+            (
+                self.chat.is_some() && self.tokens_field.is_some(),
+                "--chat with --tokens-field: only text is wrapped in a turn",
+            ),
+            (
+                self.chat.is_some() && self.messages_field.is_some(),
+                "--chat with --messages-field: only text is wrapped in a turn, and messages have theirs",
+            ),
+            (
+                self.add_generation_prompt && self.tokens_field.is_some(),
+                "--add-generation-prompt with --tokens-field: only chats end with that prompt",
+            ),
+            (
+                self.add_generation_prompt && self.text_field.is_some() && self.chat.is_none(),
+                "--add-generation-prompt with --text-field: only chats end with that prompt; add --chat",
+            ),
+        ];
+        for (asked, what) in ignored {
+            if asked {
+                return Err(Usage(what.into()));
+            }
         }
         Ok(())
     }

@@ -70,7 +70,12 @@ type CliResult = Result<(), Failure>;
 
 /// Parses the command line, runs the command, and says in one line what failed.
 pub fn run() -> ExitCode {
-    let result = match Cli::parse().command {
+    crate::sys::allow_many_files();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_parsed(&error),
+    };
+    let result = match cli.command {
         Command::Doctor(args) => doctor::run(&args),
         Command::Model(args) => model_info::run(&args),
         Command::Plan(args) => plan::run(&args),
@@ -89,6 +94,23 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// What clap could not parse, or was asked to show. Its errors come in several paragraphs: the usage goes (`--help` has it),
+/// the rest becomes one line.
+fn not_parsed(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if !error.use_stderr() || error.kind() == DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+    }
+    let text = error.to_string();
+    let said: Vec<&str> = text
+        .split("\n\n")
+        .map(|paragraph| paragraph.trim().trim_start_matches("error: "))
+        .filter(|p| !p.is_empty() && !p.starts_with("Usage:") && !p.starts_with("For more"))
+        .collect();
+    complain(&format!("{}; see --help", said.join("; ")), 2)
+}
+
 fn complain(message: &str, status: u8) -> ExitCode {
     // A message of several lines would not be one that a log shows whole.
     let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -96,7 +118,15 @@ fn complain(message: &str, status: u8) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Prints to stdout; a reader that has gone away (`| head`) is no error.
+/// Prints to stdout; a reader that has gone away (`| head`) is no error. Anything else ends the process: a result that was lost
+/// must not look like one that was given.
 fn out(text: impl std::fmt::Display) {
-    let _ = write!(std::io::stdout(), "{text}");
+    let mut stdout = std::io::stdout().lock();
+    match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            let _ = complain(&format!("cannot write to standard output: {error}"), 1);
+            std::process::exit(1);
+        }
+        _ => {}
+    }
 }

@@ -83,17 +83,17 @@ pub fn run(args: &PlanArgs) -> CliResult {
 
 fn text(plan: &Estimate, bound: &Bound) -> String {
     let mut lines = vec![format!(
-        "{} samples, {} tokens (longest sample {}), {} of {} layers run",
-        format::count(plan.samples),
-        format::count(plan.tokens),
+        "{}, {} (longest sample {}), {} of {} layers run",
+        format::counted(plan.samples, "sample"),
+        format::counted(plan.tokens, "token"),
         format::count(plan.longest_sample),
         plan.layers_run,
         plan.layers,
     )];
     if plan.skipped > 0 {
         lines.push(format!(
-            "{} bad records would be skipped; the first: {}",
-            format::count(plan.skipped),
+            "{} would be skipped; the first: {}",
+            format::counted(plan.skipped, "bad record"),
             plan.skip_reasons[0]
         ));
     }
@@ -105,12 +105,12 @@ fn text(plan: &Estimate, bound: &Bound) -> String {
             format!("|{}", tap.reduction)
         };
         lines.push(format!(
-            "  {:width$}  @{}{reduction}  {:?} {}  {} rows  {} bytes",
+            "  {:width$}  @{}{reduction}  {:?} {}  {}  {} bytes",
             tap.folder,
             tap.selection,
             tap.row_shape,
             tap.dtype,
-            format::count(tap.rows),
+            format::counted(tap.rows, "row"),
             format::count(tap.bytes),
         ));
         if tap.rows == 0 {
@@ -121,9 +121,9 @@ fn text(plan: &Estimate, bound: &Bound) -> String {
         }
     }
     lines.push(format!(
-        "{} bytes in {} shards (activations {}), the samples table on top",
+        "{} bytes in {} (activations {}), the samples table on top",
         format::count(plan.bytes),
-        plan.shards,
+        format::counted(plan.shards, "shard"),
         format::count(plan.activation_bytes),
     ));
     let flops = &plan.flops;

@@ -122,9 +122,9 @@ impl Dataset {
     }
 
     /// xxh3-128, in hex, over each file's extension, its length and its contents, in order; `None` where
-    /// standard input is among them, which cannot be read twice. Reads the files whole, in pieces.
+    /// standard input or a pipe is among them, which cannot be read twice. Reads the files whole, in pieces.
     pub fn fingerprint(&self) -> Result<Option<String>> {
-        if self.sources.iter().any(Source::is_stdin) {
+        if self.sources.iter().any(Source::is_stream) {
             return Ok(None);
         }
         let mut hash = Xxh3::new();
@@ -251,7 +251,7 @@ fn io_error(source: &Source, error: io::Error) -> Error {
 /// Bytes of each file; one that cannot be looked at counts as empty, and its own error comes when it is read.
 fn lengths(sources: &[Source]) -> Option<Vec<u64>> {
     let length = |s: &Source| std::fs::metadata(&s.path).map_or(0, |m| m.len());
-    let known = sources.iter().all(|s| !s.is_stdin());
+    let known = sources.iter().all(|s| !s.is_stream());
     known.then(|| sources.iter().map(length).collect())
 }
 

@@ -39,11 +39,17 @@ impl Wanted {
             Some(Fields::Text(name)) => vec![(Kind::Text, slot(name))],
             Some(Fields::Tokens(name)) => vec![(Kind::Tokens, slot(name))],
             Some(Fields::Messages(name)) => vec![(Kind::Messages, slot(name))],
-            None => vec![
-                (Kind::Text, slot("text")),
-                (Kind::Tokens, slot("tokens")),
-                (Kind::Messages, slot("messages")),
-            ],
+            None => {
+                let mut kinds = vec![
+                    (Kind::Text, slot("text")),
+                    (Kind::Tokens, slot("tokens")),
+                    (Kind::Messages, slot("messages")),
+                ];
+                if options.tokens_first {
+                    kinds.swap(0, 1);
+                }
+                kinds
+            }
         };
         let spans = (!options.spans_field.is_empty()).then(|| slot(&options.spans_field));
         let mut keep = Vec::new();

@@ -65,6 +65,11 @@ impl Source {
     pub fn is_stdin(&self) -> bool {
         self.path == Path::new("-")
     }
+
+    /// Whether it can be read only once, and its length is not known: standard input, a named pipe, a device.
+    pub fn is_stream(&self) -> bool {
+        self.is_stdin() || std::fs::metadata(&self.path).is_ok_and(|m| !m.is_file())
+    }
 }
 
 /// The files that `patterns` stand for, in order, each checked to be readable.

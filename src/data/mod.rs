@@ -43,6 +43,8 @@ pub struct ReadOptions {
     /// Where the input is. `None`: per record, the first of `text`, `tokens`, `messages` that is there
     /// and not null.
     pub fields: Option<Fields>,
+    /// Look for `tokens` before `text` where `fields` names none: for a model without a tokenizer, which can use nothing else.
+    pub tokens_first: bool,
     /// The field with character spans (default `spans`); records without it have none. Empty: spans
     /// are not read at all.
     pub spans_field: String,
@@ -60,6 +62,7 @@ impl Default for ReadOptions {
     fn default() -> Self {
         ReadOptions {
             fields: None,
+            tokens_first: false,
             spans_field: "spans".to_owned(),
             keep: Vec::new(),
             skip_bad: false,

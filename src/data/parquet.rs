@@ -24,6 +24,16 @@ const VALUES_AHEAD: usize = 256;
 
 const DAMAGED: &str = "the file seems damaged or truncated: write or fetch it again";
 
+/// What to do about a file that the reader gave up on.
+fn remedy(what: &str) -> &'static str {
+    // As the crate words a codec that this build leaves out.
+    if what.contains("Disabled feature at compile time") {
+        "its compression is not read here: write it with snappy, gzip, lz4, zstd or none"
+    } else {
+        DAMAGED
+    }
+}
+
 pub(super) struct ParquetReader {
     file: Arc<str>,
     groups: SerializedFileReader<File>,
@@ -116,8 +126,8 @@ impl ParquetReader {
                 return Err(Error::File {
                     file: self.file.clone(),
                     place: Some(place),
+                    remedy: remedy(&what).into(),
                     what,
-                    remedy: DAMAGED.into(),
                 });
             }
         };

@@ -59,6 +59,13 @@ pub enum Error {
         "the selection '{selection}' needs chat turns, but no sample can have them: give messages, or wrap text with --chat user"
     )]
     NeedsMessages { selection: String },
+    /// A selection that needs what the record does not have.
+    #[error("{place}: {source}")]
+    Selection {
+        place: String,
+        #[source]
+        source: crate::hooks::Error,
+    },
     #[error("directions in {file}: {why}")]
     Directions { file: String, why: String },
     #[error(
@@ -87,10 +94,10 @@ pub enum Error {
 impl Error {
     /// True for what is wrong with one record alone: `--skip-bad` passes over it.
     pub fn is_of_one_record(&self) -> bool {
-        use Error::{Chat, NoTokens, Span, TokenOutOfRange};
+        use Error::{Chat, NoTokens, Selection, Span, TokenOutOfRange};
         matches!(
             self,
-            NoTokens { .. } | TokenOutOfRange { .. } | Span { .. } | Chat { .. }
+            NoTokens { .. } | TokenOutOfRange { .. } | Span { .. } | Chat { .. } | Selection { .. }
         )
     }
 }

@@ -41,6 +41,10 @@ pub struct Job {
     pub on_long: OnLong,
     pub skip_bad: bool,
     pub limit: Option<u64>,
+    /// Whether a record's `tokens` go before its `text`, where `input_field` names neither. Not asked for but found: the model
+    /// has no tokenizer.
+    #[serde(skip)]
+    pub tokens_first: bool,
     /// Bytes of a shard, summed over taps.
     pub shard_bytes: u64,
     /// Most tokens of a batch; a longer sample makes a batch of its own.
@@ -74,6 +78,7 @@ impl Job {
             on_long: OnLong::Error,
             skip_bad: false,
             limit: None,
+            tokens_first: false,
             shard_bytes: 2 << 30,
             batch_tokens: 4096,
         }
@@ -100,6 +105,7 @@ impl Job {
         });
         let options = ReadOptions {
             fields,
+            tokens_first: self.tokens_first,
             spans_field: if needs_spans {
                 "spans".into()
             } else {
@@ -151,7 +157,7 @@ impl Prepared {
     ///
     /// # Errors
     /// As there.
-    pub fn with_model(job: Job, model: Model) -> Result<Self> {
+    pub fn with_model(mut job: Job, model: Model) -> Result<Self> {
         let dims = dims(&model.config);
         for (flag, value) in [
             ("batch-tokens", job.batch_tokens as u64),
@@ -162,6 +168,7 @@ impl Prepared {
             }
         }
         let tokenising = tokenising(&job, &model)?;
+        job.tokens_first = tokenising.tokenizer.is_none();
         let default: Selection = job.select.parse()?;
         let mut taps = Vec::new();
         for spec in &job.taps {

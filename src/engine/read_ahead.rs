@@ -140,12 +140,18 @@ fn select_all(
     prepared: &Prepared,
     record: crate::data::Record,
 ) -> Result<Vec<(Sample, SelectedSample)>> {
+    let place = record.place();
     let samples = prepared.tokenising.samples(record)?;
     samples
         .into_iter()
-        .map(|sample| {
-            let selected = prepared.select(&sample)?;
-            Ok((sample, selected))
+        .map(|sample| match prepared.select(&sample) {
+            Ok(selected) => Ok((sample, selected)),
+            Err(crate::Error::Hooks(source)) => Err(Error::Selection {
+                place: place.clone(),
+                source,
+            }
+            .into()),
+            Err(error) => Err(error),
         })
         .collect()
 }

@@ -17,6 +17,9 @@ pub enum Error {
     /// A store is begun in an empty directory only.
     #[error("{} is not empty; give another directory, or remove this one", path.display())]
     NotEmpty { path: PathBuf },
+    /// A file, or something else that is no directory, is where the store should go.
+    #[error("{} is there and is not a directory; give another path for the store", path.display())]
+    NotADirectory { path: PathBuf },
     /// An earlier run's store is already there.
     #[error("{} already holds a store ({state}); give another directory, or remove this one", path.display())]
     AlreadyAStore { path: PathBuf, state: &'static str },
@@ -26,6 +29,9 @@ pub enum Error {
     /// No right to write here, or a read-only file system.
     #[error("cannot write to {}: {source}; give a directory that you can write to", path.display())]
     ReadOnly { path: PathBuf, source: io::Error },
+    /// A shard has a file per tap, and two shards are open at a time.
+    #[error("cannot write {}: {source}; raise the limit on open files (ulimit -n), or tap fewer hook points at once", path.display())]
+    TooManyFiles { path: PathBuf, source: io::Error },
     /// Found when the shard's files are reserved, before any of its rows is computed.
     #[error("no room for {}: the shard needs {needed} bytes{}{} ({source}); free some space, or give a directory on a larger disk", path.display(), free.map(|f| format!(", free there: {f} bytes")).unwrap_or_default(), if *file > 0 { format!(", this file {file} bytes") } else { String::new() })]
     NoSpace {
@@ -95,6 +101,7 @@ impl Error {
                 }
             }
             Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) => Self::ReadOnly { path, source },
+            Some(Errno::MFILE | Errno::NFILE) => Self::TooManyFiles { path, source },
             _ => Self::Io {
                 what: "write",
                 path,

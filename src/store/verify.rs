@@ -46,12 +46,13 @@ pub fn verify(dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<Report> {
         .collect();
     let of_file = |&(shard, tap): &(&ShardEntry, usize)| {
         let problems =
-            check_tap_file(&root, &manifest, shard, tap).unwrap_or_else(|e| vec![e.to_string()]);
+            check_tap_file(&root, &manifest, shard, tap).unwrap_or_else(|e| vec![told(&root, e)]);
         progress(shard.taps[tap].bytes);
         problems
     };
     let of_table = |shard: &ShardEntry| {
-        let problems = check_table(&root, &manifest, shard).unwrap_or_else(|e| vec![e.to_string()]);
+        let problems =
+            check_table(&root, &manifest, shard).unwrap_or_else(|e| vec![told(&root, e)]);
         progress(shard.samples_file.bytes);
         problems
     };
@@ -79,6 +80,19 @@ pub fn verify(dir: &Path, progress: &(dyn Fn(u64) + Sync)) -> Result<Report> {
         problems,
         warnings: warnings(&root, &manifest, &listed),
     })
+}
+
+/// An error as a problem of the report: its file by its path in the store, as in every other problem.
+fn told(root: &Path, error: Error) -> String {
+    match error {
+        Error::Damaged { path, what } => {
+            format!(
+                "{}: {what}",
+                path.strip_prefix(root).unwrap_or(&path).display()
+            )
+        }
+        other => other.to_string(),
+    }
 }
 
 fn check_tap_file(

@@ -71,6 +71,11 @@ impl StoreWriter {
         check_taps(&taps).map_err(Error::Plan)?;
         check_keep(keep)?;
         let existed = dir.exists();
+        if existed && !dir.is_dir() {
+            return Err(Error::NotADirectory {
+                path: dir.to_owned(),
+            });
+        }
         fs::create_dir_all(dir).map_err(|e| Error::write(dir, 0, 0, e))?;
         if fs::read_dir(dir)
             .map_err(|e| Error::io("read", dir, e))?

@@ -11,6 +11,21 @@ pub fn free_memory() -> u64 {
         .map_or(0, |kib| kib * 1024)
 }
 
+/// Lets this process open as many files as its hard limit allows. A shard has a file per tap and two shards are open at a time:
+/// every hook point of a 32-layer model is some 1,500 files, and the usual soft limit is 1,024.
+pub fn allow_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused, the limit in force is told when it is met.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    );
+}
+
 /// The processor's name and how many threads are used.
 pub fn cpu_name() -> String {
     let name =

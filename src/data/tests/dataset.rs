@@ -103,6 +103,26 @@ fn standard_input_is_a_dataset_without_a_fingerprint() {
 }
 
 #[test]
+fn a_named_pipe_is_read_once_and_has_no_fingerprint() {
+    let folder = Folder::new();
+    let pipe = folder.path("a.jsonl");
+    rustix::fs::mkfifoat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+    )
+    .unwrap();
+    let writer = std::thread::spawn(move || {
+        std::fs::write(pipe, "{\"text\":\"a\"}\n{\"text\":\"b\"}\n").unwrap();
+    });
+    let dataset = folder.open(&["a.jsonl"], ReadOptions::default()).unwrap();
+    assert_eq!(dataset.fingerprint().unwrap(), None);
+    assert_eq!(dataset.fraction_read(), None);
+    assert_eq!(all_texts(dataset), ["a", "b"]);
+    writer.join().unwrap();
+}
+
+#[test]
 fn bad_records_are_skipped_and_counted_and_keep_their_index() {
     let folder = Folder::with(
         "a.jsonl",

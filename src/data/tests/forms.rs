@@ -312,3 +312,17 @@ fn json_that_is_not_one_array_is_refused_with_the_remedy() {
         assert_says(&said, &["a.json:", "truncated"]);
     }
 }
+
+#[test]
+fn tokens_go_before_text_only_where_that_is_asked_for() {
+    let line = "{\"text\":\"a\",\"tokens\":[7]}\n";
+    assert_eq!(texts("a.jsonl", line), ["a"]);
+    let tokens_first = ReadOptions {
+        tokens_first: true,
+        ..ReadOptions::default()
+    };
+    let records = read("a.jsonl", line, tokens_first.clone()).unwrap();
+    assert_eq!(records[0].input, Input::Tokens(vec![7]));
+    let records = read("a.jsonl", "{\"text\":\"a\"}\n", tokens_first).unwrap();
+    assert_eq!(records[0].input, Input::Text("a".into()));
+}

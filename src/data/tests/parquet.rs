@@ -293,3 +293,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_compression_that_is_not_read_is_no_damage() {
+    let mut bytes = file(
+        "message m { required binary text (UTF8); }",
+        1,
+        Compression::SNAPPY,
+        |_, group| column!(group, ByteArrayType, [ByteArray::from("a")], None, None),
+    );
+    // The column's metadata in Thrift's compact form: its path, then its codec, 1 (here zigzag) for snappy and 4 for brotli.
+    let snappy = b"\x04text\x15\x02";
+    let at = bytes
+        .windows(snappy.len())
+        .rposition(|w| w == snappy)
+        .unwrap();
+    bytes[at + snappy.len() - 1] = 0x08;
+    let message = message("a.parquet", bytes, ReadOptions::default());
+    assert_says(
+        &message,
+        &["a.parquet row 1", "brotli", "write it with snappy"],
+    );
+    assert!(!message.contains("damaged"), "{message}");
+}
