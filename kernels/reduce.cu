@@ -234,12 +234,12 @@ __device__ __forceinline__ void find_bin(TopK& shared, uint32_t wanted) {
 }
 
 // The largest key that exactly k keys of the row reach. Keys are looked at from the top, 11 bits at a time, among those that share what is
-// known; it ends when all keys of a bin are wanted, which is after the value's bits unless equal values straddle the k-th place.
+// known; it ends when all keys of a bin are wanted: after the value's bits at the latest, unless equal values straddle the k-th place.
 template <typename T>
 __device__ __forceinline__ uint64_t threshold(const LongRow<T>& row, uint32_t k, TopK& shared) {
     uint64_t known = 0;
     uint32_t known_bits = 0, wanted = k;
-    while (true) {
+    do {
         const uint32_t bits = min(DIGIT_BITS, 64 - known_bits);
         const uint32_t shift = 64 - known_bits - bits;
         for (uint32_t b = threadIdx.x; b < BINS; b += TOP_THREADS) shared.bins[b] = 0;
@@ -255,8 +255,8 @@ __device__ __forceinline__ uint64_t threshold(const LongRow<T>& row, uint32_t k,
         known = known << bits | shared.bin;
         known_bits += bits;
         wanted -= shared.above;
-        if (shared.inside == wanted) return known << shift;
-    }
+    } while (shared.inside != wanted && known_bits < 64);
+    return known << (64 - known_bits);
 }
 
 // Sorts shared.keys[0, size), size a power of two, largest first.

@@ -25,11 +25,13 @@ struct Inputs<R, C> {
 }
 
 impl<R: Element, C: Element> Inputs<R, C> {
-    /// One element is as large as those that real models carry in a few dimensions.
+    /// With an even seed one element is as large as those that real models carry in a few dimensions.
     fn of(case: Case) -> Self {
         let len = case.rows * case.width;
         let mut x: Vec<R> = normal(len, case.seed, 1.5);
-        x[case.seed as usize % len] = R::round(25_000.0);
+        if case.seed.is_multiple_of(2) {
+            x[case.seed as usize % len] = R::round(25_000.0);
+        }
         Inputs {
             x,
             y: case.add.then(|| normal(len, case.seed + 1, 1.0)),

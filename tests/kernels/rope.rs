@@ -158,3 +158,17 @@ fn queries_or_keys_may_be_left_out() {
         }
     }
 }
+
+#[test]
+fn more_heads_than_a_block_takes_at_once_are_each_rotated_once() {
+    for head_dim in [80, 96, 128] {
+        check_all(Case {
+            rows: 1,
+            q_heads: 24,
+            k_heads: 8,
+            head_dim,
+            in_place: true,
+            seed: 4,
+        });
+    }
+}
