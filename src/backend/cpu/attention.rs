@@ -11,13 +11,14 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::edit::{self, HeadRow, PatternEdits};
 use super::math::{exp, max, sum_by};
 use super::matmul::{Out, Rows, multiply_panel};
 use super::packing::{DEPTH, Lines, pack_panel, pack_rows};
 use super::ragged::RaggedSinks;
 use super::simd::vectorised;
 use super::tile::Tile;
-use crate::backend::Sink;
+use crate::backend::{Edit, Sink};
 
 /// Queries per tile.
 pub const TILE: usize = 64;
@@ -33,7 +34,7 @@ pub(super) struct Heads {
 
 impl Heads {
     /// The keys that query `i` sees.
-    fn visible(&self, i: usize) -> Range<usize> {
+    pub(super) fn visible(&self, i: usize) -> Range<usize> {
         self.window.map_or(0, |w| (i + 1).saturating_sub(w))..i + 1
     }
 
@@ -141,23 +142,33 @@ fn pack_head(
     }
 }
 
-/// z `[rows, H, h]`; and the rows that the sinks ask for, of the scores (−∞ where a key is not visible) and of the patterns.
+/// What is read and written between the ops of attention.
+pub(super) struct Hooks<'a, 's> {
+    pub scores: &'a mut [Sink<'s>],
+    pub patterns: &'a mut [Sink<'s>],
+    pub edits: &'a mut [Edit],
+    pub taps_before_edits: bool,
+}
+
+/// z `[rows, H, h]`; and the rows that the sinks ask for, of the scores (−∞ where a key is not visible) and of the patterns,
+/// which are edited before they weigh the values.
 pub(super) fn attention(
     heads: Heads,
     samples: &[Range<usize>],
     inputs: &Inputs<'_>,
     packed: &mut PackedHeads,
     z: &mut [f32],
-    scores: &mut [Sink<'_>],
-    patterns: &mut [Sink<'_>],
+    hooks: Hooks<'_, '_>,
 ) {
     let begins = packed.pack(heads, samples, inputs);
     let task = Attention {
         heads,
         q: inputs.q,
         z: Out::new(z, heads.n_heads * heads.head_dim),
-        scores: RaggedSinks::new(scores, samples, heads.n_heads),
-        patterns: RaggedSinks::new(patterns, samples, heads.n_heads),
+        scores: RaggedSinks::new(hooks.scores, samples, heads.n_heads),
+        patterns: RaggedSinks::new(hooks.patterns, samples, heads.n_heads),
+        edits: PatternEdits::new(hooks.edits, samples, heads.n_heads),
+        taps_before_edits: hooks.taps_before_edits,
     };
     // The longest sums first, so that no thread is left with one at the end.
     let mut tiles: Vec<(usize, usize)> = samples
@@ -166,18 +177,20 @@ pub(super) fn attention(
         .flat_map(|(sample, rows)| (0..rows.len()).step_by(TILE).map(move |q| (sample, q)))
         .collect();
     tiles.sort_by_key(|&(_, first)| std::cmp::Reverse(first));
-    (0..tiles.len() * heads.n_kv_heads)
+    let done: Vec<Vec<HeadRow>> = (0..tiles.len() * heads.n_kv_heads)
         .into_par_iter()
         .with_max_len(1)
-        .for_each(|i| {
+        .map(|i| {
             let ((sample, first), kv_head) = (tiles[i / heads.n_kv_heads], i % heads.n_kv_heads);
             let rows = samples[sample].clone();
             let begin = begins[sample * heads.n_kv_heads + kv_head];
             let keys_and_values = packed.head(begin, rows.len(), heads.head_dim);
-            for head in kv_head * heads.group()..(kv_head + 1) * heads.group() {
-                task.tile(sample, rows.clone(), head, first, &keys_and_values);
-            }
-        });
+            (kv_head * heads.group()..(kv_head + 1) * heads.group())
+                .flat_map(|head| task.tile(sample, rows.clone(), head, first, &keys_and_values))
+                .collect()
+        })
+        .collect();
+    edit::receipts(hooks.edits, done.into_iter().flatten());
 }
 
 /// What the tasks share.
@@ -187,6 +200,8 @@ struct Attention<'a> {
     z: Out,
     scores: RaggedSinks<'a>,
     patterns: RaggedSinks<'a>,
+    edits: PatternEdits<'a>,
+    taps_before_edits: bool,
 }
 
 /// A thread's memory for one tile.
@@ -203,7 +218,7 @@ thread_local! {
 }
 
 impl Attention<'_> {
-    /// One head of the queries from `first` on of a sample, whose rows in the batch are `rows`.
+    /// One head of the queries from `first` on of a sample, whose rows in the batch are `rows`; returns what was edited.
     fn tile(
         &self,
         sample: usize,
@@ -211,14 +226,14 @@ impl Attention<'_> {
         head: usize,
         first: usize,
         kv: &PackedHead<'_>,
-    ) {
+    ) -> Vec<HeadRow> {
         let queries = first..(first + TILE).min(rows.len());
         // Sums over keys begin where a run does, whatever the window leaves of it.
         let keys = self.heads.visible(first).start / DEPTH * DEPTH..queries.end;
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.pattern.resize(queries.len() * keys.len());
             self.scores_of(&rows, head, &queries, &keys, kv, scratch);
-            self.softmax_of(
+            let done = self.softmax_of(
                 sample,
                 rows.len(),
                 head,
@@ -227,7 +242,8 @@ impl Attention<'_> {
                 &mut scratch.pattern,
             );
             self.values_of(&rows, head, &queries, &keys, kv, scratch);
-        });
+            done
+        })
     }
 
     /// Scaled scores of the tile against all of `keys`, visible or not, but for those before the first visible panel.
@@ -277,7 +293,7 @@ impl Attention<'_> {
         }
     }
 
-    /// Turns scores into patterns; both go to their sinks.
+    /// Turns scores into patterns, and edits these; both go to their sinks.
     fn softmax_of(
         &self,
         sample: usize,
@@ -286,7 +302,8 @@ impl Attention<'_> {
         queries: &Range<usize>,
         keys: &Range<usize>,
         pattern: &mut [f32],
-    ) {
+    ) -> Vec<HeadRow> {
+        let mut done = Vec::new();
         for (i, row) in queries.clone().zip(pattern.chunks_exact_mut(keys.len())) {
             let visible = self.heads.visible(i);
             let seen = visible.start - keys.start..visible.end - keys.start;
@@ -297,12 +314,26 @@ impl Attention<'_> {
             }
             row[..seen.start].fill(0.0);
             row[seen.end..].fill(0.0);
-            softmax(&mut row[seen.clone()]);
-            if !self.patterns.is_empty() {
-                self.patterns
-                    .write(sample, head, i, n, visible.start, &row[seen], 0.0);
+            let row = &mut row[seen];
+            softmax(row);
+            let tap = |row: &[f32]| {
+                if !self.patterns.is_empty() {
+                    self.patterns
+                        .write(sample, head, i, n, visible.start, row, 0.0);
+                }
+            };
+            if self.taps_before_edits {
+                tap(row);
+            }
+            if !self.edits.is_empty() {
+                self.edits
+                    .apply(sample, head, i, n, visible.start, row, &mut done);
+            }
+            if !self.taps_before_edits {
+                tap(row);
             }
         }
+        done
     }
 
     /// z\[i\] = Σ_j pattern\[i, j\] · v\[j\]
@@ -348,7 +379,7 @@ impl Attention<'_> {
 }
 
 vectorised! {
-    fn softmax(row: &mut [f32]) = softmax_loop;
+    pub(super) fn softmax(row: &mut [f32]) = softmax_loop;
 }
 
 #[inline(always)]

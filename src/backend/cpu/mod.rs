@@ -7,6 +7,8 @@
 
 mod attention;
 mod blocks;
+mod decode;
+mod edit;
 mod elementwise;
 mod emit;
 mod gemm_rate;
@@ -22,6 +24,7 @@ mod tile;
 mod weights;
 
 pub use attention::TILE as ATTENTION_TILE;
+pub use decode::KvCache;
 pub use gemm_rate::{gemm_crate_gflops, product_gflops};
 pub use matmul::GEMM;
 pub use pass::{Cpu, Pass, Shape};

@@ -8,11 +8,14 @@ use rayon::prelude::*;
 
 use super::attention::{self, Heads, Inputs, PackedHeads};
 use super::blocks::{self, Constants, RowOp, View};
-use super::emit;
+use super::decode::{self, KvCache};
 use super::matmul::{self, Rows};
 use super::packing::Lines;
 use super::weights::{PackedWeights, StoredWeights};
-use crate::backend::{Act, Batch, Error, Ops, Result, Sink, SinkId, Weight};
+use super::{edit, emit};
+use crate::backend::{
+    Act, AttentionHooks, Batch, Edit, EditId, Error, Ops, Receipt, Result, Sink, SinkId, Weight,
+};
 
 /// The model's sizes and constants, as ops need them.
 #[derive(Debug, Clone)]
@@ -114,6 +117,8 @@ impl<'m> Cpu<'m> {
         Ok(Pass {
             samples: batch.samples().collect(),
             sinks: sinks.into_iter().map(Some).collect(),
+            edits: Vec::new(),
+            caches: Vec::new(),
             bound: [None; Act::COUNT],
             put_off: Vec::new(),
             cpu: self,
@@ -140,6 +145,9 @@ pub struct Pass<'c, 'm, 's> {
     batch: &'c Batch,
     samples: Vec<Range<usize>>,
     sinks: Vec<Option<Sink<'s>>>,
+    edits: Vec<Edit>,
+    /// One per sample, where keys and values are kept from batch to batch.
+    caches: Vec<&'c mut KvCache>,
     /// Activations that are written straight into a sink's memory.
     bound: [Option<(SinkId, View)>; Act::COUNT],
     /// Ops still to run, in order. They read and write scratch and bound sinks, which therefore nobody else touches
@@ -147,7 +155,43 @@ pub struct Pass<'c, 'm, 's> {
     put_off: Vec<RowOp>,
 }
 
-impl<'s> Pass<'_, '_, 's> {
+impl<'c, 's> Pass<'c, '_, 's> {
+    /// With a cache for each sample, which keeps the keys and values of this batch. Either the caches are all empty, or the samples
+    /// are all one token, which sees what its cache holds; then scores and patterns have no sinks.
+    pub fn with_caches(mut self, caches: Vec<&'c mut KvCache>) -> Self {
+        assert_eq!(caches.len(), self.samples.len(), "a cache for each sample");
+        self.caches = caches;
+        self
+    }
+
+    /// Puts every row of an activation there.
+    ///
+    /// # Panics
+    /// They are not as many numbers as the batch's rows have.
+    pub fn fill(&mut self, act: Act, values: &[f32]) {
+        assert_eq!(values.len(), self.rows() * self.width(act), "{act:?}");
+        self.run_put_off();
+        let to = self.all(act);
+        // SAFETY: the memory is this pass's, and nothing is put off.
+        unsafe { to.rows_mut(to.all()) }.copy_from_slice(values);
+    }
+
+    /// Every row of an activation, as the last op left it.
+    pub fn values(&mut self, act: Act) -> &[f32] {
+        self.read(act)
+    }
+
+    /// With these edits, which are named by their index from here on.
+    pub fn with_edits(mut self, edits: Vec<Edit>) -> Self {
+        self.edits = edits;
+        self
+    }
+
+    /// What each edit has done.
+    pub fn receipts(&self) -> Vec<Receipt> {
+        self.edits.iter().map(|edit| edit.receipt).collect()
+    }
+
     fn rows(&self) -> usize {
         self.batch.rows()
     }
@@ -230,6 +274,38 @@ impl<'s> Pass<'_, '_, 's> {
         }
     }
 
+    fn take_edits(&mut self, ids: &[EditId]) -> Vec<Edit> {
+        ids.iter()
+            .map(|&id| std::mem::replace(&mut self.edits[id], Edit::nothing()))
+            .collect()
+    }
+
+    fn put_back_edits(&mut self, ids: &[EditId], edits: Vec<Edit>) {
+        for (&id, edit) in ids.iter().zip(edits) {
+            self.edits[id] = edit;
+        }
+    }
+
+    /// Edits the rows whose batch index is in `rows` (all when `None`), where the activation lies.
+    fn edit_some(&mut self, act: Act, rows: Option<&[u32]>, id: EditId) {
+        self.run_put_off();
+        let mut one = std::mem::replace(&mut self.edits[id], Edit::nothing());
+        let which: Vec<(usize, usize)> = match rows {
+            None => one.rows.iter().map(|&r| r as usize).enumerate().collect(),
+            Some(rows) => rows
+                .iter()
+                .enumerate()
+                .filter_map(|(place, r)| Some((one.rows.binary_search(r).ok()?, place)))
+                .collect(),
+        };
+        let width = self.width(act);
+        let view = self.view(act, rows.map_or(self.rows(), <[u32]>::len));
+        // SAFETY: the memory is this pass's, and nothing is put off.
+        let memory = unsafe { view.rows_mut(view.all()) };
+        edit::edit(&mut one, memory, width, &which);
+        self.edits[id] = one;
+    }
+
     /// Emits the rows whose batch index is in `rows` (all when `None`).
     fn emit_some(&mut self, act: Act, rows: Option<&[u32]>, id: SinkId) {
         if self.bound[act as usize].is_some_and(|(bound, _)| bound == id) {
@@ -278,6 +354,18 @@ impl Ops for Pass<'_, '_, '_> {
 
     fn unbind(&mut self, act: Act) {
         self.bound[act as usize] = None;
+    }
+
+    fn own(&mut self, act: Act) {
+        if self.bound[act as usize].is_none() {
+            return;
+        }
+        self.run_put_off();
+        let from = self.all(act);
+        self.bound[act as usize] = None;
+        let to = self.all(act);
+        // SAFETY: the sink's memory and the scratch are this pass's and apart, and nothing is put off.
+        unsafe { to.rows_mut(to.all()).copy_from_slice(from.rows(from.all())) };
     }
 
     fn swap(&mut self, a: Act, b: Act) {
@@ -339,11 +427,13 @@ impl Ops for Pass<'_, '_, '_> {
         self.put_off.push(op);
     }
 
-    fn attention(&mut self, z: Act, scores: &[SinkId], patterns: &[SinkId]) {
+    fn attention(&mut self, layer: usize, z: Act, hooks: AttentionHooks<'_>) {
         // Each block writes these after its attention, and reads them before the next one's.
         self.run_put_off_but_for(&[Act::AttnOut, Act::Gate, Act::Up, Act::MlpOut]);
-        let mut score_sinks = self.take_sinks(scores);
-        let mut pattern_sinks = self.take_sinks(patterns);
+        let mut score_sinks = self.take_sinks(hooks.scores);
+        let mut pattern_sinks = self.take_sinks(hooks.patterns);
+        let mut edits = self.take_edits(hooks.edits);
+        let mut caches = std::mem::take(&mut self.caches);
         let [q, k, v, z] = [Act::RotQ, Act::RotK, Act::V, z].map(|act| self.all(act));
         let shape = &self.cpu.shape;
         let heads = Heads {
@@ -361,17 +451,29 @@ impl Ops for Pass<'_, '_, '_> {
             };
             (inputs, z.rows_mut(z.all()))
         };
-        attention::attention(
-            heads,
-            &self.samples,
-            &inputs,
-            &mut self.cpu.packed_heads,
-            z,
-            &mut score_sinks,
-            &mut pattern_sinks,
-        );
-        self.put_back_sinks(scores, score_sinks);
-        self.put_back_sinks(patterns, pattern_sinks);
+        let is_decoding = caches.first().is_some_and(|c| c.len(layer) > 0);
+        let width = shape.n_kv_heads * shape.head_dim;
+        for (cache, rows) in caches.iter_mut().zip(&self.samples) {
+            let rows = rows.start * width..rows.end * width;
+            let (k, v) = (&inputs.k[rows.clone()], &inputs.v[rows]);
+            cache.append(layer, shape.window, k, v, width);
+        }
+        if is_decoding {
+            decode::attention(heads, layer, &caches, inputs.q, z, &mut edits);
+        } else {
+            let hooks = attention::Hooks {
+                scores: &mut score_sinks,
+                patterns: &mut pattern_sinks,
+                edits: &mut edits,
+                taps_before_edits: hooks.taps_before_edits,
+            };
+            let packed = &mut self.cpu.packed_heads;
+            attention::attention(heads, &self.samples, &inputs, packed, z, hooks);
+        }
+        self.caches = caches;
+        self.put_back_sinks(hooks.scores, score_sinks);
+        self.put_back_sinks(hooks.patterns, pattern_sinks);
+        self.put_back_edits(hooks.edits, edits);
     }
 
     fn head_results(&mut self, rows: &[u32], layer: usize, out: Act) {
@@ -421,6 +523,14 @@ impl Ops for Pass<'_, '_, '_> {
 
     fn emit_rows(&mut self, act: Act, rows: &[u32], sink: SinkId) {
         self.emit_some(act, Some(rows), sink);
+    }
+
+    fn edit(&mut self, act: Act, edit: EditId) {
+        self.edit_some(act, None, edit);
+    }
+
+    fn edit_rows(&mut self, act: Act, rows: &[u32], edit: EditId) {
+        self.edit_some(act, Some(rows), edit);
     }
 
     fn finish(&mut self) {
