@@ -308,7 +308,7 @@ fn parts_add_up_to_wholes_in_an_edited_run_too() {
     ];
     let done = bench.run(Bench::job(&data, &strs(&taps), &edits));
     let close = |a: f64, b: f32| (a - f64::from(b)).abs() <= 1e-5 * f64::from(b.abs()).max(1.0);
-    for i in 0..LENGTHS.iter().sum() {
+    (0..LENGTHS.iter().sum()).for_each(|i: usize| {
         let row = |tap: usize| &done[&taps[tap]][i].2;
         for c in 0..64 {
             let heads: f64 = (0..4).map(|h| f64::from(row(0)[h * 64 + c])).sum();
@@ -316,7 +316,7 @@ fn parts_add_up_to_wholes_in_an_edited_run_too() {
             let sum: f64 = (1..4).map(|tap| f64::from(row(tap)[c])).sum();
             assert!(close(sum, row(4)[c]));
         }
-    }
+    });
 }
 
 /// Edits of each kind, in random places; sources are written beforehand.
