@@ -402,7 +402,6 @@ fn what_this_version_cannot_do_is_refused_by_name() {
         (&["--device", "cuda"][..], "--device cuda"),
         (&["--dtype", "bf16"], "--dtype"),
         (&["--resume"], "--resume"),
-        (&["--edit", "zero at=hook_embed"], "--edit"),
         (&["--shard", "0/2"], "--shard"),
     ] {
         refused(&tiny(), &data, &out, flags, 2, &[says]);

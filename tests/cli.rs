@@ -793,8 +793,6 @@ fn what_this_version_cannot_do_is_refused_by_name() {
     let out = bench.path("store");
     for flags in [
         &["--resume"][..],
-        &["--edit", "scale at=blocks.1.hook_resid_post c=0"],
-        &["--edits", "edits.toml"],
         &["--device", "cuda"],
         &["--device", "cuda:1"],
         &["--device", "tpu"],

@@ -60,6 +60,43 @@ proptest! {
 }
 
 #[test]
+fn a_pass_from_a_later_block_on_gives_the_whole_passs_bits() {
+    use std::sync::Arc;
+    use streamgauge::backend::{Act, Batch, Sink, SinkSpec};
+    use streamgauge::engine::{Plan, replay};
+
+    let model = Model::open(&common::fixtures().join("models/mistral-window4")).unwrap();
+    let mut cpu = common::cpu(&model);
+    let points = HookPoint::all(&dims(&model.config));
+    let samples: [Vec<u32>; 3] = [1, 70, 9].map(|n| (0..n).map(|t| t * 41 % 160).collect());
+    let samples: Vec<&[u32]> = samples.iter().map(Vec::as_slice).collect();
+    let whole = common::run(&mut cpu, &model, &samples, &points);
+    let at = |name: &str| points.iter().position(|p| p.to_string() == name).unwrap();
+    for from in 0..3 {
+        let resid_pre = whole[at(&format!("blocks.{from}.hook_resid_pre"))].concat();
+        let batch = Batch::pack(samples.iter().copied());
+        let mut logits = vec![f32::NAN; batch.rows() * 160];
+        let sink = Sink::new(
+            Arc::new(SinkSpec::plain()),
+            (0..batch.rows() as u32).collect(),
+            samples.iter().map(|s| s.len() as u32).collect(),
+            bytemuck::cast_slice_mut(&mut logits),
+            None,
+        );
+        let mut pass = cpu.begin(&batch, vec![sink]).unwrap();
+        pass.fill(Act::ResidPre, &resid_pre);
+        replay(
+            &mut pass,
+            from,
+            3,
+            &Plan::new(&[common::tap("logits", &model)]),
+        );
+        drop(pass);
+        assert_eq!(bits(&logits), bits(&whole[at("logits")].concat()), "{from}");
+    }
+}
+
+#[test]
 fn packing_never_changes_a_bit_of_a_real_model() {
     let model = Model::open(&common::smollm2()).unwrap();
     let mut cpu = common::cpu(&model);

@@ -1,12 +1,15 @@
 //! Where ops run. [`Ops`] is the transformer's vocabulary as a trait: every op is told where to write
 //! ([`Act`], destination passing) and never allocates its output. A [`Sink`] is where one tap's rows of
 //! one batch go; an activation may be *bound* to a sink, and then the op that makes it writes the tap itself.
+//! An [`Edit`] is what one edit does to some of a batch's rows.
 //! `cpu` is the backend that runs anywhere and the oracle of the others.
 //! This module knows nothing of stores, datasets or analyses.
 
 pub mod cpu;
+mod edit;
 mod sink;
 
+pub use edit::{Change, Edit, EditSpec, Receipt};
 pub use sink::{Reduce, Sink, SinkDtype, SinkSpec};
 
 /// What can go wrong while ops run.
@@ -144,6 +147,22 @@ pub enum Weight {
 /// Index of a sink among those a batch was begun with.
 pub type SinkId = usize;
 
+/// Index of an edit among those a batch was begun with.
+pub type EditId = usize;
+
+/// What happens inside attention, where the rows of a sample's scores and pattern exist a few at a time.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionHooks<'a> {
+    /// Sinks of the scores.
+    pub scores: &'a [SinkId],
+    /// Sinks of the pattern.
+    pub patterns: &'a [SinkId],
+    /// Edits of the pattern, in order.
+    pub edits: &'a [EditId],
+    /// Whether the pattern's sinks take it before its edits.
+    pub taps_before_edits: bool,
+}
+
 /// The transformer's ops over one batch. Each writes every row of its destination.
 pub trait Ops {
     /// Lets the ops that write `act` from here on write straight into the sink's memory, if the sink takes every
@@ -151,6 +170,8 @@ pub trait Ops {
     fn bind(&mut self, act: Act, sink: SinkId) -> bool;
     /// `act` is written to memory of the backend's own again.
     fn unbind(&mut self, act: Act);
+    /// `act`, which stays as it is, lies in memory of the backend's own: what is done to it from here on changes no sink.
+    fn own(&mut self, act: Act);
     /// The rows of the batch that the sink takes, rising.
     fn sink_rows(&self, sink: SinkId) -> &[u32];
     /// Exchanges two activations (of one width) without moving a byte.
@@ -167,8 +188,9 @@ pub trait Ops {
     fn linear_rows(&mut self, x: Act, rows: &[u32], w: Weight, out: Act);
     /// Rotate-half rotary embedding by the row's position.
     fn rope(&mut self, x: Act, out: Act);
-    /// z = softmax(q·kᵀ/√h, causal, within the window) · v, per sample. Scores and patterns go to the sinks given.
-    fn attention(&mut self, z: Act, scores: &[SinkId], patterns: &[SinkId]);
+    /// z = softmax(q·kᵀ/√h, causal, within the window) · v, per sample. Scores and patterns go to the sinks given, and the
+    /// patterns are edited, on their way.
+    fn attention(&mut self, layer: usize, z: Act, hooks: AttentionHooks<'_>);
     /// out\[r, head\] = z\[rows\[r\], head\] · W_Oᵀ\[head\]: each head's share of attn_out, for the rows given.
     fn head_results(&mut self, rows: &[u32], layer: usize, out: Act);
     /// out = silu(gate) · up
@@ -180,4 +202,9 @@ pub trait Ops {
     fn emit(&mut self, act: Act, sink: SinkId);
     /// Writes those of the sink's rows that are among `rows`; `act` holds just these, in this (rising) order.
     fn emit_rows(&mut self, act: Act, rows: &[u32], sink: SinkId);
+
+    /// Changes the edit's rows of `act`, which holds every row of the batch, where they are.
+    fn edit(&mut self, act: Act, edit: EditId);
+    /// Changes those of the edit's rows that are among `rows`; `act` holds just these, in this (rising) order.
+    fn edit_rows(&mut self, act: Act, rows: &[u32], edit: EditId);
 }

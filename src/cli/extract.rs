@@ -5,7 +5,7 @@ use clap::Args;
 use super::job_args::JobArgs;
 use super::progress::Meter;
 use super::{CliResult, Usage, format, out};
-use crate::engine::{Extracted, Prepared, extract};
+use crate::engine::{EditReceipt, Extracted, Prepared, extract};
 
 /// Run a dataset through a model and store activations.
 ///
@@ -60,7 +60,7 @@ fn summary(done: &Extracted, dir: &std::path::Path) -> String {
     format!(
         "{}, {}, {} in {}, {}, {} in {} ({} tokens/s)\n\
          time: model {}, waiting for the tokeniser {}, waiting for the disk {}\n\
-         {}\n",
+         {}{}\n",
         format::counted(p.samples, "sample"),
         format::counted(p.tokens, "token"),
         format::counted(done.rows.iter().sum(), "row"),
@@ -72,8 +72,28 @@ fn summary(done: &Extracted, dir: &std::path::Path) -> String {
         share(done.computing),
         share(p.waited_for_tokeniser),
         share(p.waited_for_disk),
+        receipts(&done.receipts),
         dir.display(),
     )
+}
+
+/// A line for each edit: what it was, what it touched.
+pub(super) fn receipts(receipts: &[EditReceipt]) -> String {
+    let line = |r: &EditReceipt| {
+        let note = r
+            .note
+            .as_ref()
+            .map_or_else(String::new, |n| format!(" ({n})"));
+        format!(
+            "edit {}: at {}, {}, mean norm {:.4} before, {:.4} after{note}\n",
+            r.edit,
+            r.at,
+            format::counted(r.rows, "row"),
+            r.mean_norm_before,
+            r.mean_norm_after,
+        )
+    };
+    receipts.iter().map(line).collect()
 }
 
 fn summary_json(done: &Extracted, dir: &std::path::Path) -> serde_json::Value {
@@ -92,5 +112,6 @@ fn summary_json(done: &Extracted, dir: &std::path::Path) -> serde_json::Value {
         "skipped": done.skipped,
         "skip_reasons": done.skip_reasons,
         "clipped_rows": done.clipped,
+        "edits": done.receipts,
     })
 }

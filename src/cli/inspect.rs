@@ -141,8 +141,17 @@ fn as_json(args: &InspectArgs, manifest: &Manifest, tokens: u64, taps: &[ShownTa
         "store_dtype": p.store_dtype,
         "backend": p.backend,
         "device": p.device,
+        "edits": p.edits,
+        "receipts": p.receipts,
         "taps": taps,
     })
+}
+
+/// What an edit of the run did: its rows are not the model's own.
+fn edited(receipt: &Value) -> String {
+    let text = |key: &str| receipt[key].as_str().unwrap_or_default().to_owned();
+    let rows = format::counted(receipt["rows"].as_u64().unwrap_or(0), "row");
+    format!("edited    {}: {rows} at {}", text("edit"), text("at"))
 }
 
 fn text(args: &InspectArgs, manifest: &Manifest, tokens: u64, taps: &[ShownTap]) -> String {
@@ -198,6 +207,7 @@ fn text(args: &InspectArgs, manifest: &Manifest, tokens: u64, taps: &[ShownTap])
             p.compute_dtype, p.backend, p.device, p.engine_version
         ),
     ];
+    lines.extend(p.receipts.iter().map(edited));
     let width = taps.iter().map(|t| t.info.folder.len()).max().unwrap_or(0);
     for tap in taps {
         let info = &tap.info;

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::Usage;
+use super::edit_args::EditArgs;
 use super::format::parse_bytes;
+use super::{Failure, Usage};
 use crate::engine::{InputKind, Job, OnLong};
 use crate::hooks::{Reduction, TapSpec};
 use crate::store::StoreDtype;
@@ -87,12 +88,8 @@ pub struct JobArgs {
     /// Go on with a store that a stopped run left.
     #[arg(long)]
     pub resume: bool,
-    /// An edit at a hook point.
-    #[arg(long, value_name = "E")]
-    pub edit: Vec<String>,
-    /// Edits from a file.
-    #[arg(long, value_name = "FILE")]
-    pub edits: Option<PathBuf>,
+    #[command(flatten)]
+    pub edits: EditArgs,
     /// Read the samples in random order.
     #[arg(long, value_name = "SEED")]
     pub shuffle: Option<u64>,
@@ -105,7 +102,7 @@ pub struct JobArgs {
 }
 
 /// The tap with the path of its directions made absolute, so that the store's job runs from anywhere.
-fn with_absolute_path(tap: &str) -> String {
+pub(super) fn with_absolute_path(tap: &str) -> String {
     let Ok(mut spec) = TapSpec::parse(tap) else {
         return tap.to_owned(); // it is refused where its errors are told
     };
@@ -133,6 +130,17 @@ pub enum StoreDtypeArg {
     F16,
 }
 
+impl From<StoreDtypeArg> for Option<StoreDtype> {
+    fn from(arg: StoreDtypeArg) -> Self {
+        match arg {
+            StoreDtypeArg::Same => None,
+            StoreDtypeArg::F32 => Some(StoreDtype::F32),
+            StoreDtypeArg::Bf16 => Some(StoreDtype::BF16),
+            StoreDtypeArg::F16 => Some(StoreDtype::F16),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum OnLongArg {
     Error,
@@ -144,18 +152,15 @@ impl JobArgs {
     /// The job that these flags ask for.
     ///
     /// # Errors
-    /// A flag whose work this version cannot do, by name.
-    pub fn job(&self) -> Result<Job, Usage> {
+    /// A flag whose work this version cannot do, by name; edits that are badly written.
+    pub fn job(&self) -> Result<Job, Failure> {
         self.refuse_what_is_missing()?;
         let field = |kind, name: &Option<String>| name.clone().map(|name| (kind, name));
         Ok(Job {
-            store_dtype: match self.store_dtype {
-                StoreDtypeArg::Same => None,
-                StoreDtypeArg::F32 => Some(StoreDtype::F32),
-                StoreDtypeArg::Bf16 => Some(StoreDtype::BF16),
-                StoreDtypeArg::F16 => Some(StoreDtype::F16),
-            },
+            store_dtype: self.store_dtype.into(),
             select: self.select.clone(),
+            edits: self.edits.read()?,
+            tap_before_edits: self.edits.tap_before_edits,
             input_field: field(InputKind::Text, &self.text_field)
                 .or_else(|| field(InputKind::Tokens, &self.tokens_field))
                 .or_else(|| field(InputKind::Messages, &self.messages_field)),
@@ -182,26 +187,12 @@ impl JobArgs {
     }
 
     fn refuse_what_is_missing(&self) -> Result<(), Usage> {
+        check_device(&self.device, self.dtype)?;
         let missing = [
-            (
-                self.device.starts_with("cuda"),
-                "--device cuda",
-                "this version computes on the CPU: pass --device cpu",
-            ),
-            (
-                self.dtype != DtypeArg::F32,
-                "--dtype bf16 and f16",
-                "the CPU computes in f32; --store-dtype sets what is stored",
-            ),
             (
                 self.resume,
                 "--resume",
                 "extract anew into an empty directory",
-            ),
-            (
-                !self.edit.is_empty() || self.edits.is_some(),
-                "--edit",
-                "this version reads activations and cannot write them",
             ),
             (
                 self.shuffle.is_some(),
@@ -224,12 +215,29 @@ impl JobArgs {
                 return Err(Usage(format!("{flag} is not available yet: {instead}")));
             }
         }
-        if !matches!(self.device.as_str(), "auto" | "cpu") {
-            return Err(Usage(format!(
-                "--device {}: there are auto, cpu, cuda and cuda:N",
-                self.device
-            )));
-        }
         Ok(())
     }
+}
+
+/// Refuses a device or a compute dtype that this version does not have.
+pub(super) fn check_device(device: &str, dtype: DtypeArg) -> Result<(), Usage> {
+    let not_yet = |flag, instead| Err(Usage(format!("{flag} is not available yet: {instead}")));
+    if device.starts_with("cuda") {
+        return not_yet(
+            "--device cuda",
+            "this version computes on the CPU: pass --device cpu",
+        );
+    }
+    if dtype != DtypeArg::F32 {
+        return not_yet(
+            "--dtype bf16 and f16",
+            "the CPU computes in f32; --store-dtype sets what is stored",
+        );
+    }
+    if !matches!(device, "auto" | "cpu") {
+        return Err(Usage(format!(
+            "--device {device}: there are auto, cpu, cuda and cuda:N"
+        )));
+    }
+    Ok(())
 }

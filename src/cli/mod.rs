@@ -1,11 +1,13 @@
-//! The command line: one file per subcommand, each thin; what they share is in `job_args`, `format` and `progress`.
+//! The command line: one file per subcommand, each thin; what they share is in `job_args`, `edit_args`, `format` and `progress`.
 //! Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 usage.
 
 mod analyze;
 mod bench;
 mod doctor;
+mod edit_args;
 mod extract;
 mod format;
+mod generate;
 mod inspect;
 mod job_args;
 mod model_info;
@@ -33,6 +35,7 @@ enum Command {
     Model(model_info::ModelArgs),
     Plan(plan::PlanArgs),
     Extract(extract::ExtractArgs),
+    Generate(generate::GenerateArgs),
     Inspect(inspect::InspectArgs),
     Verify(verify::VerifyArgs),
     Analyze(analyze::AnalyzeArgs),
@@ -75,6 +78,7 @@ pub fn run() -> ExitCode {
         Command::Model(args) => model_info::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Extract(args) => extract::run(&args),
+        Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Analyze(args) => analyze::run(&args),

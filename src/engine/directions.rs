@@ -1,4 +1,4 @@
-//! Directions from a safetensors file, for projections.
+//! Tensors from safetensors files: directions for projections, vectors for edits.
 
 use std::path::Path;
 
@@ -7,6 +7,69 @@ use safetensors::SafeTensors;
 use super::{Error, Result};
 use crate::backend::cpu::{StoredDtype, StoredTensor};
 use crate::sys::map::MappedFile;
+
+/// One tensor of a file, widened to f32.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+    /// Fingerprint of the model that the file says it comes from.
+    pub model: Option<String>,
+}
+
+/// Reads the tensor `key` of a safetensors file, or its only one; why not, if not.
+pub(super) fn read(file: &Path, key: Option<&str>) -> Result<Loaded, String> {
+    let bytes = MappedFile::open(file).map_err(|e| e.to_string())?;
+    let not = |e| format!("not a safetensors file ({e})");
+    let tensors = SafeTensors::deserialize(&bytes).map_err(not)?;
+    let mut names = tensors.names();
+    names.sort_unstable();
+    let key = match (key, &names[..]) {
+        (Some(key), _) => key,
+        (None, [only]) => only,
+        (None, _) => {
+            let names = names.join(", ");
+            return Err(format!(
+                "it has several tensors, choose one as FILE#TENSOR: {names}"
+            ));
+        }
+    };
+    let tensor = tensors
+        .tensor(key)
+        .map_err(|_| format!("no tensor '{key}'; it has {}", names.join(", ")))?;
+    let dtype = match tensor.dtype() {
+        safetensors::Dtype::F32 => StoredDtype::F32,
+        safetensors::Dtype::F16 => StoredDtype::F16,
+        safetensors::Dtype::BF16 => StoredDtype::BF16,
+        other => return Err(format!("'{key}' is {other:?}; F32, F16 and BF16 are read")),
+    };
+    let mut values = vec![0.0; tensor.shape().iter().product()];
+    StoredTensor {
+        dtype,
+        bytes: tensor.data(),
+    }
+    .widen(0, &mut values);
+    if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
+        return Err(format!("element {bad} of '{key}' is {}", values[bad]));
+    }
+    Ok(Loaded {
+        shape: tensor.shape().to_vec(),
+        values,
+        model: model_of(&bytes),
+    })
+}
+
+/// The model that a tap's file, or an analysis's directions, name in their metadata.
+fn model_of(bytes: &[u8]) -> Option<String> {
+    let (_, metadata) = SafeTensors::read_metadata(bytes).ok()?;
+    let metadata = metadata.metadata().as_ref()?;
+    if let Some(fingerprint) = metadata.get("model_fingerprint") {
+        return Some(fingerprint.clone());
+    }
+    let provenance: serde_json::Value = serde_json::from_str(metadata.get("provenance")?).ok()?;
+    let model = &provenance["source"]["model"]["fingerprint"];
+    model.as_str().map(str::to_owned)
+}
 
 /// The directions under `key`, `[n_dirs, width]` row-major as f32; a tensor `[width]` is one direction.
 ///
@@ -17,35 +80,13 @@ pub fn load(file: &Path, key: &str, width: usize) -> Result<Vec<f32>> {
         file: file.display().to_string(),
         why,
     };
-    let bytes = MappedFile::open(file).map_err(|e| fail(e.to_string()))?;
-    let tensors = SafeTensors::deserialize(&bytes)
-        .map_err(|e| fail(format!("not a safetensors file ({e})")))?;
-    let tensor = tensors.tensor(key).map_err(|_| {
-        fail(format!(
-            "no tensor '{key}'; it has {}",
-            tensors.names().join(", ")
-        ))
-    })?;
-    let dtype = match tensor.dtype() {
-        safetensors::Dtype::F32 => StoredDtype::F32,
-        safetensors::Dtype::F16 => StoredDtype::F16,
-        safetensors::Dtype::BF16 => StoredDtype::BF16,
-        other => {
-            return Err(fail(format!("'{key}' is {other:?}; F32, F16 and BF16 are read")).into());
-        }
-    };
-    if tensor.shape().last() != Some(&width) || tensor.shape().len() > 2 || tensor.shape()[0] == 0 {
-        let shape = tensor.shape();
+    let loaded = read(file, Some(key)).map_err(fail)?;
+    let shape = &loaded.shape;
+    if shape.last() != Some(&width) || shape.len() > 2 || shape[0] == 0 {
         return Err(fail(format!(
             "'{key}' has shape {shape:?}; the tap's rows need [{width}] or [n, {width}]"
         ))
         .into());
     }
-    let mut out = vec![0.0; tensor.shape().iter().product()];
-    StoredTensor {
-        dtype,
-        bytes: tensor.data(),
-    }
-    .widen(0, &mut out);
-    Ok(out)
+    Ok(loaded.values)
 }

@@ -53,6 +53,23 @@ pub enum Error {
     NotYet { what: String, instead: String },
     #[error("no taps: pass --tap, for example --tap 'blocks.*.hook_resid_post'")]
     NoTaps,
+    #[error("--{flag} {why}")]
+    Number {
+        flag: &'static str,
+        why: &'static str,
+    },
+    #[error(
+        "{place}: the prompt's {tokens} tokens fill all of the model's positions: shorten it, nothing can follow"
+    )]
+    NoRoom { place: String, tokens: usize },
+    #[error(
+        "sample {sample}: a logit after position {position} is {value}: an edit may have driven the model out of range"
+    )]
+    NotFinite {
+        sample: u64,
+        position: usize,
+        value: f32,
+    },
     #[error("--{flag} must be at least 1")]
     Zero { flag: &'static str },
     #[error(
@@ -61,6 +78,26 @@ pub enum Error {
     NeedsMessages { selection: String },
     #[error("directions in {file}: {why}")]
     Directions { file: String, why: String },
+    /// Numbers of an edit that cannot be had, or do not fit.
+    #[error("edit `{edit}`: {why}")]
+    Edit { edit: String, why: String },
+    #[error(
+        "edit `{edit}` changes nothing that is tapped: the last tap is at {last}{}; tap something after it, or leave it out",
+        if *before { ", before its edits" } else { "" }
+    )]
+    EditUnseen {
+        edit: String,
+        last: String,
+        before: bool,
+    },
+    #[error(
+        "edit `{edit}` touched no row: its selection picked nothing that was computed in any of the {samples} samples"
+    )]
+    EditTouchedNothing { edit: String, samples: u64 },
+    #[error(
+        "{dir}: edit `{edit}` reads other numbers than it did when the store was made: put the original file or store back"
+    )]
+    EditDiffers { dir: String, edit: String },
     #[error(
         "no sample has a row for the tap {tap}: its selection picked nothing in any of the {samples} samples"
     )]

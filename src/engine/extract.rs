@@ -13,9 +13,10 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::json;
 
 use super::read_ahead::{PlannedShard, ReadSummary, read_ahead};
-use super::{Error, Prepared, Result, forward};
+use super::selected::{BatchRows, Part};
+use super::{EditReceipt, Error, Prepared, Result, forward};
 use crate::backend::cpu::{Cpu, instruction_set};
-use crate::backend::{Batch, Sink};
+use crate::backend::{Batch, Receipt, Sink};
 use crate::store::{
     DatasetInfo, ModelInfo, Provenance, ShardWriter, StoreWriter, Summary, TapSlab,
 };
@@ -47,6 +48,8 @@ pub struct Extracted {
     /// Rows asked for that lie outside their sample.
     pub clipped: u64,
     pub shards: usize,
+    /// What each edit did, at each of its hook points.
+    pub receipts: Vec<EditReceipt>,
 }
 
 /// Runs the job into `out`, which must be empty or not there; `report` hears of the progress after every batch.
@@ -99,6 +102,7 @@ fn run<'p>(
         let read = joined(reader, "the thread that reads the dataset")??;
         let fingerprint = joined(fingerprint, "the thread that hashes the dataset")??;
         run.check_rows()?;
+        run.check_edits()?;
         Ok((run, read, fingerprint))
     })
 }
@@ -108,7 +112,7 @@ fn joined<T>(thread: ScopedJoinHandle<'_, T>, name: &'static str) -> Result<T, E
 }
 
 /// Everything that is known before the first row.
-fn provenance(prepared: &Prepared) -> Provenance {
+pub(super) fn provenance(prepared: &Prepared) -> Provenance {
     let Prepared {
         job,
         model,
@@ -134,6 +138,7 @@ fn provenance(prepared: &Prepared) -> Provenance {
         kernel_build: concat!("cpu ", env!("CARGO_PKG_VERSION")).into(),
         batch_tokens: job.batch_tokens as u64,
         job: json!(job),
+        edits: prepared.edits.iter().map(|e| e.record()).collect(),
         numeric_record: numeric_record(),
         ..Provenance::default()
     }
@@ -152,7 +157,7 @@ pub fn numeric_record() -> serde_json::Value {
     })
 }
 
-fn dataset_info(
+pub(super) fn dataset_info(
     prepared: &Prepared,
     fingerprint: Option<String>,
     samples: Option<u64>,
@@ -188,6 +193,7 @@ struct Run<'p> {
     rows: Vec<u64>,
     clipped: u64,
     shards: usize,
+    receipts: Vec<Receipt>,
 }
 
 impl<'p> Run<'p> {
@@ -195,6 +201,7 @@ impl<'p> Run<'p> {
         Run {
             cpu: prepared.cpu(),
             rows: vec![0; prepared.taps.len()],
+            receipts: vec![Receipt::default(); prepared.edits.len()],
             prepared,
             start,
             progress: Progress::default(),
@@ -261,7 +268,10 @@ impl<'p> Run<'p> {
             let computing = Instant::now();
             let samples = &planned.samples[batch.clone()];
             self.clipped += samples.iter().map(|(_, s)| s.clipped).sum::<u64>();
-            run_batch(self.prepared, &mut self.cpu, samples, slabs)?;
+            let receipts = run_batch(self.prepared, &mut self.cpu, samples, slabs)?;
+            for (sum, receipt) in self.receipts.iter_mut().zip(&receipts) {
+                sum.add(receipt);
+            }
             self.computing += computing.elapsed();
             shard.finish_batch(batch.clone())?;
             self.progress.samples += batch.len() as u64;
@@ -286,6 +296,17 @@ impl<'p> Run<'p> {
         }
     }
 
+    /// So is an edit that touches nothing.
+    fn check_edits(&self) -> Result<(), Error> {
+        match self.receipts.iter().position(|receipt| receipt.rows == 0) {
+            None => Ok(()),
+            Some(edit) => Err(Error::EditTouchedNothing {
+                edit: self.prepared.edits[edit].describe(),
+                samples: self.progress.samples,
+            }),
+        }
+    }
+
     fn finish(
         mut self,
         writer: StoreWriter,
@@ -302,7 +323,10 @@ impl<'p> Run<'p> {
             ..
         } = self.progress;
         let seconds = |d: Duration| (d.as_secs_f64() * 1e3).round() / 1e3;
+        let edits = self.prepared.edits.iter().zip(&self.receipts);
+        let receipts: Vec<_> = edits.map(|(edit, done)| edit.receipt(done)).collect();
         writer.finish(Summary {
+            receipts: receipts.iter().map(|r| json!(r)).collect(),
             timing: json!({
                 "started_unix": started.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
                 "wall_s": seconds(elapsed),
@@ -316,9 +340,9 @@ impl<'p> Run<'p> {
                 "waited_for_disk_s": seconds(waited_for_disk),
             }),
             dataset: Some(dataset_info(self.prepared, fingerprint, Some(read.records), read.skipped)),
-            ..Summary::default()
         })?;
         Ok(Extracted {
+            receipts,
             progress: self.progress,
             computing: self.computing,
             rows: self.rows,
@@ -330,25 +354,27 @@ impl<'p> Run<'p> {
     }
 }
 
-/// Runs one batch; its rows go into `slabs`, one per tap.
+/// Runs one batch; its rows go into `slabs`, one per tap. Returns what each edit did.
 pub(super) fn run_batch(
     prepared: &Prepared,
     cpu: &mut Cpu<'_>,
     samples: &[(super::Sample, super::SelectedSample)],
     slabs: Vec<TapSlab<'_>>,
-) -> Result<()> {
+) -> Result<Vec<Receipt>> {
     let batch = Batch::pack(samples.iter().map(|(s, _)| &s.row.tokens[..]));
+    let parts: Vec<Part<'_>> = samples
+        .iter()
+        .map(|(sample, selected)| Part {
+            sample: sample.row.sample,
+            selected,
+            positions: 0..sample.row.tokens.len() as u32,
+        })
+        .collect();
     let sinks = slabs
         .into_iter()
         .enumerate()
         .map(|(tap, slab)| {
-            let mut rows = Vec::new();
-            let mut per_sample = Vec::with_capacity(samples.len());
-            for ((_, selected), sample_rows) in samples.iter().zip(batch.samples()) {
-                let positions = prepared.positions(selected, tap);
-                rows.extend(positions.iter().map(|p| sample_rows.start as u32 + p));
-                per_sample.push(positions.len() as u32);
-            }
+            let BatchRows { rows, per_sample } = prepared.tapped(&parts, tap);
             Sink::new(
                 Arc::clone(&prepared.specs[tap]),
                 rows,
@@ -358,7 +384,8 @@ pub(super) fn run_batch(
             )
         })
         .collect();
-    let mut pass = cpu.begin(&batch, sinks)?;
+    let edits = prepared.batch_edits(&parts);
+    let mut pass = cpu.begin(&batch, sinks)?.with_edits(edits);
     forward(&mut pass, prepared.model.config.n_layers, &prepared.plan);
-    Ok(())
+    Ok(pass.receipts())
 }

@@ -1,22 +1,36 @@
 //! The transformer, once for every backend: each hook point is one line, in the order of the pass.
 
 use std::ops::ControlFlow::{self, Break, Continue};
+use std::ops::Range;
 
 use super::Plan;
-use crate::backend::{Act, Ops, SinkId, Weight};
+use crate::backend::{Act, AttentionHooks, EditId, Ops, SinkId, Weight};
 use crate::hooks::{HookPoint, Site};
 
-/// Runs the batch that `ops` holds, feeding every tap of the plan, and ends after the last hook point that has one.
+/// Runs the batch that `ops` holds, feeding every tap of the plan and making every edit, and ends after the last hook point
+/// that has a tap.
 pub fn forward(ops: &mut impl Ops, n_layers: usize, plan: &Plan) {
     if plan.last().is_some() {
-        let _ = transformer(&mut Flow { ops, plan }, n_layers);
+        let _ = embedding(&mut Flow { ops, plan }, n_layers);
     }
 }
 
-fn transformer(f: &mut Flow<impl Ops>, n_layers: usize) -> ControlFlow<()> {
+/// As [`forward`], from block `from` on: `ops` holds the residual stream that enters it (`Act::ResidPre`) for every row of the
+/// batch. What is behind `from` comes out as in the whole pass, bit for bit; taps and edits before it are passed over.
+pub fn replay(ops: &mut impl Ops, from: usize, n_layers: usize, plan: &Plan) {
+    if plan.last().is_some() {
+        let _ = blocks(&mut Flow { ops, plan }, from..n_layers);
+    }
+}
+
+fn embedding(f: &mut Flow<impl Ops>, n_layers: usize) -> ControlFlow<()> {
+    f.write(Site::Embed, 0, Act::ResidPre, |o, x| o.embed(x))?;
+    blocks(f, 0..n_layers)
+}
+
+fn blocks(f: &mut Flow<impl Ops>, layers: Range<usize>) -> ControlFlow<()> {
     use Act::*;
-    f.write(Site::Embed, 0, ResidPre, |o, x| o.embed(x))?;
-    for l in 0..n_layers {
+    for l in layers {
         f.read(Site::ResidPre, l, ResidPre)?;
         f.norm(
             [Site::Ln1Scale, Site::Ln1Normalized, Site::Ln1Out],
@@ -29,7 +43,7 @@ fn transformer(f: &mut Flow<impl Ops>, n_layers: usize) -> ControlFlow<()> {
         f.write(Site::V, l, V, |o, v| o.linear(Normed, Weight::V(l), v))?;
         f.write(Site::RotQ, l, RotQ, |o, q| o.rope(Q, q))?;
         f.write(Site::RotK, l, RotK, |o, k| o.rope(K, k))?;
-        f.attention(l, |o, z, scores, patterns| o.attention(z, scores, patterns))?;
+        f.attention(l, |o, z, hooks| o.attention(l, z, hooks))?;
         f.on_rows(Site::Result, l, HeadOut, |o, rows, r| {
             o.head_results(rows, l, r)
         })?;
@@ -85,7 +99,7 @@ struct Flow<'a, O> {
 const WIDE_ROWS: usize = 128;
 
 impl<'a, O: Ops> Flow<'a, O> {
-    /// Runs `op`, which writes `act`, into the hook point's first willing sink or the backend's own memory; then taps it.
+    /// Runs `op`, which writes `act`, into the hook point's first willing sink or the backend's own memory; then edits and taps it.
     fn write(
         &mut self,
         site: Site,
@@ -95,14 +109,25 @@ impl<'a, O: Ops> Flow<'a, O> {
     ) -> ControlFlow<()> {
         self.destine(site, layer, act);
         op(self.ops, act);
-        self.read(site, layer, act)
+        self.here(site, layer, act)
     }
 
-    /// Feeds the taps of a hook point whose value `act` holds.
+    /// Edits and taps a hook point whose value `act` holds because another point has it too: that one's sinks stay as they are.
     fn read(&mut self, site: Site, layer: usize, act: Act) -> ControlFlow<()> {
-        for &sink in self.sinks(site, layer) {
-            self.ops.emit(act, sink);
+        if !self.edits(site, layer).is_empty() {
+            self.ops.own(act);
         }
+        self.here(site, layer, act)
+    }
+
+    /// Makes the edits and feeds the taps of a hook point, in the plan's order.
+    fn here(&mut self, site: Site, layer: usize, act: Act) -> ControlFlow<()> {
+        let (before, after) = self.sinks_before_and_after_edits(site, layer);
+        before.for_each(|s| self.ops.emit(act, s));
+        for &edit in self.edits(site, layer) {
+            self.ops.edit(act, edit);
+        }
+        after.for_each(|s| self.ops.emit(act, s));
         self.after(site, layer)
     }
 
@@ -115,26 +140,28 @@ impl<'a, O: Ops> Flow<'a, O> {
         let normalized = !self.sinks(sites[1], layer).is_empty();
         self.ops.rms_norm(x, gain, normalized, Act::Normed);
         for (site, act) in sites.into_iter().zip(acts) {
-            self.read(site, layer, act)?;
+            self.here(site, layer, act)?;
         }
         Continue(())
     }
 
-    /// Attention and its three hook points; scores and patterns go from the op to their sinks.
+    /// Attention and its three hook points; scores and patterns go from the op to their sinks, and edits reach the pattern there.
     fn attention(
         &mut self,
         layer: usize,
-        op: impl FnOnce(&mut O, Act, &[SinkId], &[SinkId]),
+        op: impl FnOnce(&mut O, Act, AttentionHooks<'_>),
     ) -> ControlFlow<()> {
         self.destine(Site::Z, layer, Act::Z);
-        let (scores, patterns) = (
-            self.sinks(Site::AttnScores, layer),
-            self.sinks(Site::Pattern, layer),
-        );
-        op(self.ops, Act::Z, scores, patterns);
+        let hooks = AttentionHooks {
+            scores: self.sinks(Site::AttnScores, layer),
+            patterns: self.sinks(Site::Pattern, layer),
+            edits: self.edits(Site::Pattern, layer),
+            taps_before_edits: self.plan.taps_before_edits(),
+        };
+        op(self.ops, Act::Z, hooks);
         self.after(Site::AttnScores, layer)?;
         self.after(Site::Pattern, layer)?;
-        self.read(Site::Z, layer, Act::Z)
+        self.here(Site::Z, layer, Act::Z)
     }
 
     /// A hook point that is computed only when tapped and only on the rows tapped, a few at a time.
@@ -145,8 +172,8 @@ impl<'a, O: Ops> Flow<'a, O> {
         act: Act,
         op: impl Fn(&mut O, &[u32], Act),
     ) -> ControlFlow<()> {
-        let sinks = self.sinks(site, layer);
-        let mut rows: Vec<u32> = sinks
+        let mut rows: Vec<u32> = self
+            .sinks(site, layer)
             .iter()
             .flat_map(|&s| self.ops.sink_rows(s))
             .copied()
@@ -156,9 +183,12 @@ impl<'a, O: Ops> Flow<'a, O> {
         self.ops.unbind(act);
         for rows in rows.chunks(WIDE_ROWS) {
             op(self.ops, rows, act);
-            for &sink in sinks {
-                self.ops.emit_rows(act, rows, sink);
+            let (before, after) = self.sinks_before_and_after_edits(site, layer);
+            before.for_each(|s| self.ops.emit_rows(act, rows, s));
+            for &edit in self.edits(site, layer) {
+                self.ops.edit_rows(act, rows, edit);
             }
+            after.for_each(|s| self.ops.emit_rows(act, rows, s));
         }
         self.after(site, layer)
     }
@@ -167,8 +197,30 @@ impl<'a, O: Ops> Flow<'a, O> {
         self.plan.at(HookPoint { site, layer })
     }
 
+    fn sinks_before_and_after_edits(
+        &self,
+        site: Site,
+        layer: usize,
+    ) -> (
+        impl Iterator<Item = SinkId> + use<'a, O>,
+        impl Iterator<Item = SinkId> + use<'a, O>,
+    ) {
+        let (plan, sinks) = (self.plan, self.sinks(site, layer).iter().copied());
+        let before = sinks.clone().filter(|&s| plan.takes_before_edits(s));
+        let after = sinks.filter(|&s| !plan.takes_before_edits(s));
+        (before, after)
+    }
+
+    fn edits(&self, site: Site, layer: usize) -> &'a [EditId] {
+        self.plan.edits_at(HookPoint { site, layer })
+    }
+
+    /// Binds what is about to be written to a sink of its hook point, unless that sink is to keep a value that goes on edited.
     fn destine(&mut self, site: Site, layer: usize, act: Act) {
         self.ops.unbind(act);
+        if self.plan.taps_before_edits() && !self.edits(site, layer).is_empty() {
+            return;
+        }
         for &sink in self.sinks(site, layer) {
             if self.ops.bind(act, sink) {
                 break;

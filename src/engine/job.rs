@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::edits::{self, OpenEdit};
 use super::sample::{OnLong, Sample, Tokenising};
+use super::selected::{BatchRows, Part, SelectedSample};
 use super::{Error, Plan, Result, dims, shape};
 use crate::backend::cpu::Cpu;
-use crate::backend::{Reduce, SinkDtype, SinkSpec};
+use crate::backend::{Edit, Reduce, SinkDtype, SinkSpec};
 use crate::data::{Dataset, Fields, ReadOptions};
-use crate::hooks::{Dims, Reduction, Selection, Tap, TapSpec};
+use crate::hooks::{Dims, Reduction, SampleView, Selection, Tap, TapSpec};
 use crate::model::{ChatTemplate, Model, Tokenizer};
 use crate::store::{ShardLimits, StoreDtype, TapInfo, TapRows};
 
@@ -26,6 +28,12 @@ pub struct Job {
     pub taps: Vec<String>,
     /// Selection of taps that name none.
     pub select: String,
+    /// `KIND key=value …`, applied in this order where they meet.
+    #[serde(default)]
+    pub edits: Vec<String>,
+    /// Taps of an edited point take the value before its edits.
+    #[serde(default)]
+    pub tap_before_edits: bool,
     /// `None`: the compute dtype.
     pub store_dtype: Option<StoreDtype>,
     /// Which field holds the input: (`text`, `tokens` or `messages`; its name). `None`: decided per record.
@@ -64,6 +72,8 @@ impl Job {
             data,
             taps,
             select: "all".into(),
+            edits: Vec::new(),
+            tap_before_edits: false,
             store_dtype: None,
             input_field: None,
             keep: Vec::new(),
@@ -113,6 +123,13 @@ impl Job {
     }
 }
 
+/// What a job is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Extract,
+    Generate,
+}
+
 /// An opened job: everything is checked that can be without reading the dataset.
 pub struct Prepared {
     pub job: Job,
@@ -125,22 +142,18 @@ pub struct Prepared {
     pub infos: Vec<TapInfo>,
     /// What the backend does to each tap's rows.
     pub specs: Vec<Arc<SinkSpec>>,
-    /// The selections that differ, and which of them each tap has.
+    pub edits: Vec<OpenEdit>,
+    /// The selections that differ, and which of them each tap and each edit has.
     selections: Vec<Selection>,
     selection_of: Vec<usize>,
-}
-
-/// One sample's rows: per distinct selection the positions, and how many asked-for rows lie outside the sample.
-pub struct SelectedSample {
-    positions: Vec<Vec<u32>>,
-    pub clipped: u64,
+    selection_of_edit: Vec<usize>,
 }
 
 impl Prepared {
     /// Resolves the model and opens it, its tokenizer and its template, and resolves every tap.
     ///
     /// # Errors
-    /// No such model, a checkpoint or tokenizer that is refused, unknown hook points, directions that do not fit.
+    /// No such model, a checkpoint or tokenizer that is refused, unknown hook points, directions or edits that do not fit.
     pub fn open(job: Job) -> Result<Self> {
         let dir = crate::model::resolve(&job.model)?;
         let model = Model::open(&dir)?;
@@ -152,6 +165,19 @@ impl Prepared {
     /// # Errors
     /// As there.
     pub fn with_model(job: Job, model: Model) -> Result<Self> {
+        Self::prepare(job, model, Use::Extract)
+    }
+
+    /// As [`Prepared::open`], for generation: taps may be none, and selections may go by generated tokens.
+    ///
+    /// # Errors
+    /// As there; and taps, selections and edits that generation does not have.
+    pub fn for_generation(job: Job) -> Result<Self> {
+        let dir = crate::model::resolve(&job.model)?;
+        Self::prepare(job, Model::open(&dir)?, Use::Generate)
+    }
+
+    fn prepare(job: Job, model: Model, purpose: Use) -> Result<Self> {
         let dims = dims(&model.config);
         for (flag, value) in [
             ("batch-tokens", job.batch_tokens as u64),
@@ -167,25 +193,34 @@ impl Prepared {
         for spec in &job.taps {
             taps.extend(TapSpec::parse(spec)?.resolve(&dims, &default)?);
         }
-        if taps.is_empty() {
+        if taps.is_empty() && purpose == Use::Extract {
             return Err(Error::NoTaps.into());
         }
+        let edits = edits::open(&job.edits, &dims, &model.fingerprint)?;
+        let mut plan =
+            Plan::new(&taps).with_edits(edits.iter().map(|e| e.edit.point), job.tap_before_edits);
+        if purpose == Use::Generate {
+            plan = plan.choosing_from(taps.len());
+        }
+        check_seen(&edits, &plan)?;
         let mut selections: Vec<Selection> = Vec::new();
-        let selection_of = taps
-            .iter()
-            .map(|tap| {
-                let known = selections.iter().position(|s| *s == tap.selection);
-                known.unwrap_or_else(|| {
-                    selections.push(tap.selection.clone());
-                    selections.len() - 1
-                })
+        let mut number = |selection: &Selection| {
+            let known = selections.iter().position(|s| s == selection);
+            known.unwrap_or_else(|| {
+                selections.push(selection.clone());
+                selections.len() - 1
             })
-            .collect();
-        check_selections(&selections, &job)?;
+        };
+        let selection_of = taps.iter().map(|tap| number(&tap.selection)).collect();
+        let selection_of_edit = edits.iter().map(|e| number(&e.edit.selection)).collect();
+        match purpose {
+            Use::Extract => check_selections(&selections, &job)?,
+            Use::Generate => super::generate::check(&taps, &edits, &selections)?,
+        }
         let store_dtype = job.store_dtype.unwrap_or(StoreDtype::F32);
         let (infos, specs) = describe(&taps, &dims, store_dtype)?;
         Ok(Prepared {
-            plan: Plan::new(&taps),
+            plan,
             job,
             model,
             dims,
@@ -193,8 +228,10 @@ impl Prepared {
             taps,
             infos,
             specs,
+            edits,
             selections,
             selection_of,
+            selection_of_edit,
         })
     }
 
@@ -206,19 +243,39 @@ impl Prepared {
     /// The sample's rows under every selection.
     ///
     /// # Errors
-    /// A selection that needs turns, of a sample without any.
+    /// A selection that needs turns, of a sample without any; a row that an edit replaces and has nothing to replace it by.
     pub fn select(&self, sample: &Sample) -> Result<SelectedSample> {
+        let selected = self.select_view(&sample.view())?;
+        let whole = Part {
+            sample: sample.row.sample,
+            selected: &selected,
+            positions: 0..sample.row.tokens.len() as u32,
+        };
+        self.check_replacements(sample, &whole)?;
+        Ok(selected)
+    }
+
+    /// The rows of what is seen of a sample under every selection.
+    pub(super) fn select_view(&self, view: &SampleView<'_>) -> Result<SelectedSample> {
         let mut clipped = 0;
         let positions = self
             .selections
             .iter()
             .map(|selection| {
-                let rows = selection.rows(&sample.view())?;
+                let rows = selection.rows(view)?;
                 clipped += rows.clipped;
                 Ok(rows.positions)
             })
             .collect::<Result<_>>()?;
         Ok(SelectedSample { positions, clipped })
+    }
+
+    /// Whether every row of a part that an edit replaces has something to replace it by.
+    pub(super) fn check_replacements(&self, sample: &Sample, part: &Part<'_>) -> Result<()> {
+        for (open, &selection) in self.edits.iter().zip(&self.selection_of_edit) {
+            open.check(sample, part.selected(selection))?;
+        }
+        Ok(())
     }
 
     /// Whether samples can be chats.
@@ -229,6 +286,39 @@ impl Prepared {
     /// Positions that tap `tap` takes of the sample.
     pub fn positions<'s>(&self, selected: &'s SelectedSample, tap: usize) -> &'s [u32] {
         &selected.positions[self.selection_of[tap]]
+    }
+
+    /// Rows that tap `tap` takes of the batch that these parts make.
+    pub(super) fn tapped(&self, parts: &[Part<'_>], tap: usize) -> BatchRows {
+        BatchRows::of(parts, self.selection_of[tap])
+    }
+
+    /// Positions that tap `tap` takes of a part.
+    pub(super) fn tapped_positions<'s>(&self, part: &'s Part<'_>, tap: usize) -> &'s [u32] {
+        part.selected(self.selection_of[tap])
+    }
+
+    /// Bytes of a stored row of tap `tap`, and of its component numbers where it has these.
+    pub(super) fn row_bytes(&self, tap: usize) -> (usize, usize) {
+        let info = &self.infos[tap];
+        let row = info.row_shape.iter().product::<usize>() * info.dtype.size();
+        (row, info.top_k.unwrap_or(0) * 4)
+    }
+
+    /// Every edit's share of the batch that these parts make.
+    pub(super) fn batch_edits(&self, parts: &[Part<'_>]) -> Vec<Edit> {
+        let of = |(edit, open): (usize, &OpenEdit)| {
+            let selection = self.selection_of_edit[edit];
+            let BatchRows { rows, per_sample } = BatchRows::of(parts, selection);
+            let mut replacement = Vec::new();
+            for part in parts {
+                if let Some(from) = &open.replacement {
+                    from.gather(part.sample, part.selected(selection), &mut replacement);
+                }
+            }
+            Edit::new(Arc::clone(&open.spec), rows, per_sample, replacement)
+        };
+        self.edits.iter().enumerate().map(of).collect()
     }
 
     /// Rows that tap `tap` stores of the sample.
@@ -322,6 +412,19 @@ fn tokenising(job: &Job, model: &Model) -> Result<Tokenising> {
         vocab: model.config.vocab_size,
         model_dir: dir.display().to_string(),
     })
+}
+
+/// Refuses edits that no tap sees: they stand behind the last one.
+fn check_seen(edits: &[OpenEdit], plan: &Plan) -> Result<()> {
+    match edits.iter().find(|e| !plan.is_seen(e.edit.point)) {
+        None => Ok(()),
+        Some(edit) => Err(Error::EditUnseen {
+            edit: edit.describe(),
+            last: plan.last().map_or_else(String::new, |p| p.to_string()),
+            before: plan.taps_before_edits(),
+        }
+        .into()),
+    }
 }
 
 /// Refuses selections that no sample of this job can satisfy.
@@ -429,7 +532,7 @@ fn stored_width(reduce: &Reduce, width: usize) -> usize {
 }
 
 /// The columns of some heads, neighbours joined.
-fn head_columns(heads: &[usize], width: usize) -> Vec<std::ops::Range<usize>> {
+pub(super) fn head_columns(heads: &[usize], width: usize) -> Vec<std::ops::Range<usize>> {
     let mut columns: Vec<std::ops::Range<usize>> = Vec::new();
     for &head in heads {
         match columns.last_mut() {

@@ -47,6 +47,14 @@ pub fn recompute(
 ) -> Result<Recomputed> {
     let store = Store::open(dir)?;
     let manifest = store.manifest();
+    if manifest.provenance.job["command"] == "generate" {
+        let why = "it was tapped while generating; rows of that kind are not run again yet".into();
+        return Err(Error::ForeignJob {
+            dir: dir.display().to_string(),
+            why,
+        }
+        .into());
+    }
     let mut job: Job =
         serde_json::from_value(manifest.provenance.job.clone()).map_err(|e| Error::ForeignJob {
             dir: dir.display().to_string(),
@@ -73,6 +81,15 @@ pub fn recompute(
         "--model",
     )?;
     let prepared = Prepared::with_model(job, opened)?;
+    for (edit, stored) in prepared.edits.iter().zip(&manifest.provenance.edits) {
+        if edit.record() != *stored {
+            return Err(Error::EditDiffers {
+                dir: dir.display().to_string(),
+                edit: edit.describe(),
+            }
+            .into());
+        }
+    }
     if let Some(stored) = &manifest.provenance.dataset.fingerprint
         && let Some(found) = prepared.job.dataset(false)?.fingerprint()?
     {

@@ -1,4 +1,4 @@
-//! What can be wrong with a hook point, a selection, a reduction or a tap: one line each, with the remedy.
+//! What can be wrong with a hook point, a selection, a reduction, a tap or an edit: one line each, with the remedy.
 
 use std::fmt;
 
@@ -82,6 +82,14 @@ pub enum Error {
     /// The reduction is known, but badly written, or cannot be had at this point.
     #[error("reduction {}: {reason}", Quoted(reduction))]
     Reduction { reduction: String, reason: String },
+
+    /// The edit's first word is not one of ours.
+    #[error("unknown edit {}; nearest: {}", Quoted(kind), List(nearest))]
+    UnknownEdit { kind: String, nearest: Vec<String> },
+
+    /// The edit is known, but badly written, or cannot be had at this point.
+    #[error("edit {}: {reason}", Quoted(edit))]
+    Edit { edit: String, reason: String },
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -97,6 +105,13 @@ impl Error {
     pub(super) fn selection(selection: &str, reason: impl Into<String>) -> Error {
         Error::Selection {
             selection: selection.to_owned(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(super) fn edit(edit: &str, reason: impl Into<String>) -> Error {
+        Error::Edit {
+            edit: edit.to_owned(),
             reason: reason.into(),
         }
     }

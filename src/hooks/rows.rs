@@ -178,9 +178,7 @@ fn keep_within(rows: &mut Vec<u32>, sample: &SampleView, ranges: impl Iterator<I
 /// Keeps `count` of the rows at random, each set of that size equally likely (Knuth's selection sampling, TAOCP 3.4.2 S):
 /// row i of n is taken with probability (still wanted) / (still to come).
 fn draw(rows: &mut Vec<u32>, count: usize, seed: u64, sample: u64) {
-    // Seed and index are hashed one after the other, so that neighbouring samples and seeds share nothing.
-    let mut random = SplitMix64(SplitMix64(seed).next().wrapping_add(sample));
-    let mut random = SplitMix64(random.next());
+    let mut random = SplitMix64::of_sample(seed, sample);
     let mut to_come = rows.len() as u64;
     let mut wanted = (count as u64).min(to_come);
     rows.retain(|_| {
@@ -192,9 +190,22 @@ fn draw(rows: &mut Vec<u32>, count: usize, seed: u64, sample: u64) {
 }
 
 /// Steele, Lea and Flood's SplitMix64 (OOPSLA 2014): small, and the same on every machine and in every version.
-struct SplitMix64(u64);
+#[derive(Debug, Clone)]
+pub(crate) struct SplitMix64(u64);
 
 impl SplitMix64 {
+    /// The numbers of one sample under one seed. Seed and index are hashed one after the other, so that neighbouring samples and
+    /// seeds share nothing.
+    pub(crate) fn of_sample(seed: u64, sample: u64) -> Self {
+        let mut random = SplitMix64(SplitMix64(seed).next().wrapping_add(sample));
+        SplitMix64(random.next())
+    }
+
+    /// A number in [0, 1), a multiple of 2⁻⁵³.
+    pub(crate) fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;

@@ -72,6 +72,11 @@ impl Selection {
         Selection::And(picks)
     }
 
+    /// Whether it draws at random.
+    pub fn draws(&self) -> bool {
+        self.any(&|s| matches!(s, Selection::Sample { .. }))
+    }
+
     /// Whether it picks by chat turn, so that the input must be messages.
     pub fn needs_messages(&self) -> bool {
         self.any(&|s| matches!(s, Selection::Role { .. } | Selection::Turn { .. }))

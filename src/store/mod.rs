@@ -24,6 +24,7 @@ pub use manifest::{
     Checksum, DatasetInfo, FORMAT_VERSION, KeptColumn, Manifest, ModelInfo, Provenance,
     SamplesFile, ShardEntry, State, TapFile, TapInfo, Xxh3,
 };
+pub(crate) use reader::widen;
 pub use reader::{RowView, Store, TapReader};
 pub use samples::{Kept, KeptType, RowRange, SampleRow, Selections};
 pub use shard::{ShardWriter, TapSlab};

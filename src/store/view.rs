@@ -222,6 +222,11 @@ impl ShardView {
         })
     }
 
+    /// A ragged tap's tensor of one sample that is whole; none if the shard does not hold it.
+    pub(crate) fn ragged_of(self: &Arc<Self>, sample: u64) -> Option<RaggedView> {
+        RaggedView::of(self, sample, 0)
+    }
+
     pub(crate) fn sample_of(&self, row: usize) -> i64 {
         let at = self.sample.start + 8 * row;
         self.map[at..at + 8]

@@ -11,11 +11,12 @@ use std::ops::Range;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+use super::edit::{self, HeadRow, PatternEdits};
 use super::emit::store_row;
 use super::math::{exp, max, sum_by};
 use super::matmul::{Rows, RowsMut, Size, product};
 use super::simd::vectorised;
-use crate::backend::Sink;
+use crate::backend::{Edit, Sink};
 
 /// Queries per tile.
 pub const TILE: usize = 64;
@@ -31,7 +32,7 @@ pub(super) struct Heads {
 
 impl Heads {
     /// The keys that query `i` sees.
-    fn visible(&self, i: usize) -> Range<usize> {
+    pub(super) fn visible(&self, i: usize) -> Range<usize> {
         self.window.map_or(0, |w| (i + 1).saturating_sub(w))..i + 1
     }
 }
@@ -43,33 +44,47 @@ pub(super) struct Inputs<'a> {
     pub v: &'a [f32],
 }
 
-/// z `[rows, H, h]`; and the rows that the sinks ask for, of the scores (−∞ where a key is not visible) and of the patterns.
+/// What is read and written between the ops of attention.
+pub(super) struct Hooks<'a, 's> {
+    pub scores: &'a mut [Sink<'s>],
+    pub patterns: &'a mut [Sink<'s>],
+    pub edits: &'a mut [Edit],
+    pub taps_before_edits: bool,
+}
+
+/// The same, as the tasks share it.
+struct Shared<'a> {
+    scores: RaggedSinks<'a>,
+    patterns: RaggedSinks<'a>,
+    edits: PatternEdits<'a>,
+    taps_before_edits: bool,
+}
+
+/// z `[rows, H, h]`; and the rows that the sinks ask for, of the scores (−∞ where a key is not visible) and of the patterns,
+/// which are edited before they weigh the values.
 pub(super) fn attention(
     heads: Heads,
     samples: &[Range<usize>],
     inputs: &Inputs<'_>,
     z: &mut [f32],
-    scores: &mut [Sink<'_>],
-    patterns: &mut [Sink<'_>],
+    hooks: Hooks<'_, '_>,
 ) {
-    let scores = RaggedSinks::new(scores, samples, heads.n_heads);
-    let patterns = RaggedSinks::new(patterns, samples, heads.n_heads);
+    let shared = Shared {
+        scores: RaggedSinks::new(hooks.scores, samples, heads.n_heads),
+        patterns: RaggedSinks::new(hooks.patterns, samples, heads.n_heads),
+        edits: PatternEdits::new(hooks.edits, samples, heads.n_heads),
+        taps_before_edits: hooks.taps_before_edits,
+    };
     let z = SharedOut(z.as_mut_ptr(), z.len());
-    (0..samples.len() * heads.n_heads)
+    let done: Vec<Vec<HeadRow>> = (0..samples.len() * heads.n_heads)
         .into_par_iter()
-        .for_each(|task| {
+        .map(|task| {
             let (sample, head) = (task / heads.n_heads, task % heads.n_heads);
-            one_head(
-                heads,
-                sample,
-                head,
-                samples[sample].clone(),
-                inputs,
-                &z,
-                &scores,
-                &patterns,
-            );
-        });
+            let rows = samples[sample].clone();
+            one_head(heads, sample, head, rows, inputs, &z, &shared)
+        })
+        .collect();
+    edit::receipts(hooks.edits, done.into_iter().flatten());
 }
 
 /// The output that tasks share; each writes its own head of its own sample.
@@ -81,7 +96,6 @@ thread_local! {
     static TILE_SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-#[allow(clippy::too_many_arguments)]
 fn one_head(
     heads: Heads,
     sample: usize,
@@ -89,9 +103,15 @@ fn one_head(
     rows: Range<usize>,
     inputs: &Inputs<'_>,
     z: &SharedOut,
-    scores: &RaggedSinks,
-    patterns: &RaggedSinks,
-) {
+    shared: &Shared<'_>,
+) -> Vec<HeadRow> {
+    let Shared {
+        scores,
+        patterns,
+        edits,
+        taps_before_edits,
+    } = shared;
+    let mut done = Vec::new();
     let Heads {
         n_heads,
         n_kv_heads,
@@ -152,11 +172,24 @@ fn one_head(
                 row[seen.end..].fill(0.0);
                 softmax(&mut row[seen]);
             }
-            if !patterns.is_empty() {
+            let write = |tile: &[f32]| {
                 for (r, row) in tile.chunks_exact(width).enumerate() {
                     let (i, seen) = (queries.start + r, seen(r));
                     patterns.write(sample, head, i, n, keys.start + seen.start, &row[seen], 0.0);
                 }
+            };
+            if !patterns.is_empty() && *taps_before_edits {
+                write(tile);
+            }
+            if !edits.is_empty() {
+                for (r, row) in tile.chunks_exact_mut(width).enumerate() {
+                    let (i, seen) = (queries.start + r, seen(r));
+                    let first = keys.start + seen.start;
+                    edits.apply(sample, head, i, n, first, &mut row[seen], &mut done);
+                }
+            }
+            if !patterns.is_empty() && !taps_before_edits {
+                write(tile);
             }
             weighted_values(
                 tile,
@@ -176,10 +209,11 @@ fn one_head(
             }
         }
     });
+    done
 }
 
 vectorised! {
-    fn softmax(row: &mut [f32]) = softmax_loop;
+    pub(super) fn softmax(row: &mut [f32]) = softmax_loop;
 }
 
 #[inline(always)]

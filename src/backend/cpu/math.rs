@@ -32,10 +32,12 @@ pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp((-x).min(88.0)))
 }
 
+/// Lanes of a sum.
+const LANES: usize = 16;
+
 /// Sum in 16 fixed lanes, then pairwise: the order depends on the length alone.
 #[inline(always)]
 pub fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    const LANES: usize = 16;
     let mut lanes = [0.0_f32; LANES];
     let chunks = x.chunks_exact(LANES);
     let tail = chunks.remainder();
@@ -47,6 +49,28 @@ pub fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     for (lane, &v) in lanes.iter_mut().zip(tail) {
         *lane += f(v);
     }
+    sum_of_lanes(lanes)
+}
+
+/// Σ aᵢ·bᵢ, summed as [`sum_by`] does.
+#[inline(always)]
+pub fn sum_of_products(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let tails = (a.remainder(), b.remainder());
+    for (a, b) in a.zip(b) {
+        for ((lane, &a), &b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane = a.mul_add(b, *lane);
+        }
+    }
+    for ((lane, &a), &b) in lanes.iter_mut().zip(tails.0).zip(tails.1) {
+        *lane = a.mul_add(b, *lane);
+    }
+    sum_of_lanes(lanes)
+}
+
+#[inline(always)]
+fn sum_of_lanes(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
@@ -60,7 +84,6 @@ pub fn sum_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 /// Largest element; −∞ for an empty slice.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {
-    const LANES: usize = 16;
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let chunks = x.chunks_exact(LANES);
     let tail = chunks.remainder();

@@ -4,6 +4,8 @@
 //! `Cpu` owns the scratch that lives from batch to batch, `Pass` is one batch under way.
 
 mod attention;
+mod decode;
+mod edit;
 mod elementwise;
 mod emit;
 mod math;
@@ -13,6 +15,7 @@ mod simd;
 mod weights;
 
 pub use attention::TILE as ATTENTION_TILE;
+pub use decode::KvCache;
 pub use matmul::{GEMM, gemm_gflops, instruction_set};
 pub use pass::{Cpu, Pass, Shape};
 pub use weights::{StoredDtype, StoredTensor, StoredWeights};

@@ -5,10 +5,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::attention::{self, Heads, Inputs};
+use super::decode::{self, KvCache};
 use super::matmul::{self, Rows, RowsMut, Size};
 use super::weights::{StoredWeights, WideWeights};
-use super::{elementwise, emit};
-use crate::backend::{Act, Batch, Error, Ops, Result, Sink, SinkId, Weight};
+use super::{edit, elementwise, emit};
+use crate::backend::{
+    Act, AttentionHooks, Batch, Edit, EditId, Error, Ops, Receipt, Result, Sink, SinkId, Weight,
+};
 
 /// The model's sizes and constants, as ops need them.
 #[derive(Debug, Clone)]
@@ -110,6 +113,8 @@ impl<'m> Cpu<'m> {
         Ok(Pass {
             samples: batch.samples().collect(),
             sinks: sinks.into_iter().map(Some).collect(),
+            edits: Vec::new(),
+            caches: Vec::new(),
             bound: [None; Act::COUNT],
             cpu: self,
             batch,
@@ -135,6 +140,9 @@ pub struct Pass<'c, 'm, 's> {
     batch: &'c Batch,
     samples: Vec<Range<usize>>,
     sinks: Vec<Option<Sink<'s>>>,
+    edits: Vec<Edit>,
+    /// One per sample, where keys and values are kept from batch to batch.
+    caches: Vec<&'c mut KvCache>,
     bound: [Option<SinkId>; Act::COUNT],
 }
 
@@ -153,7 +161,42 @@ impl Taken<'_> {
     }
 }
 
-impl<'s> Pass<'_, '_, 's> {
+impl<'c, 's> Pass<'c, '_, 's> {
+    /// With a cache for each sample, which keeps the keys and values of this batch. Either the caches are all empty, or the samples
+    /// are all one token, which sees what its cache holds; then scores and patterns have no sinks.
+    pub fn with_caches(mut self, caches: Vec<&'c mut KvCache>) -> Self {
+        assert_eq!(caches.len(), self.samples.len(), "a cache for each sample");
+        self.caches = caches;
+        self
+    }
+
+    /// Puts every row of an activation there.
+    ///
+    /// # Panics
+    /// They are not as many numbers as the batch's rows have.
+    pub fn fill(&mut self, act: Act, values: &[f32]) {
+        assert_eq!(values.len(), self.rows() * self.width(act), "{act:?}");
+        let mut to = self.take(act, self.rows());
+        to.as_mut().copy_from_slice(values);
+        self.put_back(act, to);
+    }
+
+    /// The rows of an activation, as the last op left them.
+    pub fn values(&self, act: Act) -> &[f32] {
+        self.read(act)
+    }
+
+    /// With these edits, which are named by their index from here on.
+    pub fn with_edits(mut self, edits: Vec<Edit>) -> Self {
+        self.edits = edits;
+        self
+    }
+
+    /// What each edit has done.
+    pub fn receipts(&self) -> Vec<Receipt> {
+        self.edits.iter().map(|edit| edit.receipt).collect()
+    }
+
     fn rows(&self) -> usize {
         self.batch.rows()
     }
@@ -231,6 +274,41 @@ impl<'s> Pass<'_, '_, 's> {
         }
     }
 
+    fn take_edits(&mut self, ids: &[EditId]) -> Vec<Edit> {
+        ids.iter()
+            .map(|&id| std::mem::replace(&mut self.edits[id], Edit::nothing()))
+            .collect()
+    }
+
+    fn put_back_edits(&mut self, ids: &[EditId], edits: Vec<Edit>) {
+        for (&id, edit) in ids.iter().zip(edits) {
+            self.edits[id] = edit;
+        }
+    }
+
+    /// Edits the rows whose batch index is in `rows` (all when `None`), where the activation lies.
+    fn edit_some(&mut self, act: Act, rows: Option<&[u32]>, id: EditId) {
+        let mut one = std::mem::replace(&mut self.edits[id], Edit::nothing());
+        let width = self.width(act);
+        let which: Vec<(usize, usize)> = match rows {
+            None => one.rows.iter().map(|&r| r as usize).enumerate().collect(),
+            Some(rows) => rows
+                .iter()
+                .enumerate()
+                .filter_map(|(place, r)| Some((one.rows.binary_search(r).ok()?, place)))
+                .collect(),
+        };
+        let memory = match self.bound[act as usize] {
+            Some(sink) => match &mut self.sinks[sink] {
+                Some(sink) => bytemuck::cast_slice_mut(sink.bytes),
+                None => &mut [],
+            },
+            None => &mut self.cpu.scratch[act as usize][..],
+        };
+        edit::edit(&mut one, memory, width, &which);
+        self.edits[id] = one;
+    }
+
     /// Emits the rows whose batch index is in `rows` (all when `None`).
     fn emit_some(&mut self, act: Act, rows: Option<&[u32]>, id: SinkId) {
         if self.bound[act as usize] == Some(id) {
@@ -270,6 +348,16 @@ impl Ops for Pass<'_, '_, '_> {
 
     fn unbind(&mut self, act: Act) {
         self.bound[act as usize] = None;
+    }
+
+    fn own(&mut self, act: Act) {
+        if self.bound[act as usize].is_some() {
+            let mut memory = std::mem::take(&mut self.cpu.scratch[act as usize]);
+            memory.clear();
+            memory.extend_from_slice(self.read(act));
+            self.cpu.scratch[act as usize] = memory;
+            self.bound[act as usize] = None;
+        }
     }
 
     fn swap(&mut self, a: Act, b: Act) {
@@ -342,9 +430,11 @@ impl Ops for Pass<'_, '_, '_> {
         self.put_back(out, to);
     }
 
-    fn attention(&mut self, z: Act, scores: &[SinkId], patterns: &[SinkId]) {
-        let mut score_sinks = self.take_sinks(scores);
-        let mut pattern_sinks = self.take_sinks(patterns);
+    fn attention(&mut self, layer: usize, z: Act, hooks: AttentionHooks<'_>) {
+        let mut score_sinks = self.take_sinks(hooks.scores);
+        let mut pattern_sinks = self.take_sinks(hooks.patterns);
+        let mut edits = self.take_edits(hooks.edits);
+        let mut caches = std::mem::take(&mut self.caches);
         let mut to = self.take(z, self.rows());
         let shape = &self.cpu.shape;
         let heads = Heads {
@@ -358,17 +448,29 @@ impl Ops for Pass<'_, '_, '_> {
             k: self.read(Act::RotK),
             v: self.read(Act::V),
         };
-        attention::attention(
-            heads,
-            &self.samples,
-            &inputs,
-            to.as_mut(),
-            &mut score_sinks,
-            &mut pattern_sinks,
-        );
+        let is_decoding = caches.first().is_some_and(|c| c.len(layer) > 0);
+        let width = shape.n_kv_heads * shape.head_dim;
+        for (cache, rows) in caches.iter_mut().zip(&self.samples) {
+            let rows = rows.start * width..rows.end * width;
+            let (k, v) = (&inputs.k[rows.clone()], &inputs.v[rows]);
+            cache.append(layer, shape.window, k, v, width);
+        }
+        if is_decoding {
+            decode::attention(heads, layer, &caches, inputs.q, to.as_mut(), &mut edits);
+        } else {
+            let hooks = attention::Hooks {
+                scores: &mut score_sinks,
+                patterns: &mut pattern_sinks,
+                edits: &mut edits,
+                taps_before_edits: hooks.taps_before_edits,
+            };
+            attention::attention(heads, &self.samples, &inputs, to.as_mut(), hooks);
+        }
+        self.caches = caches;
         self.put_back(z, to);
-        self.put_back_sinks(scores, score_sinks);
-        self.put_back_sinks(patterns, pattern_sinks);
+        self.put_back_sinks(hooks.scores, score_sinks);
+        self.put_back_sinks(hooks.patterns, pattern_sinks);
+        self.put_back_edits(hooks.edits, edits);
     }
 
     fn head_results(&mut self, rows: &[u32], layer: usize, out: Act) {
@@ -430,5 +532,13 @@ impl Ops for Pass<'_, '_, '_> {
 
     fn emit_rows(&mut self, act: Act, rows: &[u32], sink: SinkId) {
         self.emit_some(act, Some(rows), sink);
+    }
+
+    fn edit(&mut self, act: Act, edit: EditId) {
+        self.edit_some(act, None, edit);
+    }
+
+    fn edit_rows(&mut self, act: Act, rows: &[u32], edit: EditId) {
+        self.edit_some(act, Some(rows), edit);
     }
 }

@@ -1,0 +1,363 @@
+//! The edits of a job, opened: resolved against the model, their numbers read and checked before anything runs; and what
+//! they do to each batch, with the receipts.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::replacement::Replacement;
+use super::{Error, Result, Sample, directions};
+use crate::backend::{self, Change, Receipt};
+use crate::hooks::{ChangeSpec, Dims, Edit, EditSpec, Source};
+use crate::store::{Store, TapInfo, Xxh3};
+
+/// An edit of the job at one hook point.
+pub struct OpenEdit {
+    pub edit: Edit,
+    /// What the backend does.
+    pub spec: Arc<backend::EditSpec>,
+    /// For `replace`: where the rows come from.
+    pub replacement: Option<Replacement>,
+    /// As the user wrote it (canonical), and a hash of the numbers that it read.
+    text: String,
+    numbers: Option<Xxh3>,
+    /// What the receipt has to add.
+    note: Option<String>,
+}
+
+/// What an edit did in a run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EditReceipt {
+    pub edit: String,
+    /// Hook point and heads.
+    pub at: String,
+    pub selection: String,
+    /// Rows touched.
+    pub rows: u64,
+    /// Mean L2 norm, over these rows, of what was edited of them.
+    pub mean_norm_before: f64,
+    pub mean_norm_after: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// Opens edits as they are written, in order; `model` is the model's fingerprint.
+///
+/// # Errors
+/// Bad syntax, a point, layer or head that is not there, and numbers that cannot be had or do not fit.
+pub fn open(edits: &[String], dims: &Dims, model: &str) -> Result<Vec<OpenEdit>> {
+    let mut opened = Vec::new();
+    for text in edits {
+        let spec: EditSpec = text.parse()?;
+        for edit in spec.resolve(dims)? {
+            opened.push(OpenEdit::new(edit, spec.to_string(), dims, model)?);
+        }
+    }
+    Ok(opened)
+}
+
+impl OpenEdit {
+    fn new(edit: Edit, text: String, dims: &Dims, model: &str) -> Result<Self> {
+        let fail = |why: String| Error::Edit {
+            edit: text.clone(),
+            why,
+        };
+        let numbers = Numbers {
+            edit: &edit,
+            dims,
+            model,
+        };
+        let mut replacement = None;
+        let (change, hash) = match &edit.change {
+            ChangeSpec::Scale { c } => (Change::Scale(*c), None),
+            ChangeSpec::Zero => (Change::Zero, None),
+            ChangeSpec::Replace { from } => {
+                let rows = numbers.rows(from).map_err(fail)?;
+                let hash = rows.hash();
+                replacement = Some(rows);
+                (Change::Replace, Some(hash))
+            }
+            ChangeSpec::Add { v, .. }
+            | ChangeSpec::Mean { v }
+            | ChangeSpec::ProjectOut { v }
+            | ChangeSpec::Clamp { v, .. } => {
+                let v = numbers.vector(v).map_err(fail)?;
+                let hash = Xxh3::of(bytemuck::cast_slice(&v));
+                (with_vector(&edit.change, v).map_err(fail)?, Some(hash))
+            }
+        };
+        let heads = edit.heads.clone().unwrap_or_default();
+        let ragged = edit.point.site.is_ragged();
+        let spec = backend::EditSpec {
+            columns: if ragged {
+                Vec::new()
+            } else {
+                super::job::head_columns(&heads, dims.d_head)
+            },
+            heads: if ragged { heads } else { Vec::new() },
+            change,
+        };
+        Ok(OpenEdit {
+            note: note(&edit, dims),
+            edit,
+            spec: Arc::new(spec),
+            replacement,
+            text,
+            numbers: hash,
+        })
+    }
+
+    /// The edit as the manifest records it: what it says, where, and the checksum of the numbers that it read.
+    pub fn record(&self) -> Value {
+        json!({ "edit": self.text, "at": self.edit.place(), "numbers_xxh3": self.numbers })
+    }
+
+    /// The edit as it is written, with where it is.
+    pub fn describe(&self) -> String {
+        format!("{} at {}", self.text, self.edit.place())
+    }
+
+    /// Refuses a sample of which this edit has no replacement for a row.
+    ///
+    /// # Errors
+    /// As it says.
+    pub fn check(&self, sample: &Sample, positions: &[u32]) -> Result<()> {
+        let Some(replacement) = &self.replacement else {
+            return Ok(());
+        };
+        replacement.check(sample, positions).map_err(|why| {
+            Error::Edit {
+                edit: self.text.clone(),
+                why,
+            }
+            .into()
+        })
+    }
+
+    /// What it did.
+    pub fn receipt(&self, done: &Receipt) -> EditReceipt {
+        let mean = |sum: f64| sum / done.rows.max(1) as f64;
+        EditReceipt {
+            edit: self.text.clone(),
+            at: self.edit.place(),
+            selection: self.edit.selection.to_string(),
+            rows: done.rows,
+            mean_norm_before: mean(done.norm_before),
+            mean_norm_after: mean(done.norm_after),
+            note: self.note.clone(),
+        }
+    }
+}
+
+/// A key/value head is read by a group of query heads: whoever edits one edits them all.
+fn note(edit: &Edit, dims: &Dims) -> Option<String> {
+    if !edit.point.site.has_kv_heads() || dims.n_heads == dims.n_kv_heads {
+        return None;
+    }
+    let group = dims.n_heads / dims.n_kv_heads;
+    let all: Vec<usize> = (0..dims.n_kv_heads).collect();
+    let heads = edit.heads.as_ref().unwrap_or(&all);
+    let groups: Vec<String> = heads
+        .iter()
+        .map(|k| format!("{}-{}", k * group, (k + 1) * group - 1))
+        .collect();
+    let groups = groups.join(", ");
+    Some(format!(
+        "each key/value head is shared by {group} query heads: query heads {groups} are affected"
+    ))
+}
+
+fn with_vector(change: &ChangeSpec, v: Vec<f32>) -> Result<Change, String> {
+    let unit = || {
+        let norm = v.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        if norm == 0.0 {
+            return Err("its vector is 0 and has no direction".to_owned());
+        }
+        Ok(v.iter().map(|&v| f64::from(v) / norm).collect::<Vec<f64>>())
+    };
+    Ok(match *change {
+        ChangeSpec::Add { c, unit: true, .. } => Change::Add {
+            v: unit()?.into_iter().map(|v| v as f32).collect(),
+            c,
+        },
+        ChangeSpec::Add { c, .. } => Change::Add { v: v.into(), c },
+        ChangeSpec::ProjectOut { .. } => Change::ProjectOut(unit()?.into()),
+        ChangeSpec::Clamp { lo, hi, .. } => Change::Clamp {
+            unit: unit()?.into(),
+            lo,
+            hi,
+        },
+        _ => Change::Set(v.into()),
+    })
+}
+
+/// Reads the numbers of one edit.
+struct Numbers<'a> {
+    edit: &'a Edit,
+    dims: &'a Dims,
+    model: &'a str,
+}
+
+impl Numbers<'_> {
+    /// A vector of the edited width, or of one head's: of a file's tensor, or the mean over the rows of a store's tap.
+    fn vector(&self, source: &Source) -> Result<Vec<f32>, String> {
+        if source.path.is_dir() {
+            let (store, tap, columns) = self.tap(source)?;
+            return mean_row(&store, tap, &columns).map_err(|e| format!("{source}: {e}"));
+        }
+        let (loaded, width) = (self.tensor(source)?, self.edit.width(self.dims));
+        let fits: &[usize] = match &self.edit.heads {
+            None if self.edit.point.site.heads(self.dims).is_none() => &[width],
+            _ => &[width, self.dims.d_head],
+        };
+        if fits.contains(&loaded.values.len()) {
+            return Ok(loaded.values);
+        }
+        Err(format!(
+            "{source} has shape {:?}; {} needs {} numbers{}",
+            loaded.shape,
+            self.edit.place(),
+            width,
+            if fits.len() > 1 && width != self.dims.d_head {
+                format!(", or {} for each head alike", self.dims.d_head)
+            } else {
+                String::new()
+            },
+        ))
+    }
+
+    /// The rows that replace.
+    fn rows(&self, source: &Source) -> Result<Replacement, String> {
+        if source.path.is_dir() {
+            let (store, tap, columns) = self.tap(source)?;
+            return Replacement::of_store(source, &store, tap, columns);
+        }
+        if self.edit.point.site.is_ragged() {
+            return Err("rows of a pattern come from a store: from=STORE#TAP".into());
+        }
+        let (loaded, width) = (self.tensor(source)?, self.edit.width(self.dims));
+        let rows = loaded.values.len() / width.max(1);
+        if loaded.values.is_empty() || !loaded.values.len().is_multiple_of(width) {
+            return Err(format!(
+                "{source} has shape {:?}; {} needs rows of {width} numbers",
+                loaded.shape,
+                self.edit.place(),
+            ));
+        }
+        Ok(Replacement::listed(source, loaded.values, rows, width))
+    }
+
+    fn tensor(&self, source: &Source) -> Result<directions::Loaded, String> {
+        if !source.path.exists() {
+            return Err(format!("{} is not there", source.path.display()));
+        }
+        let loaded = directions::read(&source.path, source.key.as_deref())
+            .map_err(|why| format!("{}: {why}", source.path.display()))?;
+        match &loaded.model {
+            Some(model) if model != self.model => Err(self.another_model(source, model)),
+            _ => Ok(loaded),
+        }
+    }
+
+    fn another_model(&self, source: &Source, model: &str) -> String {
+        format!(
+            "{source} comes from another model (fingerprint {model}, this one's is {})",
+            self.model
+        )
+    }
+
+    /// The tap of a store, and which columns of its rows are the edited ones (empty: all).
+    fn tap(&self, source: &Source) -> Result<(Store, usize, Vec<std::ops::Range<usize>>), String> {
+        let store = Store::open(&source.path).map_err(|e| e.to_string())?;
+        let model = &store.manifest().provenance.model.fingerprint;
+        if model != self.model {
+            return Err(self.another_model(source, model));
+        }
+        let hook = self.edit.point.to_string();
+        let name = source.key.as_deref().unwrap_or(&hook);
+        let folder = store.tap(name).map_err(|e| e.to_string())?;
+        let info = folder.info().clone();
+        let tap = store.taps().iter().position(|t| *t == info).unwrap_or(0);
+        let columns = self
+            .columns(&info)
+            .map_err(|why| format!("{source}: {why}"))?;
+        Ok((store, tap, columns))
+    }
+
+    fn columns(&self, info: &TapInfo) -> Result<Vec<std::ops::Range<usize>>, String> {
+        let site = self.edit.point.site;
+        if !info.reduction.is_empty() {
+            return Err(format!(
+                "its rows are reduced (|{}); store them whole",
+                info.reduction
+            ));
+        }
+        if info.ragged != site.is_ragged() {
+            return Err(format!(
+                "rows of {} and of {} have no common shape",
+                info.hook, self.edit.point
+            ));
+        }
+        let shape = site.row_shape(self.dims);
+        let by_head = info.row_shape.len() == shape.len()
+            && info.row_shape.get(1) == shape.get(1)
+            && site.heads(self.dims).is_some();
+        if by_head {
+            return self.head_columns(info, shape.get(1).copied().unwrap_or(1));
+        }
+        let (has, needs) = (
+            info.row_shape.iter().product::<usize>(),
+            self.edit.width(self.dims),
+        );
+        if has != needs {
+            return Err(format!(
+                "its rows have {has} numbers; {} needs {needs}",
+                self.edit.place()
+            ));
+        }
+        Ok(Vec::new())
+    }
+
+    /// Columns of the edited heads in rows of the heads that the tap kept.
+    fn head_columns(
+        &self,
+        info: &TapInfo,
+        width: usize,
+    ) -> Result<Vec<std::ops::Range<usize>>, String> {
+        let kept: Vec<usize> = match &info.heads {
+            Some(heads) => heads.clone(),
+            None => (0..info.row_shape[0]).collect(),
+        };
+        let all: Vec<usize> = (0..self.edit.point.site.heads(self.dims).unwrap_or(0)).collect();
+        let edited = self.edit.heads.as_ref().unwrap_or(&all);
+        edited
+            .iter()
+            .map(|head| match kept.iter().position(|k| k == head) {
+                Some(place) => Ok(place * width..(place + 1) * width),
+                None => Err(format!("its rows hold heads {kept:?}, and not head {head}")),
+            })
+            .collect()
+    }
+}
+
+fn mean_row(
+    store: &Store,
+    tap: usize,
+    columns: &[std::ops::Range<usize>],
+) -> Result<Vec<f32>, crate::store::Error> {
+    let reader = store.tap_at(tap);
+    let mut sum: Vec<f64> = Vec::new();
+    for shard in reader.shards() {
+        let shard = shard?;
+        for row in 0..shard.rows() {
+            let row = super::replacement::columns_of(&shard, row, columns);
+            sum.resize(row.len(), 0.0);
+            for (sum, v) in sum.iter_mut().zip(row) {
+                *sum += f64::from(v);
+            }
+        }
+    }
+    let rows = reader.rows() as f64;
+    Ok(sum.into_iter().map(|s| (s / rows) as f32).collect())
+}

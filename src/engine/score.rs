@@ -1,0 +1,300 @@
+//! Teacher-forced scoring: what a model says of each next token of texts that are given. Logits exist for a few rows at a
+//! time; what is kept between is what the LM head reads, `[rows, d]`.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::choose::argmax;
+use super::selected::Part;
+use super::{Plan, Prepared, Result, Sample, forward};
+use crate::backend::cpu::Cpu;
+use crate::backend::{Act, Batch, Edit, Ops, Sink, SinkSpec, Weight};
+use crate::hooks::{HookPoint, Reduction, Selection, Site, Tap};
+
+/// Rows whose logits exist at a time.
+const WIDE_ROWS: usize = 128;
+
+/// Scores the samples of a job that was opened for generation, with its edits. Its taps play no part.
+pub struct Scorer<'p> {
+    prepared: &'p Prepared,
+    cpu: Cpu<'p>,
+    plan: Plan,
+}
+
+/// What the LM head reads at chosen positions of some samples.
+#[derive(Debug, Clone, Default)]
+pub struct Hidden {
+    /// `[rows, d]`: `ln_final.hook_out`, edited.
+    rows: Vec<f32>,
+    /// Which sample, by its place among those given, and which position each row is of.
+    pub at: Vec<(usize, u32)>,
+    /// The token that comes next there; none at a sample's last.
+    next: Vec<Option<u32>>,
+    /// What is still to be done to the logits.
+    edits: Vec<LogitEdit>,
+}
+
+/// An edit of the logits: of which rows of `Hidden`, and by what they are replaced.
+#[derive(Debug, Clone)]
+struct LogitEdit {
+    spec: Arc<crate::backend::EditSpec>,
+    rows: Vec<u32>,
+    replacement: Vec<f32>,
+}
+
+/// What the model says after one position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scores {
+    /// Natural log-probability of the token that does come next; none at a sample's last.
+    pub logprob: Option<f64>,
+    /// The likeliest token; of equals, the lowest id.
+    pub argmax: u32,
+    /// In nats.
+    pub entropy: f64,
+    /// The likeliest tokens with their log-probabilities, likeliest first.
+    pub top: Vec<(u32, f64)>,
+}
+
+impl<'p> Scorer<'p> {
+    pub fn new(prepared: &'p Prepared) -> Self {
+        let last = Tap {
+            point: HookPoint {
+                site: Site::LnFinalOut,
+                layer: 0,
+            },
+            heads: None,
+            selection: Selection::All,
+            reduction: Reduction::None,
+        };
+        let edits = prepared.edits.iter().map(|e| e.edit.point);
+        Scorer {
+            cpu: prepared.cpu(),
+            plan: Plan::new(&[last]).with_edits(edits, false),
+            prepared,
+        }
+    }
+
+    /// Runs the samples, in one batch; keeps what the LM head reads at these positions (rising) of each.
+    ///
+    /// # Errors
+    /// A selection that a sample cannot answer, a replacement that is not there.
+    pub fn run(&mut self, samples: &[Sample], positions: &[Vec<u32>]) -> Result<Hidden> {
+        let prepared = self.prepared;
+        let selected = samples
+            .iter()
+            .map(|s| prepared.select(s))
+            .collect::<Result<Vec<_>>>()?;
+        let parts: Vec<Part<'_>> = samples
+            .iter()
+            .zip(&selected)
+            .map(|(sample, selected)| Part {
+                sample: sample.row.sample,
+                selected,
+                positions: 0..sample.row.tokens.len() as u32,
+            })
+            .collect();
+        let batch = Batch::pack(samples.iter().map(|s| &s.row.tokens[..]));
+        let mut hidden = Hidden::default();
+        let (mut rows, mut per_sample) = (Vec::new(), Vec::new());
+        for (i, (sample, positions)) in samples.iter().zip(positions).enumerate() {
+            let tokens = &sample.row.tokens;
+            for &p in positions {
+                rows.push(batch.cu_seqlens[i] + p);
+                hidden.at.push((i, p));
+                hidden.next.push(tokens.get(p as usize + 1).copied());
+            }
+            per_sample.push(positions.len() as u32);
+        }
+        let edits = prepared.batch_edits(&parts);
+        hidden.edits = self.edits_of_logits(&edits, &rows);
+        hidden.rows = vec![0.0; rows.len() * prepared.dims.d_model];
+        let bytes = bytemuck::cast_slice_mut(&mut hidden.rows);
+        let sink = Sink::new(Arc::new(SinkSpec::plain()), rows, per_sample, bytes, None);
+        let mut pass = self.cpu.begin(&batch, vec![sink])?.with_edits(edits);
+        forward(&mut pass, prepared.dims.n_layers, &self.plan);
+        drop(pass);
+        Ok(hidden)
+    }
+
+    /// Scores each row, with the `top` likeliest tokens.
+    pub fn score(&mut self, hidden: &Hidden, top: usize) -> Vec<Scores> {
+        let score = |row: usize, logits: &[f32]| Scores::of(logits, hidden.next[row], top);
+        let rows = 0..hidden.at.len();
+        let chunks: Vec<_> = rows.clone().step_by(WIDE_ROWS).collect();
+        chunks
+            .into_iter()
+            .flat_map(|first| {
+                let rows = first..(first + WIDE_ROWS).min(rows.end);
+                let logits = self.logits(hidden, rows.clone());
+                let vocab = self.prepared.dims.vocab;
+                let scored = logits.par_chunks(vocab).zip(rows);
+                scored.map(|(l, row)| score(row, l)).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// The edits of the logits, in terms of the rows that are kept.
+    fn edits_of_logits(&self, edits: &[Edit], kept: &[u32]) -> Vec<LogitEdit> {
+        let vocab = self.prepared.dims.vocab;
+        let at_logits = |i: usize| self.prepared.edits[i].edit.point.site == Site::Logits;
+        let of = |edit: &Edit| {
+            let both = kept.iter().enumerate();
+            let both: Vec<(usize, usize)> = both
+                .filter_map(|(row, r)| Some((row, edit.rows.binary_search(r).ok()?)))
+                .collect();
+            let replacement = edit.replacement.chunks(vocab);
+            let replacement: Vec<&[f32]> = replacement.collect();
+            LogitEdit {
+                spec: edit.spec.clone(),
+                rows: both.iter().map(|&(row, _)| row as u32).collect(),
+                replacement: both
+                    .iter()
+                    .filter_map(|&(_, of)| replacement.get(of))
+                    .flat_map(|row| row.iter().copied())
+                    .collect(),
+            }
+        };
+        (0..edits.len())
+            .filter(|&i| at_logits(i))
+            .map(|i| of(&edits[i]))
+            .collect()
+    }
+
+    /// The logits of some rows, edited.
+    fn logits(&mut self, hidden: &Hidden, rows: std::ops::Range<usize>) -> Vec<f32> {
+        let d = self.prepared.dims.d_model;
+        let n = rows.len();
+        // The LM head needs no tokens, only as many rows.
+        let batch = Batch::pack([&vec![0; n][..]]);
+        let edits: Vec<Edit> = hidden
+            .edits
+            .iter()
+            .map(|edit| edit.of(rows.clone(), self.prepared.dims.vocab))
+            .collect();
+        let n_edits = edits.len();
+        let Ok(pass) = self.cpu.begin(&batch, Vec::new()) else {
+            return Vec::new(); // token 0 is in every vocabulary
+        };
+        let mut pass = pass.with_edits(edits);
+        pass.fill(Act::Normed, &hidden.rows[rows.start * d..rows.end * d]);
+        pass.linear(Act::Normed, Weight::LmHead, Act::Logits);
+        for edit in 0..n_edits {
+            pass.edit(Act::Logits, edit);
+        }
+        pass.values(Act::Logits).to_vec()
+    }
+}
+
+impl LogitEdit {
+    /// Its share of some rows.
+    fn of(&self, rows: std::ops::Range<usize>, width: usize) -> Edit {
+        let first = self.rows.partition_point(|&r| (r as usize) < rows.start);
+        let end = self.rows.partition_point(|&r| (r as usize) < rows.end);
+        let replacement = self.replacement.get(first * width..end * width);
+        let rows: Vec<u32> = self.rows[first..end]
+            .iter()
+            .map(|r| r - rows.start as u32)
+            .collect();
+        let n = rows.len() as u32;
+        Edit::new(
+            self.spec.clone(),
+            rows,
+            vec![n],
+            replacement.unwrap_or_default().to_vec(),
+        )
+    }
+}
+
+impl Scores {
+    fn of(logits: &[f32], next: Option<u32>, top: usize) -> Self {
+        let lse = log_sum_exp(logits);
+        let logprob = |token: u32| f64::from(logits[token as usize]) - lse;
+        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+        let likelier = |a: &u32, b: &u32| {
+            let (x, y) = (logits[*a as usize], logits[*b as usize]);
+            y.total_cmp(&x).then(a.cmp(b))
+        };
+        if top > 0 && top < order.len() {
+            order.select_nth_unstable_by(top - 1, likelier);
+        }
+        order.truncate(top);
+        order.sort_unstable_by(likelier);
+        Scores {
+            logprob: next.map(logprob),
+            argmax: argmax(logits),
+            entropy: entropy(logits, lse),
+            top: order.into_iter().map(|t| (t, logprob(t))).collect(),
+        }
+    }
+}
+
+/// ln Σ exp(x), in f64.
+pub(super) fn log_sum_exp(x: &[f32]) -> f64 {
+    let largest = f64::from(x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = x.iter().map(|&v| (f64::from(v) - largest).exp()).sum();
+    largest + sum.ln()
+}
+
+fn entropy(logits: &[f32], lse: f64) -> f64 {
+    let each = |&l: &f32| {
+        let logprob = f64::from(l) - lse;
+        -logprob.exp() * logprob
+    };
+    logits.iter().map(each).sum()
+}
+
+/// KL(p‖q) in nats at each row: p of one run, q of another (other edits, other tokens), row by row.
+///
+/// # Panics
+/// The runs have not the same number of rows.
+pub fn kl_divergence(
+    (p_run, p): (&mut Scorer<'_>, &Hidden),
+    (q_run, q): (&mut Scorer<'_>, &Hidden),
+) -> Vec<f64> {
+    assert_eq!(p.at.len(), q.at.len(), "a row of q for each row of p");
+    let (n, vocab) = (p.at.len(), p_run.prepared.dims.vocab);
+    let mut out = Vec::with_capacity(n);
+    for first in (0..n).step_by(WIDE_ROWS) {
+        let rows = first..(first + WIDE_ROWS).min(n);
+        let p = p_run.logits(p, rows.clone());
+        let q = q_run.logits(q, rows);
+        let pairs = p.par_chunks(vocab).zip(q.par_chunks(vocab));
+        out.par_extend(pairs.map(|(p, q)| kl(p, q)));
+    }
+    out
+}
+
+fn kl(p: &[f32], q: &[f32]) -> f64 {
+    let (p_lse, q_lse) = (log_sum_exp(p), log_sum_exp(q));
+    let each = |(&p, &q): (&f32, &f32)| {
+        let (p, q) = (f64::from(p) - p_lse, f64::from(q) - q_lse);
+        p.exp() * (p - q)
+    };
+    p.iter().zip(q).map(each).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_agree_with_their_formulas() {
+        let logits = [1.0_f32, 3.0, 3.0, -2.0];
+        let total: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
+        let p: Vec<f64> = logits.iter().map(|&l| f64::from(l).exp() / total).collect();
+        let scores = Scores::of(&logits, Some(3), 2);
+        assert!((scores.logprob.unwrap() - p[3].ln()).abs() < 1e-12);
+        assert!((scores.entropy + p.iter().map(|p| p * p.ln()).sum::<f64>()).abs() < 1e-12);
+        assert_eq!(scores.argmax, 1);
+        let top: Vec<u32> = scores.top.iter().map(|t| t.0).collect();
+        assert_eq!(top, [1, 2]);
+        assert_eq!(Scores::of(&logits, None, 0).logprob, None);
+        assert!(kl(&logits, &logits).abs() < 1e-12);
+        assert!(
+            (kl(&[0.0, 0.0], &[0.0, 3.0_f32.ln()]) - (0.5 * (2.0_f64.ln() + (2.0 / 3.0_f64).ln())))
+                .abs()
+                < 1e-6
+        );
+    }
+}

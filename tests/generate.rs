@@ -1,0 +1,579 @@
+//! Generation: decoding over cached keys and values against the whole pass, prompts together against each alone, what taps and
+//! edits see at each step, scoring, and the command.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use assert_cmd::Command;
+use proptest::prelude::*;
+use serde_json::Value;
+use streamgauge::data::{Input, Record};
+use streamgauge::engine::{
+    Choosing, Generated, GenerationStore, Generator, Job, Prepared, Sample, Scorer, Stop, Stops,
+    extract, kl_divergence,
+};
+use streamgauge::store::Store;
+
+fn tiny(name: &str) -> PathBuf {
+    common::fixtures().join("models").join(name)
+}
+
+fn job(model: &Path, taps: &[&str], edits: &[&str]) -> Job {
+    let taps = taps.iter().map(|t| t.to_string()).collect();
+    Job {
+        edits: edits.iter().map(|e| e.to_string()).collect(),
+        ..Job::new(model.display().to_string(), vec![], taps)
+    }
+}
+
+fn samples(prepared: &Prepared, prompts: &[Vec<u32>]) -> Vec<Sample> {
+    let sample = |(i, ids): (usize, &Vec<u32>)| {
+        let record = Record {
+            index: i as u64,
+            file: Arc::from("prompts"),
+            line: i as u64 + 1,
+            input: Input::Tokens(ids.clone()),
+            spans: vec![],
+            kept: vec![],
+        };
+        prepared.tokenising.samples(record).unwrap().remove(0)
+    };
+    prompts.iter().enumerate().map(sample).collect()
+}
+
+fn ids(seed: u32, n: usize) -> Vec<u32> {
+    (0..n as u32)
+        .map(|t| (t * 37 + seed * 61 + t * t * seed) % 160)
+        .collect()
+}
+
+fn without_end(max_new_tokens: usize) -> Stops {
+    Stops {
+        max_new_tokens,
+        tokens: vec![],
+        end_of_turn: None,
+    }
+}
+
+fn generate(
+    prepared: &Prepared,
+    choosing: Choosing,
+    stops: Stops,
+    prompts: &[Sample],
+) -> Vec<Generated> {
+    let mut generator = Generator::new(prepared, choosing, stops).unwrap();
+    generator.generate(prompts, &mut |_, _| ()).unwrap()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// Every row of a tap by (sample, position).
+fn rows(store: &Path, tap: &str) -> Vec<(i64, i32, Vec<f32>)> {
+    let store = Store::open(store).unwrap();
+    let tap = store.tap(tap).unwrap();
+    let row = |i| tap.row(i).unwrap();
+    (0..tap.rows())
+        .map(|i| (row(i).sample(), row(i).position(), row(i).to_f32()))
+        .collect()
+}
+
+/// Generates with taps; returns the store and what was generated.
+fn tapped(
+    dir: &Path,
+    model: &Path,
+    taps: &[&str],
+    edits: &[&str],
+    prompts: &[Vec<u32>],
+    new: usize,
+) -> (PathBuf, Vec<Generated>) {
+    let prepared = Prepared::for_generation(job(model, taps, edits)).unwrap();
+    let prompts = samples(&prepared, prompts);
+    let (choosing, stops) = (Choosing::default(), without_end(new));
+    let out = dir.join("generated");
+    let mut store = GenerationStore::create(&prepared, &choosing, &stops, &out).unwrap();
+    let mut generator = Generator::new(&prepared, choosing, stops).unwrap();
+    let done = generator.generate(&prompts, &mut |_, _| ()).unwrap();
+    store.write(&prompts, &done).unwrap();
+    store
+        .finish(prompts.len() as u64, &generator.receipts())
+        .unwrap();
+    (out, done)
+}
+
+fn relative(a: &[f32], b: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let error: f64 = a
+        .iter()
+        .zip(b)
+        .map(|(&a, &b)| square(f64::from(a) - f64::from(b)))
+        .sum();
+    (error / b.iter().map(|&b| square(f64::from(b))).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn decoding_gives_what_the_whole_text_gives_at_every_step() {
+    let prompts = [ids(1, 3), ids(2, 70), ids(3, 1), ids(4, 11)];
+    let taps = ["blocks.1.attn.hook_z", "blocks.0.hook_resid_post", "logits"];
+    let edits = [
+        "scale at=blocks.0.attn.hook_pattern[1] c=1.5",
+        "zero at=blocks.1.attn.hook_v[0] select=every:3",
+        "scale at=logits c=2",
+    ];
+    for (model, edits) in [
+        ("mistral-window4", &edits[..]),
+        ("mistral-window4", &[]),
+        ("llama3-rope", &[]),
+        ("mistral-gqa41", &[]),
+        ("linear-rope", &edits[..1]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let model = tiny(model);
+        let (store, done) = tapped(dir.path(), &model, &taps, edits, &prompts, 40);
+        let lines: String = done
+            .iter()
+            .map(|g| format!("{{\"tokens\": {:?}}}\n", g.tokens))
+            .collect();
+        let data = dir.path().join("texts.jsonl");
+        std::fs::write(&data, lines).unwrap();
+        let whole = dir.path().join("whole");
+        let job = Job {
+            data: vec![data.display().to_string()],
+            ..job(&model, &taps, edits)
+        };
+        extract(&Prepared::open(job).unwrap(), &whole, &mut |_| ()).unwrap();
+        for tap in taps {
+            let (step, all) = (rows(&store, tap), rows(&whole, tap));
+            assert_eq!(
+                step.len(),
+                all.len() - prompts.len(),
+                "all but each last token"
+            );
+            for (sample, position, row) in step {
+                let other = &all
+                    .iter()
+                    .find(|r| (r.0, r.1) == (sample, position))
+                    .unwrap()
+                    .2;
+                let error = relative(&row, other);
+                assert!(
+                    error <= 1e-5,
+                    "{model:?} {tap} {sample} {position}: {error:e}"
+                );
+            }
+        }
+        // Greedy: each new token is the largest of the logits before it, and its log-probability theirs.
+        for (sample, position, logits) in rows(&store, "logits") {
+            let generated = &done[sample as usize];
+            let Some(step) = (position as usize + 1).checked_sub(generated.prompt_len) else {
+                continue;
+            };
+            let token = generated.new_tokens()[step] as usize;
+            assert!(logits.iter().all(|l| *l <= logits[token]));
+            let total: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
+            let logprob = f64::from(logits[token]) - total.ln();
+            assert!((logprob - f64::from(generated.logprobs[step])).abs() < 1e-5);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    #[test]
+    fn prompts_together_give_what_each_gives_alone_bit_for_bit(
+        lengths in prop::collection::vec(prop_oneof![Just(1_usize), 2_usize..12, 60_usize..90], 1..6),
+        temperature in prop_oneof![Just(0.0_f32), Just(0.8)],
+        penalty in prop_oneof![Just(1.0_f32), Just(1.3)],
+        batch_tokens in prop_oneof![Just(10_usize), Just(4096)],
+        model in prop::sample::select(vec!["mistral-window4", "llama3-rope"]),
+        seed in any::<u64>(),
+    ) {
+        let edits = ["scale at=blocks.0.hook_resid_post c=1.25 select=generated", "zero at=blocks.1.attn.hook_z[0] select=step:2..5"];
+        let job = Job { batch_tokens, ..job(&tiny(model), &[], &edits) };
+        let prepared = Prepared::for_generation(job).unwrap();
+        let prompts: Vec<Vec<u32>> = lengths.iter().enumerate().map(|(i, &n)| ids(i as u32 + seed as u32 % 50, n)).collect();
+        let prompts = samples(&prepared, &prompts);
+        let choosing = Choosing { temperature, top_p: 0.9, repetition_penalty: penalty, seed };
+        // Some stop early, so that those left share ever smaller batches.
+        let stops = Stops { tokens: (0..8).collect(), ..without_end(24) };
+        let together = generate(&prepared, choosing, stops.clone(), &prompts);
+        for (prompt, together) in prompts.iter().zip(together) {
+            let alone = generate(&prepared, choosing, stops.clone(), std::slice::from_ref(prompt)).remove(0);
+            prop_assert_eq!(&alone.tokens, &together.tokens);
+            prop_assert_eq!(bits(&alone.logprobs), bits(&together.logprobs));
+            prop_assert_eq!(alone.stop, together.stop);
+        }
+    }
+}
+
+#[test]
+fn selections_are_of_the_tokens_that_are_there_at_each_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let taps = [
+        "hook_embed@prompt",
+        "hook_embed@generated",
+        "hook_embed@step:0..2",
+        "hook_embed@last",
+        "hook_embed@all",
+        "hook_embed@first|norm",
+        "logits@generated|logprob:3",
+    ];
+    let (store, done) = tapped(
+        dir.path(),
+        &tiny("mistral-window4"),
+        &taps,
+        &[],
+        &[ids(1, 7), ids(2, 2)],
+        6,
+    );
+    assert!(
+        done.iter()
+            .all(|g| g.new_tokens().len() == 6 && g.stop == Stop::Length)
+    );
+    let positions = |tap: &str, sample: i64| -> Vec<i32> {
+        rows(&store, tap)
+            .iter()
+            .filter(|r| r.0 == sample)
+            .map(|r| r.1)
+            .collect()
+    };
+    assert_eq!(positions("hook_embed", 0), [0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!(positions("hook_embed~2", 0), [7, 8, 9, 10, 11]);
+    assert_eq!(positions("hook_embed~3", 0), [7, 8, 9]);
+    assert_eq!(positions("hook_embed~4", 0), [6, 7, 8, 9, 10, 11]);
+    assert_eq!(positions("hook_embed~5", 1), [0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!(positions("hook_embed~6", 1), [0]);
+    let opened = Store::open(&store).unwrap();
+    let tap = opened.tap("logits").unwrap();
+    let best: Vec<u32> = (0..5)
+        .map(|i| tap.row(i).unwrap().index().unwrap()[0] as u32)
+        .collect();
+    assert_eq!(
+        best,
+        done[0].new_tokens()[1..],
+        "each step's likeliest token comes next"
+    );
+    assert_eq!(
+        opened.samples().next().unwrap().unwrap().tokens,
+        done[0].tokens
+    );
+    assert!(streamgauge::store::verify(&store, &|_| ()).unwrap().ok());
+    let message = streamgauge::engine::recompute(&store, 1, 0, None, None).unwrap_err();
+    assert!(message.to_string().contains("tapped while generating"));
+}
+
+#[test]
+fn an_edit_of_a_step_changes_nothing_before_it_and_its_receipt_counts_steps() {
+    let model = tiny("llama3-rope");
+    let run = |edits: &[&str]| {
+        let prepared = Prepared::for_generation(job(&model, &[], edits)).unwrap();
+        let prompts = samples(&prepared, &[ids(1, 9), ids(5, 4)]);
+        let mut generator =
+            Generator::new(&prepared, Choosing::default(), without_end(12)).unwrap();
+        let done = generator.generate(&prompts, &mut |_, _| ()).unwrap();
+        (done, generator.receipts())
+    };
+    let (plain, _) = run(&[]);
+    let (edited, receipts) = run(&["scale at=blocks.0.hook_resid_post c=-2 select=step:3..4"]);
+    assert_eq!(receipts[0].rows, 4, "two steps of two sequences");
+    for (plain, edited) in plain.iter().zip(&edited) {
+        // Token 4 is the first chosen after step 3's row.
+        assert_eq!(bits(&plain.logprobs[..4]), bits(&edited.logprobs[..4]));
+        assert_ne!(bits(&plain.logprobs[4..]), bits(&edited.logprobs[4..]));
+    }
+    let (_, receipts) = run(&["zero at=blocks.0.attn.hook_k[1] select=all"]);
+    assert_eq!(receipts[0].rows, 9 + 4 + 2 * 11);
+    assert!(receipts[0].note.as_ref().unwrap().contains("query heads"));
+}
+
+#[test]
+fn scores_are_those_of_the_logits() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny("mistral-window4");
+    let edits = [
+        "scale at=blocks.1.hook_mlp_out c=2",
+        "scale at=logits c=0.5 select=every:2",
+    ];
+    let texts = [ids(1, 30), ids(2, 200), ids(3, 1)];
+    let lines: String = texts
+        .iter()
+        .map(|t| format!("{{\"tokens\": {t:?}}}\n"))
+        .collect();
+    let data = dir.path().join("texts.jsonl");
+    std::fs::write(&data, lines).unwrap();
+    let logits = |edits: &[&str], out: &str| {
+        let job = Job {
+            data: vec![data.display().to_string()],
+            ..job(&model, &["logits"], edits)
+        };
+        let out = dir.path().join(out);
+        extract(&Prepared::open(job).unwrap(), &out, &mut |_| ()).unwrap();
+        rows(&out, "logits")
+    };
+    let softmax = |row: &[f32]| -> Vec<f64> {
+        let total: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
+        row.iter().map(|&l| f64::from(l).exp() / total).collect()
+    };
+    let (plain_logits, edited_logits) = (logits(&[], "plain"), logits(&edits, "edited"));
+    let (plain, edited) = (
+        Prepared::for_generation(job(&model, &[], &[])).unwrap(),
+        Prepared::for_generation(job(&model, &[], &edits)).unwrap(),
+    );
+    let (mut p, mut q) = (Scorer::new(&plain), Scorer::new(&edited));
+    let samples = samples(&plain, &texts);
+    let positions: Vec<Vec<u32>> = vec![vec![0, 5, 29], (0..200).collect(), vec![0]];
+    let (p_run, q_run) = (
+        p.run(&samples, &positions).unwrap(),
+        q.run(&samples, &positions).unwrap(),
+    );
+    let scores = q.score(&q_run, 5);
+    let kl = kl_divergence((&mut p, &p_run), (&mut q, &q_run));
+    assert_eq!(scores.len(), 204);
+    for (i, (&(sample, position), scores)) in q_run.at.iter().zip(&scores).enumerate() {
+        let row = |rows: &[(i64, i32, Vec<f32>)]| {
+            softmax(
+                &rows
+                    .iter()
+                    .find(|r| (r.0, r.1) == (sample as i64, position as i32))
+                    .unwrap()
+                    .2,
+            )
+        };
+        let (p, q) = (row(&plain_logits), row(&edited_logits));
+        match texts[sample].get(position as usize + 1) {
+            Some(&next) => assert!((scores.logprob.unwrap() - q[next as usize].ln()).abs() < 1e-9),
+            None => assert_eq!(scores.logprob, None),
+        }
+        let best = (0..160).max_by(|&a, &b| q[a].total_cmp(&q[b])).unwrap();
+        assert_eq!(
+            (scores.argmax as usize, scores.top[0].0 as usize),
+            (best, best)
+        );
+        assert!(scores.top.is_sorted_by(|a, b| a.1 >= b.1) && scores.top.len() == 5);
+        assert!((scores.entropy + q.iter().map(|q| q * q.ln()).sum::<f64>()).abs() < 1e-9);
+        let truth: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
+        assert!((kl[i] - truth).abs() < 1e-9, "{} {truth}", kl[i]);
+    }
+    assert!(
+        kl_divergence((&mut p, &p_run), (&mut Scorer::new(&plain), &p_run))
+            .iter()
+            .all(|kl| kl.abs() < 1e-12)
+    );
+}
+
+fn streamgauge() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_streamgauge"))
+}
+
+#[test]
+fn the_command_prints_text_as_it_comes_or_an_object_a_line() {
+    let model = common::smollm2();
+    let command = || {
+        let mut c = streamgauge();
+        c.args(["generate", "--max-new-tokens", "8", "--model"])
+            .arg(&model);
+        c
+    };
+    let capital = [
+        "--prompt",
+        "What is the capital of France?",
+        "--chat",
+        "user",
+    ];
+    let json = command()
+        .args(capital)
+        .arg("--json")
+        .assert()
+        .success()
+        .get_output()
+        .clone();
+    let line: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(line["prompt"], "What is the capital of France?");
+    assert!(line["text"].as_str().unwrap().contains("Paris"), "{line}");
+    assert_eq!(line["stop"], "eos");
+    let n = line["tokens"].as_array().unwrap().len();
+    assert_eq!(line["logprobs"].as_array().unwrap().len(), n);
+    assert_eq!(line["tokens"][n - 1], 2);
+    let text = command()
+        .args(capital)
+        .assert()
+        .success()
+        .get_output()
+        .clone();
+    assert_eq!(
+        String::from_utf8(text.stdout).unwrap(),
+        format!("{}\n", line["text"].as_str().unwrap())
+    );
+    // Several prompts, an edit and a tap.
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("prompts.jsonl");
+    std::fs::write(&data, "{\"text\": \"One, two, three,\"}\n{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}\n").unwrap();
+    let out = dir.path().join("store");
+    let done = command()
+        .args([
+            "--json",
+            "--edit",
+            "scale at=blocks.-1.hook_mlp_out c=0.9 select=generated",
+            "--tap",
+            "blocks.0.hook_resid_post@generated",
+            "--data",
+        ])
+        .arg(&data)
+        .arg("--out")
+        .arg(&out)
+        .assert()
+        .success()
+        .get_output()
+        .clone();
+    let lines: Vec<Value> = String::from_utf8(done.stdout)
+        .unwrap()
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    assert_eq!(lines[0]["prompt"], "One, two, three,");
+    assert!(
+        lines[1]["prompt"]
+            .as_str()
+            .unwrap()
+            .contains("<|im_start|>user")
+    );
+    let new: usize = lines
+        .iter()
+        .map(|l| l["tokens"].as_array().unwrap().len())
+        .sum();
+    assert_eq!(rows(&out, "blocks.0.hook_resid_post").len(), new - 2);
+    assert!(String::from_utf8(done.stderr).unwrap().contains(
+        "edit scale at=blocks.-1.hook_mlp_out c=0.9 select=generated: at blocks.29.hook_mlp_out"
+    ));
+    let receipts = Store::open(&out)
+        .unwrap()
+        .manifest()
+        .provenance
+        .receipts
+        .clone();
+    assert_eq!(receipts[0]["rows"], new - 2);
+}
+
+#[test]
+fn what_generation_cannot_do_is_refused_in_one_line() {
+    let model = tiny("mistral-window4");
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("prompts.jsonl");
+    std::fs::write(&data, format!("{{\"tokens\": {:?}}}\n", ids(1, 9))).unwrap();
+    let long = dir.path().join("long.jsonl");
+    std::fs::write(&long, format!("{{\"tokens\": {:?}}}\n", ids(1, 512))).unwrap();
+    let out = dir.path().join("store");
+    let out = out.to_str().unwrap();
+    for (flags, status, says) in [
+        (&[][..], 2, "--prompt"),
+        (&["--data", "D", "--prompt", "x"], 2, "--prompt"),
+        (&["--prompt", "x"], 1, "tokenizer"),
+        (&["--data", "L"], 1, "fill all of the model's positions"),
+        (
+            &["--data", "D", "--max-new-tokens", "0"],
+            1,
+            "--max-new-tokens must be at least 1",
+        ),
+        (
+            &["--data", "D", "--temperature=-1"],
+            1,
+            "--temperature must be 0",
+        ),
+        (
+            &["--data", "D", "--top-p", "0"],
+            1,
+            "--top-p must be above 0",
+        ),
+        (
+            &["--data", "D", "--repetition-penalty", "0"],
+            1,
+            "--repetition-penalty must be above 0",
+        ),
+        (
+            &["--data", "D", "--batch", "0"],
+            2,
+            "--batch must be at least 1",
+        ),
+        (
+            &["--data", "D", "--device", "cuda"],
+            2,
+            "--device cuda is not available yet",
+        ),
+        (&["--data", "D", "--tap", "hook_embed"], 2, "--out"),
+        (
+            &[
+                "--data",
+                "D",
+                "--out",
+                out,
+                "--tap",
+                "blocks.0.attn.hook_pattern",
+            ],
+            1,
+            "its rows grow with every token",
+        ),
+        (
+            &["--data", "D", "--out", out, "--tap", "hook_embed|mean"],
+            1,
+            "take their mean",
+        ),
+        (
+            &["--data", "D", "--out", out, "--tap", "hook_embed@sample:3"],
+            1,
+            "changes as the text grows",
+        ),
+        (
+            &[
+                "--data",
+                "D",
+                "--out",
+                out,
+                "--tap",
+                "hook_embed@step:7",
+                "--max-new-tokens",
+                "3",
+            ],
+            1,
+            "picked nothing",
+        ),
+        (
+            &[
+                "--data",
+                "D",
+                "--edit",
+                "zero at=hook_embed select=step:7",
+                "--max-new-tokens",
+                "3",
+            ],
+            1,
+            "touched no row",
+        ),
+        (
+            &["--data", "D", "--edit", "scale at=ln_final.hook_out c=3e38"],
+            1,
+            "a logit after position",
+        ),
+    ] {
+        let mut command = streamgauge();
+        command.arg("generate").arg("--model").arg(&model);
+        for flag in flags {
+            match *flag {
+                "D" => command.arg(&data),
+                "L" => command.arg(&long),
+                flag => command.arg(flag),
+            };
+        }
+        let output = command.assert().code(status).get_output().clone();
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(message.contains(says), "{flags:?}: {message}");
+        if status == 1 {
+            assert_eq!(message.lines().count(), 1, "{message}");
+        }
+        assert!(Store::open(Path::new(out)).is_err());
+        let _ = std::fs::remove_dir_all(out);
+    }
+}
