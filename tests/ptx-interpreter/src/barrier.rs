@@ -140,6 +140,7 @@ impl Machine<'_> {
     fn complete_with(&mut self, id: u32, last: Option<(usize, u32)>) {
         self.clock += 1;
         let time = self.clock;
+        let warps = self.warps.len();
         let mut state = std::mem::take(&mut self.barriers[id as usize]);
         for &(w, ..) in &state.waiting {
             state.seen[w] = time;
@@ -149,6 +150,7 @@ impl Machine<'_> {
             for u in 0..WARPS {
                 warp.order.seen[u] = warp.order.seen[u].max(state.seen[u]);
             }
+            warp.order.seen_of_all = warp.order.seen[..warps].iter().copied().min().unwrap_or(0);
             warp.order.barrier(time);
             let bit = |holds: bool| if holds { u32::MAX } else { 0 };
             match kind {

@@ -3,7 +3,8 @@
 use crate::program::{Cvt, CvtTy, FloatMode, MmaTy, Rounding};
 use crate::registers::{LANES, Registers, write};
 use crate::round::{
-    BF16, F16, F32, Format, TF32, bf16_to_f32, f16_to_f32, flush, flush_f16, round,
+    BF16, F16, F32, Format, TF32, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, flush,
+    flush_f16, round,
 };
 
 /// A value between reading the source and writing the destination. Every integer fits i128, every float f64.
@@ -237,15 +238,32 @@ impl Cvt {
     }
 }
 
+const PLAIN: FloatMode = FloatMode {
+    rounding: Rounding::Nearest,
+    ftz: false,
+    sat: false,
+    relu: false,
+};
+
 /// The conversions that address arithmetic and bf16 kernels are full of, as straight loops.
 #[inline(always)]
 fn fast(registers: &mut Registers, mask: u32, cvt: &Cvt) -> bool {
-    const PLAIN: FloatMode = FloatMode {
-        rounding: Rounding::Nearest,
-        ftz: false,
-        sat: false,
-        relu: false,
-    };
+    if (cvt.from, cvt.to) == (CvtTy::F32, CvtTy::F32)
+        && cvt.mode == (FloatMode { sat: true, ..PLAIN })
+        && !cvt.integral
+    {
+        let clamp = |bits| {
+            let value = f32::from_bits(bits);
+            if value > 0.0 {
+                value.min(1.0).to_bits()
+            } else {
+                0
+            }
+        };
+        let out = registers.row32(cvt.a).map(clamp);
+        write(registers, mask, cvt.d, &out);
+        return true;
+    }
     if cvt.mode.sat || cvt.mode.relu || cvt.satfinite {
         return false;
     }
@@ -273,7 +291,13 @@ fn fast(registers: &mut Registers, mask: u32, cvt: &Cvt) -> bool {
         (CvtTy::F32, CvtTy::Bf16, false, false) if cvt.mode == PLAIN => {
             let out = registers
                 .row32(cvt.a)
-                .map(|a| u32::from(crate::round::f32_to_bf16(f32::from_bits(a))));
+                .map(|a| u32::from(f32_to_bf16(f32::from_bits(a))));
+            write(registers, mask, cvt.d, &out);
+        }
+        (CvtTy::F32, CvtTy::F16, false, false) if cvt.mode == PLAIN => {
+            let out = registers
+                .row32(cvt.a)
+                .map(|a| u32::from(f32_to_f16(f32::from_bits(a))));
             write(registers, mask, cvt.d, &out);
         }
         _ => return false,
@@ -291,18 +315,27 @@ fn quiet(value: f32) -> u32 {
 }
 
 /// Two f32 to one half each of a packed register.
+#[inline(always)]
 pub(crate) fn pack(to: MmaTy, mode: FloatMode, satfinite: bool, high: u32, low: u32) -> u32 {
-    let format = if to == MmaTy::F16 { F16 } else { BF16 };
     let half = |bits: u32| {
         let value = f32::from_bits(bits);
-        if mode.relu && value < 0.0 {
-            return 0;
+        match to {
+            _ if mode != PLAIN || satfinite => pack_half(to, mode, satfinite, value),
+            MmaTy::F16 => u32::from(f32_to_f16(value)),
+            _ => u32::from(f32_to_bf16(value)),
         }
-        let result = round(value.into(), 0.0, format, mode.rounding);
-        if satfinite && result & format.infinity() == format.infinity() && !value.is_nan() {
-            return result & format.sign() | format.max_finite();
-        }
-        result
     };
     half(high) << 16 | half(low)
+}
+
+fn pack_half(to: MmaTy, mode: FloatMode, satfinite: bool, value: f32) -> u32 {
+    let format = if to == MmaTy::F16 { F16 } else { BF16 };
+    if mode.relu && value < 0.0 {
+        return 0;
+    }
+    let result = round(value.into(), 0.0, format, mode.rounding);
+    if satfinite && result & format.infinity() == format.infinity() && !value.is_nan() {
+        return result & format.sign() | format.max_finite();
+    }
+    result
 }

@@ -23,8 +23,23 @@ fn element(ty: MmaTy, bits: u32, half: usize) -> f64 {
     }
 }
 
+/// One matrix instruction, compiled for the vector instructions that this machine has.
+pub(crate) struct Product<'a> {
+    pub registers: &'a mut Registers,
+    pub mma: &'a Mma,
+}
+
+impl pulp::NullaryFnOnce for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        mma(self.registers, self.mma);
+    }
+}
+
 #[inline(always)]
-pub(crate) fn mma(registers: &mut Registers, mma: &Mma) {
+fn mma(registers: &mut Registers, mma: &Mma) {
     match mma.ty {
         MmaTy::F16 => mma_of(registers, mma, MmaTy::F16),
         MmaTy::Bf16 => mma_of(registers, mma, MmaTy::Bf16),

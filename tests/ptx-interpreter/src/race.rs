@@ -44,6 +44,8 @@ pub(crate) struct Order {
     pub sync: u16,
     /// Accesses of warp `u` before tick `seen[u]` come before everything this warp does next.
     pub seen: [u32; WARPS],
+    /// The least of them, over the warps of the block.
+    pub seen_of_all: u32,
     /// The last synchronisation of all lanes.
     full: u64,
     /// Synchronisations of some lanes: their mask and when.
@@ -60,6 +62,7 @@ impl Order {
             now: 1,
             sync: 0,
             seen: [0; WARPS],
+            seen_of_all: 0,
             full: 0,
             partial: Vec::new(),
         }
@@ -207,6 +210,14 @@ impl Cell {
                 MANY_LANES
             };
             self.r_who = self.r_who & (SEVERAL_BLOCKS | strong) | lane;
+        } else if self.r_time < actor.order.seen_of_all {
+            // Whoever read before is ordered before this read, which then stands for all of them.
+            self.r_warps = me;
+            self.r_who = self.r_who & (SEVERAL_BLOCKS | strong) | actor.lane;
+        } else if self.r_who & SPILLED == 0 && self.r_time == actor.order.now {
+            // All have read since the same barrier, so that no one is ordered before anyone.
+            self.r_warps |= me;
+            self.r_who = self.r_who & (SEVERAL_BLOCKS | strong) | MANY_LANES;
         } else {
             self.read_by_another_warp(actor, spill, id);
             self.r_who &= SEVERAL_BLOCKS | SPILLED | strong | LANE;
@@ -219,12 +230,6 @@ impl Cell {
     fn read_by_another_warp(&mut self, actor: &Actor, spill: &mut Spill, id: (u32, u32)) {
         let me = 1u32 << actor.warp;
         let seen = &actor.order.seen;
-        // The common case: all have read since the same barrier, so that no one is ordered before anyone.
-        if self.r_who & SPILLED == 0 && self.r_time == actor.order.now {
-            self.r_warps |= me;
-            self.r_who = self.r_who & !LANE | MANY_LANES;
-            return;
-        }
         let mut times = [self.r_time; WARPS];
         if self.r_who & SPILLED != 0 {
             times = spill.get(&id).copied().unwrap_or(times);

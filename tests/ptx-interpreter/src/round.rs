@@ -192,8 +192,23 @@ pub(crate) fn f32_to_bf16(value: f32) -> u16 {
     }
 }
 
+/// To nearest, ties to even, by the adder's own rounding where the result is subnormal.
+#[inline(always)]
 pub(crate) fn f32_to_f16(value: f32) -> u16 {
-    round(f64::from(value), 0.0, F16, Rounding::Nearest) as u16
+    let bits = value.to_bits();
+    let (sign, magnitude) = (bits >> 16 & 0x8000, bits & 0x7fff_ffff);
+    if magnitude > 0x7f80_0000 {
+        return 0x7fff;
+    }
+    let rounded = if magnitude >= 0x477f_f000 {
+        0x7c00
+    } else if magnitude < 0x3880_0000 {
+        // The last place of one half is f16's smallest subnormal.
+        (f32::from_bits(magnitude) + 0.5).to_bits() - 0.5f32.to_bits()
+    } else {
+        (magnitude + 0xfff + (magnitude >> 13 & 1) - (112 << 23)) >> 13
+    };
+    (sign | rounded) as u16
 }
 
 /// Subnormals become zeros of the same sign.

@@ -202,7 +202,7 @@ impl Machine<'_> {
         self.stats.thread_instructions += u64::from(m.count_ones());
         let defined = reads_defined(self.program, registers, inst, m)?;
         let op = &inst.op;
-        if !self.arch.dispatch(|| alu::run(registers, m, op)) {
+        if !self.arch.dispatch(Arithmetic { registers, m, op }) {
             let next = self.execute(w, pc, mask, m, op)?;
             if !matches!(next, Next::Advance) {
                 return Ok(next);
@@ -227,7 +227,8 @@ impl Machine<'_> {
                     return Ok(stay);
                 }
                 let registers = &mut self.warps[w].registers;
-                self.arch.dispatch(|| crate::matrix::mma(registers, mma));
+                self.arch
+                    .dispatch(crate::matrix::Product { registers, mma });
                 self.stats.mma += 1;
             }
             Op::Ldmatrix(access) => {
@@ -365,6 +366,23 @@ impl Machine<'_> {
             return Err(fault(FindingKind::InactiveLane, what));
         }
         Ok(Some(Next::Stay(m, Wait::Lanes)))
+    }
+}
+
+/// One arithmetic instruction, compiled for the vector instructions that this machine has.
+struct Arithmetic<'a> {
+    registers: &'a mut Registers,
+    m: u32,
+    op: &'a Op,
+}
+
+impl pulp::NullaryFnOnce for Arithmetic<'_> {
+    type Output = bool;
+
+    // A closure would not be inlined into the function that has the vector instructions switched on.
+    #[inline(always)]
+    fn call(self) -> bool {
+        alu::run(self.registers, self.m, self.op)
     }
 }
 

@@ -53,6 +53,7 @@ pub(crate) fn decode_kernel<'a>(
         calls: vec![kernel.name],
         return_label: None,
         origin: Origin::default(),
+        inlined_at: Default::default(),
         guard: None,
         reads: Vec::new(),
         writes: Vec::new(),
@@ -259,9 +260,19 @@ impl<'a> Decoder<'_, 'a> {
             return;
         }
         (self.origin.file, self.origin.line) = (loc.file, loc.line);
-        if loc.inlined_at.is_none() {
-            (self.origin.outer_file, self.origin.outer_line) = (loc.file, loc.line);
+        let mut outer = (loc.file, loc.line);
+        if let Some(parent) = loc.inlined_at {
+            self.inlined_at.insert(outer, parent);
+            outer = parent;
+            // Bounded, should the places go round in a circle.
+            for _ in 0..MAX_CALL_DEPTH {
+                match self.inlined_at.get(&outer) {
+                    Some(&parent) => outer = parent,
+                    None => break,
+                }
+            }
         }
+        (self.origin.outer_file, self.origin.outer_line) = outer;
     }
 
     pub(super) fn label(&self, name: &str) -> Decoded<usize> {

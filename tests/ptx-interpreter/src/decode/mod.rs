@@ -77,6 +77,8 @@ pub(super) struct Decoder<'t, 'a> {
     /// The label behind the call being inlined.
     return_label: Option<usize>,
     origin: Origin,
+    /// Where the code of a place was last inlined.
+    inlined_at: HashMap<(u32, u32), (u32, u32)>,
     guard: Option<Pred>,
     reads: Vec<u32>,
     writes: Vec<u32>,
