@@ -9,7 +9,7 @@ use crate::backend::cpu::{GEMM, gemm_crate_gflops, instruction_set, product_gflo
 
 /// Measure what this machine reaches.
 ///
-/// Rates are the best of several runs, with nothing else assumed about the machine: run them while it is otherwise idle.
+/// Nothing is assumed about the machine: measure while it is otherwise idle.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -39,8 +39,8 @@ struct GemmArgs {
     /// Inputs of the layer; goes with --n.
     #[arg(long, value_name = "K", requires = "n", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     k: Option<u32>,
-    /// Runs of each shape; the best counts.
-    #[arg(long, value_name = "R", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    /// Runs of each shape, each with a weight of its own; the median counts.
+    #[arg(long, value_name = "R", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     repeats: u32,
     /// Print JSON: {"gflops" (the gemm crate's), "product_gflops" (ours), "shapes": [{"m", "n", "k", …}], …}.
     #[arg(long)]

@@ -34,20 +34,47 @@ macro_rules! vectorised {
 
 pub(super) use vectorised;
 
-/// Whether the processor has AVX2 and FMA.
+/// What a processor can do, from the least to the most.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn has_avx2_and_fma() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
+enum Level {
+    Baseline,
+    Avx2AndFma,
+    Avx512,
 }
 
-/// Whether the processor has the AVX-512 of every server since 2017 (x86-64-v4).
+/// This processor's level, asked once: the answer is wanted for every few dozen elements.
 #[cfg(target_arch = "x86_64")]
+#[inline]
+fn level() -> Level {
+    static LEVEL: std::sync::OnceLock<Level> = std::sync::OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        if !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("fma") {
+            Level::Baseline
+        } else if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+        {
+            Level::Avx512
+        } else {
+            Level::Avx2AndFma
+        }
+    })
+}
+
+/// Whether the processor has AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(super) fn has_avx2_and_fma() -> bool {
+    level() >= Level::Avx2AndFma
+}
+
+/// Whether the processor also has the AVX-512 of every server since 2017 (x86-64-v4).
+#[cfg(target_arch = "x86_64")]
+#[inline]
 pub(super) fn has_avx512() -> bool {
-    has_avx2_and_fma()
-        && is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vl")
+    level() >= Level::Avx512
 }
 
 /// The instruction set that the products and loops use on this processor, for the numeric record.
