@@ -7,12 +7,14 @@ that no float32 operation is left but RoPE's cos/sin tables, which belong to the
     reference = Reference(folder)
     reference.truth(ids)       {hook point: float64 tensor}
     reference.float32(ids)     the same from the unpatched float32 model
+    reference.half(ids)        the same from the unpatched model in the dtype of its file, attention by SDPA
 
 Shapes are ours: rows first ([n, d], [n, H, h], …); `hook_attn_scores` and `hook_pattern` are [H, n, n], and masked
 scores are -inf.
 """
 
 import contextlib
+import functools
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -72,8 +74,8 @@ def rms_norm_float64(norm, x):
 class Recorder:
     """Hooks on one model that fill `points` during a forward pass."""
 
-    def __init__(self, model, softmax_dtype):
-        self.model, self.softmax_dtype = model, softmax_dtype
+    def __init__(self, model, softmax_dtype, sdpa=False):
+        self.model, self.softmax_dtype, self.sdpa = model, softmax_dtype, sdpa
         self.points, self.wanted = {}, lambda point: True
         self.heads = model.config.num_attention_heads
         self.head_dim = model.model.layers[0].self_attn.head_dim
@@ -133,9 +135,13 @@ class Recorder:
         scores = torch.matmul(query, keys.transpose(2, 3)) * scaling
         if self.wanted(name + "hook_attn_scores"):
             self.put(name + "hook_attn_scores", scores[0].masked_fill(attention_mask[0] < 0, -torch.inf))
-        pattern = torch.softmax(scores + attention_mask, dim=-1, dtype=self.softmax_dtype)
+        pattern = torch.softmax(scores + attention_mask, dim=-1, dtype=self.softmax_dtype).to(query.dtype)
         self.put(name + "hook_pattern", pattern[0])
-        z = torch.matmul(pattern, values).transpose(1, 2).contiguous()
+        if self.sdpa:  # which has no scores to show: those above are what eager attention would have made of its input
+            z = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attention_mask, scale=scaling)
+        else:
+            z = torch.matmul(pattern, values)
+        z = z.transpose(1, 2).contiguous()
         self.put(name + "hook_z", z[0])
         if self.wanted(name + "hook_result"):
             output = module.o_proj.weight.reshape(-1, self.heads, self.head_dim)
@@ -176,6 +182,7 @@ class Reference:
         self._mode = OnlyFloat64()
         self._exempt_rope(exact.model.rotary_emb)
         self._exact, self._float32 = Recorder(exact, torch.float64), Recorder(load(torch.float32), torch.float32)
+        self._load = load
 
     def _exempt_rope(self, rotary):
         forward = rotary.forward
@@ -198,6 +205,13 @@ class Reference:
 
     def float32(self, ids, wanted=lambda point: True, padded=False):
         return self._float32.run(ids, wanted, padded)
+
+    @functools.cached_property
+    def _half(self):
+        return Recorder(self._load("auto"), torch.float32, sdpa=True)
+
+    def half(self, ids, wanted=lambda point: True):
+        return self._half.run(ids, wanted)
 
 
 def groups(point, tensor):

@@ -18,6 +18,7 @@ and two groups of rows, token 0 and the later tokens:
                                        the metadata's `float32_runs` (float32_runs.py; one name a line)
     S/hf_float32_one  F32 [points, 2]  the same of the first run alone
     S/masked      I32 [points, 2]      how many elements were -inf
+    S/hf_half     F32 [points, 2]      for models with `half`: relative L2 error of Hugging Face in the dtype of the file, with SDPA
 """
 
 import json
@@ -27,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from float32_runs import RUNS, failures, float32_errors
-from hf_reference import Reference, groups, hook_points
+from hf_reference import Reference, groups, hook_points, relative_error
 from samples import CHATS, SAMPLES, TOKENIZER_TEXTS
 from sketch import PROJECTIONS, sketch
 from tiny_models import MODELS, make, samples
@@ -42,8 +43,16 @@ FIXTURES = ROOT / "tests" / "fixtures"
 SMOLLM2 = ROOT / ".models" / "SmolLM2-135M-Instruct"
 
 
-def goldens(name, folder, inputs):
-    """`inputs`: {sample name: token ids}."""
+def half_errors(reference, ids, truth):
+    """[points, 2], relative L2."""
+    found = reference.half(ids)
+    points = hook_points(reference.n_layers)
+    pairs = [zip(groups(point, found[point]), groups(point, truth[point])) for point in points]
+    return np.array([[relative_error(*pair) for pair in both] for both in pairs], np.float32)
+
+
+def goldens(name, folder, inputs, half=False):
+    """`inputs`: {sample name: token ids}; `half`: also what the model's own 16-bit dtype shows."""
     runs = float32_errors(folder, inputs)
     reference = Reference(folder)
     points = hook_points(reference.n_layers)
@@ -54,6 +63,8 @@ def goldens(name, folder, inputs):
         norms = np.zeros((len(points), 2), np.float64)
         errors = np.max([run[sample] for run in runs.values()], axis=0)
         masked = np.zeros((len(points), 2), np.int32)
+        if half:
+            tensors[f"{sample}/hf_half"] = ("F32", half_errors(reference, ids, truth))
         for i, point in enumerate(points):
             for group, exact in enumerate(groups(point, truth.pop(point))):
                 s, norms[i, group], masked[i, group] = sketch(exact)
@@ -115,9 +126,9 @@ def main():
     if not SMOLLM2.is_dir():
         sys.exit(f"error: {SMOLLM2} is missing; run scripts/fetch-model")
     FIXTURES.mkdir(parents=True, exist_ok=True)
-    for name in MODELS:
+    for name, model in MODELS.items():
         make(name, FIXTURES / "models" / name)
-        goldens(name, FIXTURES / "models" / name, samples(name))
+        goldens(name, FIXTURES / "models" / name, samples(name), model.get("half", False))
     smollm2_tokens()
     inputs = smollm2_inputs()
     with open(FIXTURES / "smollm2_samples.jsonl", "w", encoding="utf-8") as file:

@@ -104,9 +104,51 @@ MODELS = {
             "torch_dtype": "bfloat16",
         },
     },
+    # What the CUDA kernels are compiled for: a head dimension of 64, two query heads a key head, a window, bfloat16.
+    "mistral-bf16-h64": {
+        "dtype": "bfloat16",
+        "half": True,
+        "config": {
+            **MISTRAL,
+            "dtype": "bfloat16",
+            "head_dim": 64,
+            "hidden_size": 64,
+            "intermediate_size": 72,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 1,
+            "rms_norm_eps": 1e-05,
+            "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+            "sliding_window": 20,
+            "tie_word_embeddings": False,
+        },
+    },
+    # The same for float16: a head dimension of 80, tied embeddings, no window.
+    "llama-f16-h80": {
+        "dtype": "float16",
+        "half": True,
+        "config": {
+            **LLAMA,
+            "head_dim": 80,
+            "hidden_size": 48,
+            "intermediate_size": 56,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": True,
+            "torch_dtype": "float16",
+        },
+    },
 }
 
-LENGTHS = {"mistral-window4": [1, 3, 4, 5, 23, 100]}
+LENGTHS = {
+    "mistral-window4": [1, 3, 4, 5, 23, 100],
+    # Long enough for several tiles of attention, short enough for an interpreter of kernels.
+    "mistral-bf16-h64": [1, 4, 23, 70, 140],
+    "llama-f16-h80": [1, 4, 23, 70, 140],
+}
 DEFAULT_LENGTHS = [1, 4, 23, 100]
 
 
