@@ -10,46 +10,11 @@ mod common;
 
 use std::collections::BTreeMap;
 
+use common::{PROJECTIONS, SKETCH_SLACK, groups, sketch};
 use safetensors::SafeTensors;
 use streamgauge::engine::dims;
 use streamgauge::hooks::HookPoint;
 use streamgauge::model::Model;
-
-const PROJECTIONS: usize = 32;
-/// The gate's estimate from 32 projections has a relative standard deviation of 1/8. Over some ten thousand cells the
-/// largest of such estimates is about 4.5 of these above the truth; a wrong computation is off by orders of magnitude.
-const SKETCH_SLACK: f64 = 1.0 + 4.5 / 8.0;
-
-fn sketch(values: impl Iterator<Item = f32>) -> ([f64; PROJECTIONS], usize) {
-    let (mut s, mut masked) = ([0.0; PROJECTIONS], 0);
-    for (i, v) in values.enumerate() {
-        if v == f32::NEG_INFINITY {
-            masked += 1;
-            continue;
-        }
-        let mut z = (i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^= z >> 31;
-        for (j, s) in s.iter_mut().enumerate() {
-            // Flips the sign where the bit is set.
-            *s += f64::from_bits((v as f64).to_bits() ^ (((z >> j) & 1) << 63));
-        }
-    }
-    (s, masked)
-}
-
-/// The elements of token 0 and of the later tokens, token first: ragged points are stored [head, query, key].
-fn groups(point: HookPoint, values: &[f32], n: usize) -> [Vec<f32>; 2] {
-    let width = values.len() / n;
-    if !point.site.is_ragged() {
-        return [values[..width].to_vec(), values[width..].to_vec()];
-    }
-    let heads = width / n;
-    let row =
-        |q: usize| (0..heads).flat_map(move |h| values[(h * n + q) * n..][..n].iter().copied());
-    [row(0).collect(), (1..n).flat_map(row).collect()]
-}
 
 /// Compares one model's every cell; returns the worst ratio of error to gate.
 fn check(name: &str, dir: &std::path::Path) {

@@ -25,6 +25,39 @@ pub enum Error {
         row: usize,
         vocab: usize,
     },
+    /// A batch that is larger than the device's memory was planned for.
+    #[error(
+        "{asked} {what}, and the device's memory was planned for {planned}: raise --batch-tokens or --max-length before the run"
+    )]
+    BeyondPlan {
+        what: &'static str,
+        asked: usize,
+        planned: usize,
+    },
+    /// A model that a backend has no kernels for.
+    #[error("the CUDA backend has no kernels for {what}: use --device cpu")]
+    Unsupported { what: String },
+    /// The device is too small.
+    #[error("{device} has {free} bytes free, and {needed} are needed: {weights} for the weights, the rest for batches of {rows} rows{}", what_fits(*fits))]
+    DeviceMemory {
+        device: String,
+        free: usize,
+        needed: usize,
+        weights: usize,
+        rows: usize,
+        /// The largest batch that fits.
+        fits: Option<usize>,
+    },
+    /// An allocation, a copy or a launch that failed.
+    #[error(transparent)]
+    Device(Box<cuda::LaunchError>),
+}
+
+fn what_fits(rows: Option<usize>) -> String {
+    rows.map_or(
+        "; no batch fits: use a smaller model or a larger device".into(),
+        |rows| format!("; {rows} rows fit: pass --batch-tokens {rows} --max-length {rows}"),
+    )
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -53,6 +86,18 @@ impl Batch {
             batch.cu_seqlens.push(batch.tokens.len() as u32);
         }
         batch
+    }
+
+    /// Refuses token ids that the vocabulary does not have.
+    pub(crate) fn check_tokens(&self, vocab: usize) -> Result<()> {
+        match self.tokens.iter().position(|&t| t as usize >= vocab) {
+            None => Ok(()),
+            Some(row) => Err(Error::TokenOutOfRange {
+                token: self.tokens[row],
+                row,
+                vocab,
+            }),
+        }
     }
 
     /// Number of rows (tokens).
@@ -116,6 +161,29 @@ pub enum Act {
 impl Act {
     /// How many there are.
     pub const COUNT: usize = Act::Logits as usize + 1;
+
+    /// All of them, in order.
+    pub const ALL: [Act; Act::COUNT] = [
+        Act::ResidPre,
+        Act::ResidMid,
+        Act::ResidPost,
+        Act::NormScale,
+        Act::Normalized,
+        Act::Normed,
+        Act::Q,
+        Act::K,
+        Act::V,
+        Act::RotQ,
+        Act::RotK,
+        Act::Z,
+        Act::HeadOut,
+        Act::AttnOut,
+        Act::Gate,
+        Act::Up,
+        Act::Post,
+        Act::MlpOut,
+        Act::Logits,
+    ];
 }
 
 /// A weight by its role; the layer counts from 0.

@@ -14,8 +14,7 @@ use serde_json::json;
 
 use super::read_ahead::{PlannedShard, ReadSummary, read_ahead};
 use super::selected::{BatchRows, Part};
-use super::{EditReceipt, Error, Prepared, Result, forward};
-use crate::backend::cpu::{Cpu, instruction_set};
+use super::{EditReceipt, Error, Identity, Machine, Prepared, Result};
 use crate::backend::{Batch, Receipt, Sink};
 use crate::store::{
     DatasetInfo, ModelInfo, Provenance, ShardWriter, StoreWriter, Summary, TapSlab,
@@ -63,15 +62,28 @@ pub fn extract(
     out: &Path,
     report: &mut dyn FnMut(&Progress),
 ) -> Result<Extracted> {
+    extract_on(prepared, &mut prepared.cpu(), out, report)
+}
+
+/// As [`extract`], on a backend that holds the job's model.
+///
+/// # Errors
+/// As there, and the backend's.
+pub fn extract_on(
+    prepared: &Prepared,
+    machine: &mut dyn Machine,
+    out: &Path,
+    report: &mut dyn FnMut(&Progress),
+) -> Result<Extracted> {
     let start = Instant::now();
     let started = SystemTime::now();
     let mut writer = StoreWriter::create(
         out,
-        provenance(prepared),
+        provenance(prepared, machine.identity()),
         prepared.infos.clone(),
         &prepared.job.keep,
     )?;
-    match run(prepared, &mut writer, start, report) {
+    match run(prepared, machine, &mut writer, start, report) {
         Ok((run, read, fingerprint)) => run.finish(writer, read, fingerprint, started),
         Err(error) => {
             writer.abandon();
@@ -83,6 +95,7 @@ pub fn extract(
 /// Runs the three threads; also returns what the dataset was.
 fn run<'p>(
     prepared: &'p Prepared,
+    machine: &'p mut dyn Machine,
     writer: &mut StoreWriter,
     start: Instant,
     report: &mut dyn FnMut(&Progress),
@@ -96,7 +109,7 @@ fn run<'p>(
         let reader = scope.spawn(move || read_ahead(prepared, dataset, &shards_to));
         let committer =
             scope.spawn(move || commits_from.into_iter().try_for_each(ShardWriter::commit));
-        let mut run = Run::new(prepared, start);
+        let mut run = Run::new(prepared, machine, start);
         let computed = run.shards(shards_from, writer, commits_to, report);
         // A failed commit is why the computing thread could not hand its shard over: its error says more.
         joined(committer, "the thread that commits shards")??;
@@ -114,7 +127,7 @@ fn joined<T>(thread: ScopedJoinHandle<'_, T>, name: &'static str) -> Result<T, E
 }
 
 /// Everything that is known before the first row.
-pub(super) fn provenance(prepared: &Prepared) -> Provenance {
+pub(super) fn provenance(prepared: &Prepared, machine: Identity) -> Provenance {
     let Prepared {
         job,
         model,
@@ -133,30 +146,17 @@ pub(super) fn provenance(prepared: &Prepared) -> Provenance {
         chat_template: (prepared.may_be_chat())
             .then(|| tokenising.template.as_ref().map(|t| t.source().to_owned()))
             .flatten(),
-        compute_dtype: "f32".into(),
+        compute_dtype: machine.compute_dtype,
         store_dtype: job.store_dtype.map_or("f32".into(), |d| d.to_string()),
-        backend: "cpu".into(),
-        device: crate::sys::cpu_name(),
-        kernel_build: concat!("cpu ", env!("CARGO_PKG_VERSION")).into(),
+        backend: machine.backend,
+        device: machine.device,
+        kernel_build: machine.kernel_build,
         batch_tokens: job.batch_tokens as u64,
         job: json!(job),
         edits: prepared.edits.iter().map(|e| e.record()).collect(),
-        numeric_record: numeric_record(),
+        numeric_record: machine.numeric_record,
         ..Provenance::default()
     }
-}
-
-/// What the bits of a row hang on besides the model and the sample.
-pub fn numeric_record() -> serde_json::Value {
-    json!({
-        "backend": "cpu",
-        "engine": env!("CARGO_PKG_VERSION"),
-        "isa": instruction_set(),
-        "compute": "f32",
-        "gemm": crate::backend::cpu::GEMM,
-        "attention_tile": crate::backend::cpu::ATTENTION_TILE,
-        "batch_invariant": true,
-    })
 }
 
 pub(super) fn dataset_info(
@@ -188,7 +188,7 @@ fn absolute(path: &Path) -> String {
 /// The computing side of a run.
 struct Run<'p> {
     prepared: &'p Prepared,
-    cpu: Cpu<'p>,
+    machine: &'p mut dyn Machine,
     start: Instant,
     progress: Progress,
     computing: Duration,
@@ -199,9 +199,9 @@ struct Run<'p> {
 }
 
 impl<'p> Run<'p> {
-    fn new(prepared: &'p Prepared, start: Instant) -> Self {
+    fn new(prepared: &'p Prepared, machine: &'p mut dyn Machine, start: Instant) -> Self {
         Run {
-            cpu: prepared.cpu(),
+            machine,
             rows: vec![0; prepared.taps.len()],
             receipts: vec![Receipt::default(); prepared.edits.len()],
             prepared,
@@ -271,7 +271,7 @@ impl<'p> Run<'p> {
             let computing = Instant::now();
             let samples = &planned.samples[batch.clone()];
             self.clipped += samples.iter().map(|(_, s)| s.clipped).sum::<u64>();
-            let receipts = run_batch(self.prepared, &mut self.cpu, samples, slabs)?;
+            let receipts = run_batch(self.prepared, self.machine, samples, slabs)?;
             for (sum, receipt) in self.receipts.iter_mut().zip(&receipts) {
                 sum.add(receipt);
             }
@@ -360,7 +360,7 @@ impl<'p> Run<'p> {
 /// Runs one batch; its rows go into `slabs`, one per tap. Returns what each edit did.
 pub(super) fn run_batch(
     prepared: &Prepared,
-    cpu: &mut Cpu<'_>,
+    machine: &mut dyn Machine,
     samples: &[(super::Sample, super::SelectedSample)],
     slabs: Vec<TapSlab<'_>>,
 ) -> Result<Vec<Receipt>> {
@@ -388,7 +388,6 @@ pub(super) fn run_batch(
         })
         .collect();
     let edits = prepared.batch_edits(&parts);
-    let mut pass = cpu.begin(&batch, sinks)?.with_edits(edits);
-    forward(&mut pass, prepared.model.config.n_layers, &prepared.plan);
-    Ok(pass.receipts())
+    let n_layers = prepared.model.config.n_layers;
+    machine.run(&batch, sinks, edits, n_layers, &prepared.plan)
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::choose::Choosing;
 use super::extract::{dataset_info, provenance};
 use super::generate::{Generated, Stops};
-use super::{EditReceipt, Error, Prepared, Result, Sample};
+use super::{EditReceipt, Error, Identity, Prepared, Result, Sample};
 use crate::store::{SampleRow, StoreWriter, Summary, TapRows};
 
 /// The store of a generation run.
@@ -30,7 +30,7 @@ impl<'p> GenerationStore<'p> {
         stops: &Stops,
         out: &Path,
     ) -> Result<Self> {
-        let mut provenance = provenance(prepared);
+        let mut provenance = provenance(prepared, Identity::cpu());
         provenance.job = json!({
             "command": "generate",
             "prompts": prepared.job,

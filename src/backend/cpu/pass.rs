@@ -14,7 +14,7 @@ use super::packing::Lines;
 use super::weights::{PackedWeights, StoredWeights};
 use super::{edit, emit};
 use crate::backend::{
-    Act, AttentionHooks, Batch, Edit, EditId, Error, Ops, Receipt, Result, Sink, SinkId, Weight,
+    Act, AttentionHooks, Batch, Edit, EditId, Ops, Receipt, Result, Sink, SinkId, Weight,
 };
 
 /// The model's sizes and constants, as ops need them.
@@ -105,13 +105,7 @@ impl<'m> Cpu<'m> {
         sinks: Vec<Sink<'s>>,
     ) -> Result<Pass<'c, 'm, 's>> {
         let vocab = self.shape.vocab;
-        if let Some(row) = batch.tokens.iter().position(|&t| t as usize >= vocab) {
-            return Err(Error::TokenOutOfRange {
-                token: batch.tokens[row],
-                row,
-                vocab,
-            });
-        }
+        batch.check_tokens(vocab)?;
         let positions = batch.positions.iter().max().map_or(0, |&p| p as usize + 1);
         self.extend_rope_tables(positions);
         Ok(Pass {

@@ -210,8 +210,13 @@ impl CudaDevice {
             .map_err(|e| failed("asking the GPU what it is", e))
     }
 
+    /// The stream that everything is called on.
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.stream
+    }
+
     /// Driver calls act on the calling thread's context.
-    fn bind(&self) -> Result<(), LaunchError> {
+    pub(super) fn bind(&self) -> Result<(), LaunchError> {
         // SAFETY: retained in `open`, released in drop.
         unsafe { cu::ctx::set_current(self.context) }
             .map_err(|e| failed("using the GPU from this thread", e))
@@ -390,7 +395,7 @@ impl Drop for CudaDevice {
     }
 }
 
-fn failed(what: &str, e: DriverError) -> LaunchError {
+pub(super) fn failed(what: &str, e: DriverError) -> LaunchError {
     LaunchError::Device {
         what: what.to_owned(),
         reason: reason(e),

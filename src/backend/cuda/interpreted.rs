@@ -39,6 +39,16 @@ impl Interpreted {
 /// By source and architecture.
 type Modules = HashMap<(String, &'static str), Arc<Module>>;
 
+impl Interpreted {
+    /// The bytes at `from`, whether they were ever written or not.
+    pub fn read_raw(&self, from: DevicePtr, bytes: usize) -> Result<Vec<u8>, LaunchError> {
+        self.device
+            .read_raw(from.0, bytes)
+            .map(|(bytes, _)| bytes)
+            .map_err(|e| failed("reading device memory", &e))
+    }
+}
+
 /// A parsed module is kept: tests launch the same few again and again.
 static PARSED: Mutex<Option<Modules>> = Mutex::new(None);
 

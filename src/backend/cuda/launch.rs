@@ -5,6 +5,7 @@
 //! with what the compiled kernel takes.
 
 use bytemuck::{Pod, Zeroable};
+use serde::{Deserialize, Serialize};
 
 /// An address in device memory. Null stands for "not wanted" where a kernel's output is optional.
 #[repr(transparent)]
@@ -30,7 +31,8 @@ impl DevicePtr {
 }
 
 /// Element type of a tensor on the device.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Dtype {
     F32,
     F16,

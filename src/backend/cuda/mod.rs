@@ -1,13 +1,31 @@
 //! The kernels of `kernels/*.cu` from Rust. [`launch`] has the typed handles' vocabulary and the [`Launcher`] trait: memory,
 //! copies and launches, and no more. A GPU ([`device`]) and the PTX interpreter (`interpreted`) both stand behind it, so that
 //! what runs on one runs on the other. [`images`] are the compiled kernels; [`kernels`] holds one handle module per `.cu`.
+//!
+//! [`Cuda`] is the backend made of them: a model on a [`Driver`](driver::Driver), which is a [`Gpu`] or, in tests, a `VirtualGpu`
+//! that runs the kernels in the interpreter.
 
+mod arena;
+mod backend;
+mod cublaslt;
 pub mod device;
+pub mod driver;
+mod edits;
+mod gemm;
+mod gpu;
 pub mod images;
 #[cfg(feature = "interpreter")]
 pub mod interpreted;
 pub mod kernels;
 pub mod launch;
+mod pass;
+mod taps;
+#[cfg(feature = "interpreter")]
+pub mod virtual_gpu;
+mod weights;
 pub mod workloads;
 
+pub use backend::{Cuda, CudaOptions};
+pub use gemm::{GemmAlgorithm, GemmCall, GemmRecord, GemmShape};
+pub use gpu::{GemmChoice, Gpu};
 pub use launch::{DevicePtr, Dims, Dtype, Kernel, LaunchError, Launcher, launch};

@@ -1,0 +1,444 @@
+//! The CUDA backend: the model on the device, and memory that is used again from batch to batch. [`Cuda`] owns it all and
+//! begins a [`Pass`] per batch. Nothing is allocated after [`Cuda::open`].
+
+use super::arena::{Cutter, Ring};
+use super::driver::Driver;
+use super::gemm::{GemmRecord, Gemms, OWN};
+use super::kernels::attention::{Attention, AttentionTile, HEAD_DIMS};
+use super::kernels::rms_norm::WIDTH_MAX;
+use super::launch::{DevicePtr, Dtype, LaunchError};
+use super::pass::Pass;
+use super::weights::{DeviceWeights, padded_vocab};
+use crate::backend::cpu::{Shape, StoredWeights};
+use crate::backend::{Act, Batch, Edit, Error, Reduce, Result, Sink};
+
+/// Rows of logits or per-head results that are computed at a time; the engine asks for no more.
+pub const WIDE_ROWS: usize = 128;
+
+/// Rows of a chunk of a library's matrix products at most: enough for its best rate.
+const GEMM_CHUNK: usize = 8192;
+
+/// The tap ring takes what is free, up to this.
+const RING_MOST: usize = 4 << 30;
+/// Memory left alone, for the driver's own needs and for the next kernel's stack.
+const LEFT_FREE: usize = 256 << 20;
+
+/// How the device is used.
+#[derive(Debug, Clone)]
+pub struct CudaOptions {
+    /// What is computed in.
+    pub dtype: Dtype,
+    /// Keep the residual stream in f32 beside a 16-bit `dtype`.
+    pub f32_resid: bool,
+    /// Most rows of a batch.
+    pub rows: usize,
+    /// Tokens of the longest sample.
+    pub positions: usize,
+    /// Sinks of a batch that take means.
+    pub means: usize,
+    /// Bytes that taps pass through on their way out; `None`: what is left, at most 4 GiB.
+    pub ring_bytes: Option<usize>,
+    /// The matrix products of the job that goes on.
+    pub gemm: Option<GemmRecord>,
+}
+
+/// Rows of an activation on the device.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View {
+    pub at: DevicePtr,
+    /// Elements from row to row.
+    pub stride: usize,
+    pub width: usize,
+    pub dtype: Dtype,
+}
+
+/// The model on a device.
+pub struct Cuda<D: Driver> {
+    pub(super) driver: D,
+    pub(super) shape: Shape,
+    pub(super) options: CudaOptions,
+    pub(super) weights: DeviceWeights,
+    pub(super) gemms: Gemms,
+    pub(super) places: Places,
+    pub(super) ring: Ring,
+    allocation: DevicePtr,
+    /// Bytes of the allocation.
+    bytes: usize,
+}
+
+/// Where everything but the weights lies.
+#[derive(Debug, Clone)]
+pub(super) struct Places {
+    /// Each activation's own memory.
+    pub acts: [View; Act::COUNT],
+    /// `[H, rows]` f32.
+    pub log_sum_exp: DevicePtr,
+    /// Rows that a wide product reads, `[WIDE_ROWS, max(d, H·h)]`.
+    pub wide_input: DevicePtr,
+    /// Sums of means that straddle launches, for each sink that takes means two of `[8, widest]` f64, read and written in turn.
+    mean_carries: DevicePtr,
+    mean_carry_bytes: usize,
+    /// `[positions, h / 2]` f32
+    pub cos: DevicePtr,
+    pub sin: DevicePtr,
+    /// Of the batch: u32 `[rows]`, `[rows]`, `[samples + 1]`, and attention's work list.
+    pub tokens: DevicePtr,
+    pub positions: DevicePtr,
+    pub cu_seqlens: DevicePtr,
+    pub tiles: DevicePtr,
+    /// x and out of a library's product in a chunk that is not full.
+    gemm_scratch: (DevicePtr, DevicePtr),
+    gemm_scratch_bytes: (usize, usize),
+}
+
+impl<D: Driver> Cuda<D> {
+    /// Uploads the model.
+    ///
+    /// # Errors
+    /// A shape that the kernels are not compiled for, a device that is too small (told with what would fit), and whatever the
+    /// driver says.
+    pub fn open(
+        mut driver: D,
+        shape: Shape,
+        weights: &dyn StoredWeights,
+        options: CudaOptions,
+    ) -> Result<Cuda<D>> {
+        check(&shape)?;
+        let free = driver.free_bytes()?;
+        let library = driver.gemm_library() != OWN;
+        let needed = |rows: usize| {
+            let options = CudaOptions {
+                rows,
+                positions: options.positions.min(rows),
+                ..options.clone()
+            };
+            let mut cutter = Cutter::measure();
+            DeviceWeights::place(&mut cutter, &shape, options.dtype, weights);
+            let weights = cutter.used();
+            Places::cut(&mut cutter, &shape, &options, library);
+            (weights, cutter.used())
+        };
+        let ring_least = options.ring_bytes.unwrap_or(ring_least(&shape, &options));
+        let room = free.saturating_sub(LEFT_FREE.min(free / 16) + ring_least);
+        let (weight_bytes, without_ring) = needed(options.rows);
+        if without_ring > room {
+            let fits = (0..options.rows).rev().step_by(128);
+            let fits = fits
+                .skip(1)
+                .find(|&rows| rows > 0 && needed(rows).1 <= room);
+            return Err(Error::DeviceMemory {
+                device: driver.name(),
+                free,
+                needed: without_ring + ring_least,
+                weights: weight_bytes,
+                rows: options.rows,
+                fits,
+            });
+        }
+        let ring_bytes = options
+            .ring_bytes
+            .unwrap_or((room + ring_least - without_ring).min(RING_MOST));
+        let allocation = driver.alloc(without_ring + ring_bytes)?;
+        let mut cutter = Cutter::cut_from(allocation);
+        let device_weights = DeviceWeights::place(&mut cutter, &shape, options.dtype, weights);
+        let places = Places::cut(&mut cutter, &shape, &options, library);
+        let ring = Ring::new(cutter.take(0), ring_bytes);
+        let opened = device_weights
+            .upload(&mut driver, &shape, options.dtype, weights)
+            .and_then(|_| places.upload_rope(&mut driver, &shape, &options))
+            .and_then(|()| places.clear_gemm_scratch(&mut driver))
+            .and_then(|()| {
+                let chunk = gemm_chunk(&options);
+                Gemms::new(&driver, chunk, places.gemm_scratch, options.gemm.as_ref())
+            });
+        let gemms = opened.inspect_err(|_| {
+            let _ = driver.free(allocation);
+        })?;
+        Ok(Cuda {
+            driver,
+            shape,
+            options,
+            weights: device_weights,
+            gemms,
+            places,
+            ring,
+            allocation,
+            bytes: without_ring + ring_bytes,
+        })
+    }
+
+    /// The model's sizes.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// The device's name.
+    pub fn device_name(&self) -> String {
+        self.driver.name()
+    }
+
+    /// What is computed in.
+    pub fn dtype(&self) -> Dtype {
+        self.options.dtype
+    }
+
+    /// What the residual stream is kept in.
+    pub fn residual_dtype(&self) -> Dtype {
+        if self.options.f32_resid {
+            Dtype::F32
+        } else {
+            self.options.dtype
+        }
+    }
+
+    /// Bytes of device memory taken.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The matrix products so far, for the numeric record.
+    pub fn gemm_record(&self) -> GemmRecord {
+        self.gemms.record()
+    }
+
+    /// The driver.
+    pub fn driver(&mut self) -> &mut D {
+        &mut self.driver
+    }
+
+    /// Takes up a batch; sinks and edits are named by their index from here on.
+    ///
+    /// # Errors
+    /// A token id that is not in the vocabulary, a batch or a sample longer than the memory was planned for, and the driver's.
+    pub fn begin<'c, 's>(
+        &'c mut self,
+        batch: &'c Batch,
+        sinks: Vec<Sink<'s>>,
+        edits: Vec<Edit>,
+    ) -> Result<Pass<'c, 's, D>> {
+        batch.check_tokens(self.shape.vocab)?;
+        let longest = batch.positions.iter().max().map_or(0, |&p| p as usize + 1);
+        for (what, asked, planned) in [
+            ("rows of a batch", batch.rows(), self.options.rows),
+            ("tokens of a sample", longest, self.options.positions),
+        ] {
+            if asked > planned {
+                return Err(Error::BeyondPlan {
+                    what,
+                    asked,
+                    planned,
+                });
+            }
+        }
+        let means = sinks
+            .iter()
+            .filter(|sink| matches!(sink.spec.reduce, Reduce::Mean))
+            .count();
+        if means > self.options.means {
+            return Err(Error::BeyondPlan {
+                what: "taps of means",
+                asked: means,
+                planned: self.options.means,
+            });
+        }
+        let tiles = self.attention().tiles(&batch.cu_seqlens, self.window());
+        let places = &self.places;
+        for (to, list) in [
+            (places.tokens, &batch.tokens),
+            (places.positions, &batch.positions),
+            (places.cu_seqlens, &batch.cu_seqlens),
+        ] {
+            self.driver
+                .upload_in_order(to, bytemuck::cast_slice(list))?;
+        }
+        self.driver
+            .upload_in_order(places.tiles, bytemuck::cast_slice(&tiles))?;
+        Ok(Pass::new(self, batch, sinks, edits, tiles.len() as u32))
+    }
+
+    pub(super) fn attention(&self) -> Attention {
+        Attention {
+            dtype: self.options.dtype,
+            head_dim: self.shape.head_dim as u32,
+        }
+    }
+
+    /// Keys that a query sees, in the kernels' terms.
+    pub(super) fn window(&self) -> u32 {
+        // 0 is no window to the kernels, and one longer than any sample is none.
+        self.shape
+            .window
+            .map_or(0, |w| u32::try_from(w).unwrap_or(0))
+    }
+}
+
+impl<D: Driver> Drop for Cuda<D> {
+    fn drop(&mut self) {
+        // What cannot be freed is the driver's to clear away with the process; there is no one left to tell.
+        let _ = self.driver.free(self.allocation);
+    }
+}
+
+/// Refuses what the kernels cannot do, by name.
+fn check(shape: &Shape) -> Result<()> {
+    let refuse = |what: String| Err(Error::Unsupported { what });
+    if !HEAD_DIMS.contains(&(shape.head_dim as u32)) {
+        return refuse(format!(
+            "head_dim {} (the attention kernels are compiled for {HEAD_DIMS:?})",
+            shape.head_dim
+        ));
+    }
+    for (name, size) in [
+        ("hidden_size", shape.d_model),
+        ("intermediate_size", shape.d_mlp),
+    ] {
+        if !size.is_multiple_of(8) {
+            return refuse(format!("{name} {size}, which is not a multiple of 8"));
+        }
+    }
+    if shape.d_model > WIDTH_MAX as usize {
+        return refuse(format!("hidden_size {} above {WIDTH_MAX}", shape.d_model));
+    }
+    Ok(())
+}
+
+fn gemm_chunk(options: &CudaOptions) -> u32 {
+    options.rows.next_multiple_of(128).min(GEMM_CHUNK) as u32
+}
+
+/// A ring this large takes one piece of every kind there is.
+fn ring_least(shape: &Shape, options: &CudaOptions) -> usize {
+    let row = 4 * (shape.n_heads * shape.d_model).max(padded_vocab(shape));
+    (8 * row).max(4 * options.rows * shape.d_model).max(1 << 20) + (options.rows * 16)
+}
+
+impl Places {
+    fn cut(cutter: &mut Cutter, shape: &Shape, options: &CudaOptions, library: bool) -> Places {
+        let CudaOptions {
+            dtype,
+            f32_resid,
+            rows,
+            positions,
+            ..
+        } = *options;
+        let (d, f, qz, kv) = (
+            shape.d_model,
+            shape.d_mlp,
+            shape.n_heads * shape.head_dim,
+            shape.n_kv_heads * shape.head_dim,
+        );
+        let resid = if f32_resid { Dtype::F32 } else { dtype };
+        let mut whole = |rows: usize, width: usize, dtype: Dtype| View {
+            at: cutter.take(rows * width * dtype.bytes()),
+            stride: width,
+            width,
+            dtype,
+        };
+        let part = |of: View, first: usize, width: usize| View {
+            at: of.at.offset(first * of.dtype.bytes()),
+            width,
+            ..of
+        };
+        let [resid_pre, resid_mid, resid_post] = [(); 3].map(|()| whole(rows, d, resid));
+        let norm_scale = whole(rows, 1, Dtype::F32);
+        let [normalized, normed, branch] = [(); 3].map(|()| whole(rows, d, dtype));
+        let qkv = whole(rows, qz + 2 * kv, dtype);
+        let z = whole(rows, qz, dtype);
+        let gate_up = whole(rows, 2 * f, dtype);
+        let post = whole(rows, f, dtype);
+        let vocab = padded_vocab(shape);
+        let wide = whole(WIDE_ROWS, (shape.n_heads * d).max(vocab), dtype);
+        let narrowed = |width, stride| View {
+            width,
+            stride,
+            ..wide
+        };
+        let of = |act: Act| match act {
+            Act::ResidPre => resid_pre,
+            Act::ResidMid => resid_mid,
+            Act::ResidPost => resid_post,
+            Act::NormScale => norm_scale,
+            Act::Normalized => normalized,
+            Act::Normed => normed,
+            // RoPE turns q and k where they are.
+            Act::Q | Act::RotQ => part(qkv, 0, qz),
+            Act::K | Act::RotK => part(qkv, qz, kv),
+            Act::V => part(qkv, qz + kv, kv),
+            Act::Z => z,
+            Act::HeadOut => narrowed(shape.n_heads * d, shape.n_heads * d),
+            Act::AttnOut | Act::MlpOut => branch,
+            Act::Gate => part(gate_up, 0, f),
+            Act::Up => part(gate_up, f, f),
+            Act::Post => post,
+            Act::Logits => narrowed(shape.vocab, vocab),
+        };
+        let acts = Act::ALL.map(of);
+        let widest = acts.iter().map(|view| view.width).max().unwrap_or(0);
+        // Every sample has at least one token and one tile.
+        let half = shape.head_dim / 2;
+        // A chunk of a library's that is not full is multiplied there.
+        let chunk = if library {
+            gemm_chunk(options) as usize
+        } else {
+            0
+        };
+        let scratch_x = (chunk * d.max(qz).max(f)) * dtype.bytes();
+        let scratch_out = (chunk * (qz + 2 * kv).max(2 * f).max(d))
+            .max(usize::from(library) * WIDE_ROWS * vocab)
+            * dtype.bytes();
+        Places {
+            acts,
+            log_sum_exp: cutter.take(shape.n_heads * rows * 4),
+            wide_input: cutter.take(WIDE_ROWS * d.max(qz) * dtype.bytes()),
+            mean_carries: cutter.take(2 * options.means * 8 * widest * 8),
+            mean_carry_bytes: 8 * widest * 8,
+            cos: cutter.take(positions * half * 4),
+            sin: cutter.take(positions * half * 4),
+            tokens: cutter.take(rows * 4),
+            positions: cutter.take(rows * 4),
+            cu_seqlens: cutter.take((rows + 1) * 4),
+            tiles: cutter.take(rows * size_of::<AttentionTile>()),
+            gemm_scratch: (cutter.take(scratch_x), cutter.take(scratch_out)),
+            gemm_scratch_bytes: (scratch_x, scratch_out),
+        }
+    }
+
+    /// The two carries of the `slot`-th sink that takes means: what the launch before wrote if `turn` is its, and the other.
+    pub fn mean_carry(&self, slot: usize, turn: bool) -> (DevicePtr, DevicePtr) {
+        let first = self.mean_carries.offset(2 * slot * self.mean_carry_bytes);
+        let second = first.offset(self.mean_carry_bytes);
+        if turn {
+            (first, second)
+        } else {
+            (second, first)
+        }
+    }
+
+    /// What lies behind the real rows of a chunk is multiplied too, and may as well be zero.
+    fn clear_gemm_scratch(&self, driver: &mut dyn Driver) -> Result<(), LaunchError> {
+        let (x, out) = self.gemm_scratch;
+        for (at, bytes) in [
+            (x, self.gemm_scratch_bytes.0),
+            (out, self.gemm_scratch_bytes.1),
+        ] {
+            if bytes > 0 {
+                driver.fill(at, 0, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// cos and sin of position × inverse frequency, in f32 as Hugging Face computes them.
+    fn upload_rope(
+        &self,
+        driver: &mut dyn Driver,
+        shape: &Shape,
+        options: &CudaOptions,
+    ) -> Result<(), LaunchError> {
+        let angles = (0..options.positions)
+            .flat_map(|position| shape.inv_freq.iter().map(move |&f| position as f32 * f));
+        let (sin, cos): (Vec<f32>, Vec<f32>) = angles.map(f32::sin_cos).unzip();
+        driver.upload_in_order(self.cos, bytemuck::cast_slice(&cos))?;
+        driver.upload_in_order(self.sin, bytemuck::cast_slice(&sin))
+    }
+}
