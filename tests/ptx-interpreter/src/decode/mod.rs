@@ -5,6 +5,7 @@ mod arithmetic;
 mod function;
 mod memory;
 mod modifiers;
+mod moves;
 mod warp;
 
 use std::collections::HashMap;
