@@ -195,7 +195,7 @@ impl<'a> Parser<'_, 'a> {
     fn loc(&mut self) -> Result<Loc> {
         self.at += 1;
         let (file, line) = (self.small("a file index")?, self.small("a line")?);
-        self.small("a column")?;
+        let column = self.small("a column")?;
         let mut inlined_at = None;
         while self.accept(',') {
             match self.word("a .loc attribute")? {
@@ -206,8 +206,8 @@ impl<'a> Parser<'_, 'a> {
                     }
                 }
                 "inlined_at" => {
-                    inlined_at = Some((self.small("a file index")?, self.small("a line")?));
-                    self.small("a column")?;
+                    let (file, line) = (self.small("a file index")?, self.small("a line")?);
+                    inlined_at = Some((file, line, self.small("a column")?));
                 }
                 _ => return Err(self.error("function_name or inlined_at")),
             }
@@ -215,6 +215,7 @@ impl<'a> Parser<'_, 'a> {
         Ok(Loc {
             file,
             line,
+            column,
             inlined_at,
         })
     }

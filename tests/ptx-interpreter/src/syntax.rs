@@ -120,8 +120,9 @@ pub(crate) struct Instruction<'a> {
 pub(crate) struct Loc {
     pub file: u32,
     pub line: u32,
-    /// Where the function holding this place was inlined.
-    pub inlined_at: Option<(u32, u32)>,
+    pub column: u32,
+    /// Where the function holding this place was inlined: file, line, column.
+    pub inlined_at: Option<(u32, u32, u32)>,
 }
 
 #[derive(Clone, Debug)]

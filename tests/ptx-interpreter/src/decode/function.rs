@@ -260,7 +260,7 @@ impl<'a> Decoder<'_, 'a> {
             return;
         }
         (self.origin.file, self.origin.line) = (loc.file, loc.line);
-        let mut outer = (loc.file, loc.line);
+        let mut outer = (loc.file, loc.line, loc.column);
         if let Some(parent) = loc.inlined_at {
             self.inlined_at.insert(outer, parent);
             outer = parent;
@@ -272,7 +272,7 @@ impl<'a> Decoder<'_, 'a> {
                 }
             }
         }
-        (self.origin.outer_file, self.origin.outer_line) = outer;
+        (self.origin.outer_file, self.origin.outer_line) = (outer.0, outer.1);
     }
 
     pub(super) fn label(&self, name: &str) -> Decoded<usize> {

@@ -5,6 +5,7 @@ mod arithmetic;
 mod function;
 mod memory;
 mod modifiers;
+mod moves;
 mod warp;
 
 use std::collections::HashMap;
@@ -78,7 +79,7 @@ pub(super) struct Decoder<'t, 'a> {
     return_label: Option<usize>,
     origin: Origin,
     /// Where the code of a place was last inlined.
-    inlined_at: HashMap<(u32, u32), (u32, u32)>,
+    inlined_at: HashMap<(u32, u32, u32), (u32, u32, u32)>,
     guard: Option<Pred>,
     reads: Vec<u32>,
     writes: Vec<u32>,

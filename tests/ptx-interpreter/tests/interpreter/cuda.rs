@@ -237,6 +237,18 @@ fn a_missing_barrier_is_found_and_its_line_named() {
         let (file, line) = place.source.clone().expect("compiled with line numbers");
         let source = std::fs::read_to_string(fixture("softmax.cu")).expect("it is there");
         assert_eq!(file, "softmax.cu");
+        let (_, call) = place
+            .inlined_at
+            .clone()
+            .expect("the buffer is used in a function that was inlined");
+        assert!(
+            source
+                .lines()
+                .nth(call as usize - 1)
+                .expect("a line of it")
+                .contains("= reduce("),
+            "{finding}"
+        );
         assert!(
             source
                 .lines()
