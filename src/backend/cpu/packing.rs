@@ -2,7 +2,6 @@
 
 use std::ops::{Deref, DerefMut, Range};
 
-use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use super::matmul::Rows;
@@ -22,63 +21,44 @@ pub(super) fn runs(k: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// f32 memory that begins at a cache line and costs nothing until it is touched.
+///
+/// Huge pages made passes 2 to 3 % faster where they were tried, and first touching them slower by more than a short run
+/// gets back (the host of that machine had to find the memory first).
 #[derive(Debug, Default)]
 pub(super) struct Lines {
-    lines: Vec<Line>,
+    /// A plain vector, because memory that must be aligned is not taken from the system as zeros but filled, on one core.
+    memory: Vec<f32>,
+    /// Where the first line begins.
+    start: usize,
     len: usize,
 }
 
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
-
 impl Lines {
+    /// Elements of a cache line.
+    const LINE: usize = 16;
+
     /// Makes room for `len` elements; what they hold is not said.
     pub fn resize(&mut self, len: usize) {
-        let lines = len.div_ceil(16);
-        if lines > self.lines.len() {
-            self.lines = bytemuck::zeroed_vec(lines);
-            ask_for_huge_pages(&mut self.lines);
+        if self.memory.len() < self.start + len {
+            self.memory = vec![0.0; len + Self::LINE];
+            let start = self.memory.as_ptr().align_offset(4 * Self::LINE);
+            self.start = start.min(Self::LINE); // it may decline to tell, and count past the end: slower, not wrong
         }
         self.len = len;
     }
-}
-
-/// Huge pages where the system gives them on request: memory is then touched for the first time in a fraction of the time.
-fn ask_for_huge_pages(lines: &mut [Line]) {
-    #[cfg(target_os = "linux")]
-    {
-        let page = rustix::param::page_size();
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(lines);
-        let before = bytes.as_ptr().align_offset(page).min(bytes.len());
-        let inside = &mut bytes[before..];
-        let len = inside.len() / page * page;
-        if len >= 2 << 20 {
-            // SAFETY: whole pages of memory that is ours; the advice changes nothing that they hold. Refused, it is forgotten.
-            let _ = unsafe {
-                rustix::mm::madvise(
-                    inside.as_mut_ptr().cast(),
-                    len,
-                    rustix::mm::Advice::LinuxHugepage,
-                )
-            };
-        }
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = lines;
 }
 
 impl Deref for Lines {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        &self.memory[self.start..self.start + self.len]
     }
 }
 
 impl DerefMut for Lines {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        &mut self.memory[self.start..self.start + self.len]
     }
 }
 
@@ -132,6 +112,11 @@ impl PackedMatrix {
             k,
             elements: old,
         }
+    }
+
+    /// Bytes of a packed `[n, k]`.
+    pub fn bytes(n: usize, k: usize) -> usize {
+        4 * n.next_multiple_of(Tile::best().columns) * k
     }
 
     /// Number of panels.

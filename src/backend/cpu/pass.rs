@@ -10,7 +10,7 @@ use super::attention::{self, Heads, Inputs, PackedHeads};
 use super::blocks::{self, Constants, RowOp, View};
 use super::decode::{self, KvCache};
 use super::matmul::{self, Rows};
-use super::packing::Lines;
+use super::packing::{Lines, PackedMatrix};
 use super::weights::{PackedWeights, StoredWeights};
 use super::{edit, emit};
 use crate::backend::{
@@ -54,14 +54,17 @@ impl Shape {
         }
     }
 
-    /// Elements of every matrix, without the embedding and the LM head.
-    fn matrix_elements(&self) -> usize {
-        let (d, qz, kv) = (
+    /// Bytes of every matrix when packed, without the embedding and the LM head.
+    fn packed_bytes(&self) -> u64 {
+        let (d, qz, kv, f) = (
             self.d_model,
             self.n_heads * self.head_dim,
             self.n_kv_heads * self.head_dim,
+            self.d_mlp,
         );
-        self.n_layers * d * (2 * qz + 2 * kv + 3 * self.d_mlp)
+        let layer = [(qz, d), (kv, d), (kv, d), (d, qz), (f, d), (f, d), (d, f)];
+        let bytes = layer.map(|(n, k)| PackedMatrix::bytes(n, k) as u64);
+        self.n_layers as u64 * bytes.iter().sum::<u64>()
     }
 }
 
@@ -79,7 +82,7 @@ pub struct Cpu<'m> {
 impl<'m> Cpu<'m> {
     /// `free_memory` in bytes decides whether packed weights are kept.
     pub fn new(shape: Shape, weights: &'m dyn StoredWeights, free_memory: u64) -> Self {
-        let keep = (shape.matrix_elements() as u64).saturating_mul(4) <= free_memory / 2;
+        let keep = shape.packed_bytes() <= free_memory / 2;
         Cpu {
             weights: PackedWeights::new(weights, keep),
             scratch: (0..Act::COUNT).map(|_| Lines::default()).collect(),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 
 use super::packing::{Lines, PackedMatrix};
+use super::simd::vectorised;
 use super::tile::Tile;
 use crate::backend::Weight;
 
@@ -50,9 +51,18 @@ impl StoredTensor<'_> {
         match self.dtype {
             StoredDtype::F32 => widen_by(bytes, out, f32::from_le_bytes),
             StoredDtype::F16 => widen_by(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
-            StoredDtype::BF16 => widen_by(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+            StoredDtype::BF16 => widen_bf16(bytes, out),
         }
     }
+}
+
+vectorised! {
+    fn widen_bf16(bytes: &[u8], out: &mut [f32]) = widen_bf16_loop;
+}
+
+#[inline(always)]
+fn widen_bf16_loop(bytes: &[u8], out: &mut [f32]) {
+    widen_by(bytes, out, |b| bf16::from_le_bytes(b).to_f32());
 }
 
 #[inline(always)]
