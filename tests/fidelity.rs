@@ -135,6 +135,13 @@ fn linear_rope_agrees_with_hugging_face() {
 }
 
 #[test]
+fn the_models_that_cuda_kernels_can_run_agree_with_hugging_face() {
+    for name in ["mistral-bf16-h64", "llama-f16-h80"] {
+        check(name, &common::fixtures().join("models").join(name));
+    }
+}
+
+#[test]
 fn smollm2_agrees_with_hugging_face() {
     check("SmolLM2-135M-Instruct", &common::smollm2());
 }

@@ -55,7 +55,7 @@ impl Out {
     }
 
     /// The same from row `first` on.
-    pub fn from_row(self, first: usize) -> Self {
+    pub fn skip_rows(self, first: usize) -> Self {
         let skipped = (first * self.stride).min(self.len);
         Out {
             at: self.at.wrapping_add(skipped),
@@ -345,7 +345,7 @@ pub(super) fn linear(
                 w,
                 first_k,
                 panels: group * w.panels() / groups..(group + 1) * w.panels() / groups,
-                out: out.from_row(rows.start),
+                out: out.skip_rows(rows.start),
                 keep: true,
             };
             // SAFETY: `out` is borrowed mutably for the whole call, and tasks differ in rows or in panels.

@@ -4,6 +4,7 @@
 //! memory.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_void};
 use std::path::PathBuf;
 
@@ -108,11 +109,11 @@ impl CublasLt {
 
     fn plan(&mut self, shape: &GemmShape, strides: [u32; 3]) -> Result<&Plan, LaunchError> {
         let key = (*shape, strides);
-        if !self.plans.contains_key(&key) {
-            let plan = Plan::new(shape, strides).map_err(|e| failed("describing a product", e))?;
-            self.plans.insert(key, plan);
-        }
-        Ok(&self.plans[&key])
+        Ok(match self.plans.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place
+                .insert(Plan::new(shape, strides).map_err(|e| failed("describing a product", e))?),
+        })
     }
 
     /// The library's first choice without a split over K.
