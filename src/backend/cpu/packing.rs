@@ -8,10 +8,10 @@ use super::matmul::Rows;
 use super::tile::Tile;
 use super::weights::StoredTensor;
 
-/// Longest run of products that is summed in one register before it is added to the rest. Of k products a sum then
-/// passes through about DEPTH / 2 + k / DEPTH / 2 roundings; for k of 576 to 1536 that is least between 24 and 40, and
-/// every halving costs the tiles two per cent more of additions (docs/architecture.md has what was measured).
-pub const DEPTH: usize = 64;
+/// Longest run of products that is summed in one register before it is added to the rest. Shorter ones cost more additions
+/// (64 makes the AVX-512 tile 4 to 6 % slower than 96 does), longer ones leave more rounding in the run;
+/// docs/architecture.md has what was measured of both.
+pub const DEPTH: usize = 96;
 
 /// The runs that a sum over `k` is made of.
 pub(super) fn runs(k: Range<usize>) -> impl Iterator<Item = Range<usize>> {
