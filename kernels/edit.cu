@@ -1,6 +1,6 @@
 // Edits of an activation in place, on selected rows and columns, each with its receipt: the norm² of what is edited, before and after.
 //
-//   edit_add      x ← round(x + c·v)                    one rounding to the dtype; c·v and the sum are f32
+//   edit_add      x ← round(x + c·v)                    c·v + x is one fma in f32, then rounded to the dtype
 //   edit_scale    x ← round(c·x)
 //   edit_replace  x ← round(v); without v: x ← 0
 //   edit_clamp    x ← round(x + (t − p)·v),  p = x·v, t = p limited to [lo, hi], v of unit length; x where lo ≤ p ≤ hi.
@@ -84,7 +84,7 @@ template <Edit EDIT>
 __device__ __forceinline__ float edited(float x, float v, float c) {
     if constexpr (EDIT == Edit::Scale) return __fmul_rn(c, x);
     if constexpr (EDIT == Edit::Replace) return v;
-    return __fadd_rn(x, __fmul_rn(c, v));
+    return __fmaf_rn(c, v, x);
 }
 
 // Edits the row, c being the factor of v (or of x).

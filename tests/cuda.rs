@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::{bf16, f16};
+use proptest::prelude::*;
 use ptx_interpreter::Schedule;
 use safetensors::SafeTensors;
 use streamgauge::backend::cuda::interpreted::Interpretation;
@@ -44,6 +45,7 @@ fn options(dtype: Dtype) -> CudaOptions {
         positions: 160,
         means: 8,
         ring_bytes: Some(2 << 20),
+        gemm_chunk: 128,
         gemm: None,
     }
 }
@@ -327,14 +329,34 @@ fn taps_that_are_pointers_and_taps_that_are_gathered_hold_the_same_bits() {
             assert_eq!(a.to_bits(), stored(b).to_bits(), "{point}");
         }
     }
-    // A ring that holds next to nothing makes copies wait for each other, and moves activations out of it.
-    let small = CudaOptions {
-        ring_bytes: Some(48 << 10),
-        ..options(Dtype::BF16)
-    };
-    let mut cuda = open(&model, gpu(), small);
-    let squeezed = run(&mut cuda, &model, &[&a], &points, SinkDtype::BF16);
-    assert_eq!(bits(&pointers), bits(&squeezed));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    /// A ring that holds next to nothing makes copies wait for each other, and moves activations out of it, anywhere in the pass.
+    #[test]
+    fn the_size_of_the_ring_changes_no_bits(
+        kib in 40_usize..400, length in 1_usize..140, first in 0_usize..50, every in 1_usize..4,
+    ) {
+        let model = model(BF16);
+        let all = HookPoint::all(&dims(&model.config));
+        // Every point twice: the second sink of a point finds it bound to the first.
+        let points: Vec<HookPoint> =
+            all.iter().skip(first).step_by(every).flat_map(|&p| [p, p]).collect();
+        prop_assume!(!points.is_empty());
+        let tokens = noise(length, kib as u32);
+        let found: Vec<_> = [2 << 20, kib << 10]
+            .into_iter()
+            .map(|ring| {
+                let options = CudaOptions { ring_bytes: Some(ring), ..options(Dtype::BF16) };
+                let mut cuda = open(&model, gpu(), options);
+                bits(&run(&mut cuda, &model, &[&tokens], &points, SinkDtype::BF16))
+            })
+            .collect();
+        for ((point, a), b) in points.iter().zip(&found[0]).zip(&found[1]) {
+            prop_assert!(a == b, "{point}");
+        }
+    }
 }
 
 #[test]
@@ -381,7 +403,8 @@ fn a_library_that_changes_its_algorithms_changes_no_bits_of_a_job() {
         open(&model, gpu, options)
     };
     let mut job = fickle(1, None);
-    let b = noise(90, 2);
+    // The second batch fills a chunk of 128 rows, and the sample lies in the full one and in the rest.
+    let b = noise(120, 2);
     let first = run(&mut job, &model, &[&a], &[point], SinkDtype::F32);
     let packed = run(&mut job, &model, &[&b, &a], &[point], SinkDtype::F32);
     assert_eq!(bits(&first)[0][0], bits(&packed)[0][1]);
@@ -605,33 +628,31 @@ fn edits_do_what_they_do_on_the_cpu_backend() {
 }
 
 #[test]
-fn a_call_that_fails_ends_the_pass_with_its_error_and_the_next_job_goes_well() {
+fn a_call_that_fails_ends_the_pass_with_its_error_and_the_next_batch_goes_well() {
     let model = model(BF16);
     let point = HookPoint::parse("blocks.1.hook_resid_post", &dims(&model.config)).unwrap();
     let tokens = noise(3, 1);
     let batch = Batch::pack([&tokens[..]]);
+    let plan = Plan::new(&[common::tap(&point.to_string(), &model)]);
+    let n_layers = model.config.n_layers;
+    let run = |cuda: &mut Cuda<VirtualGpu>| {
+        let mut memory = vec![0u8; 3 * 64 * 4];
+        let spec = Arc::new(SinkSpec::plain());
+        let sink = Sink::new(spec, vec![0, 1, 2], vec![3], &mut memory, None);
+        let done = cuda.run(&batch, vec![sink], Vec::new(), n_layers, &plan);
+        done.map(|_| memory).map_err(|e| e.to_string())
+    };
+    // Calls made until the first batch is done.
     let attempt = |fail_at| -> Result<u64, String> {
         let gpu = VirtualGpuOptions { fail_at, ..gpu() };
-        let mut cuda = Cuda::open(
-            VirtualGpu::new(gpu),
-            shape(&model.config),
-            &model,
-            options(Dtype::BF16),
-        )
-        .map_err(|e| e.to_string())?;
-        let mut memory = vec![0u8; 3 * 64 * 4];
-        let rows = vec![0, 1, 2];
-        let sink = Sink::new(
-            Arc::new(SinkSpec::plain()),
-            rows,
-            vec![3],
-            &mut memory,
-            None,
-        );
-        let plan = Plan::new(&[common::tap(&point.to_string(), &model)]);
-        let done = cuda.run(&batch, vec![sink], Vec::new(), model.config.n_layers, &plan);
-        done.map_err(|e| e.to_string())?;
-        Ok(cuda.driver().calls())
+        let options = options(Dtype::BF16);
+        let mut cuda = Cuda::open(VirtualGpu::new(gpu), shape(&model.config), &model, options)
+            .map_err(|e| e.to_string())?;
+        let first = run(&mut cuda);
+        let calls = cuda.driver().calls();
+        let again = run(&mut cuda).expect("only one call fails");
+        assert_eq!(first?, again);
+        Ok(calls)
     };
     let calls = attempt(None).unwrap();
     assert!(calls > 30);

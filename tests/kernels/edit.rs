@@ -55,7 +55,7 @@ impl Case {
                 .collect()
         };
         match self.edit {
-            EditKind::Add => each(&|x, v| x + self.c * v),
+            EditKind::Add => each(&|x, v| self.c.mul_add(v, x)),
             EditKind::Scale => each(&|x, _| self.c * x),
             EditKind::Replace => each(&|_, v| v),
             EditKind::Clamp => {
@@ -66,7 +66,7 @@ impl Case {
                 if limited == p {
                     return x.to_vec();
                 }
-                each(&|x, v| x + (limited - p) as f32 * v)
+                each(&|x, v| ((limited - p) as f32).mul_add(v, x))
             }
         }
     }

@@ -395,7 +395,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn every_row_has_the_bits_of_the_definition_whatever_shares_the_product(
             n in prop_oneof![1_usize..100, Just(192_usize), Just(576)],

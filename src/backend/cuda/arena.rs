@@ -157,6 +157,12 @@ impl Ring {
         }
     }
 
+    /// Gives back every piece: nothing uses any.
+    pub fn clear(&mut self) {
+        self.first += self.pieces.len() as u64;
+        self.pieces.clear();
+    }
+
     /// The oldest piece, if it is held.
     pub fn oldest_held(&self) -> Option<PieceId> {
         let oldest = self.pieces.front()?;

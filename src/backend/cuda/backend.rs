@@ -3,7 +3,7 @@
 
 use super::arena::{Cutter, Ring};
 use super::driver::Driver;
-use super::gemm::{GemmRecord, Gemms, OWN};
+use super::gemm::{GemmRecord, GemmShape, Gemms, OWN};
 use super::kernels::attention::{Attention, AttentionTile, HEAD_DIMS};
 use super::kernels::rms_norm::WIDTH_MAX;
 use super::launch::{DevicePtr, Dtype, LaunchError};
@@ -15,8 +15,8 @@ use crate::backend::{Act, Batch, Edit, Error, Reduce, Result, Sink};
 /// Rows of logits or per-head results that are computed at a time; the engine asks for no more.
 pub const WIDE_ROWS: usize = 128;
 
-/// Rows of a chunk of a library's matrix products at most: enough for its best rate.
-const GEMM_CHUNK: usize = 8192;
+/// Rows of a chunk of a library's matrix products that are enough for its best rate.
+pub const GEMM_CHUNK: usize = 8192;
 
 /// The tap ring takes what is free, up to this.
 const RING_MOST: usize = 4 << 30;
@@ -38,6 +38,8 @@ pub struct CudaOptions {
     pub means: usize,
     /// Bytes that taps pass through on their way out; `None`: what is left, at most 4 GiB.
     pub ring_bytes: Option<usize>,
+    /// Rows of a chunk of a library's matrix products at most.
+    pub gemm_chunk: usize,
     /// The matrix products of the job that goes on.
     pub gemm: Option<GemmRecord>,
 }
@@ -149,7 +151,14 @@ impl<D: Driver> Cuda<D> {
             .and_then(|()| places.clear_gemm_scratch(&mut driver))
             .and_then(|()| {
                 let chunk = gemm_chunk(&options);
-                Gemms::new(&driver, chunk, places.gemm_scratch, options.gemm.as_ref())
+                let record = options.gemm.as_ref();
+                let mut gemms = Gemms::new(&driver, chunk, places.gemm_scratch, record)?;
+                for shape in products(&shape, options.dtype, chunk) {
+                    if library {
+                        gemms.choose(&mut driver, shape)?;
+                    }
+                }
+                Ok(gemms)
             });
         let gemms = opened.inspect_err(|_| {
             let _ = driver.free(allocation);
@@ -221,6 +230,11 @@ impl<D: Driver> Cuda<D> {
         for (what, asked, planned) in [
             ("rows of a batch", batch.rows(), self.options.rows),
             ("tokens of a sample", longest, self.options.positions),
+            (
+                "samples of a batch",
+                batch.samples().len(),
+                self.options.rows,
+            ),
         ] {
             if asked > planned {
                 return Err(Error::BeyondPlan {
@@ -302,8 +316,32 @@ fn check(shape: &Shape) -> Result<()> {
     Ok(())
 }
 
+/// The shapes that a library multiplies: q, k and v; o; gate and up; down; the LM head.
+fn products(shape: &Shape, dtype: Dtype, chunk: u32) -> [GemmShape; 5] {
+    let (d, f, qz, kv) = (
+        shape.d_model,
+        shape.d_mlp,
+        shape.n_heads * shape.head_dim,
+        shape.n_kv_heads * shape.head_dim,
+    );
+    [
+        (chunk, qz + 2 * kv, d),
+        (chunk, d, qz),
+        (chunk, 2 * f, d),
+        (chunk, d, f),
+        (WIDE_ROWS as u32, padded_vocab(shape), d),
+    ]
+    .map(|(m, n, k)| GemmShape {
+        m,
+        n: n as u32,
+        k: k as u32,
+        input: dtype,
+        output: dtype,
+    })
+}
+
 fn gemm_chunk(options: &CudaOptions) -> u32 {
-    options.rows.next_multiple_of(128).min(GEMM_CHUNK) as u32
+    options.rows.next_multiple_of(128).min(options.gemm_chunk) as u32
 }
 
 /// A ring this large takes one piece of every kind there is.

@@ -55,6 +55,9 @@ pub trait Driver: Launcher {
     /// Returns when the fence is reached; fails if anything before it did.
     fn wait(&mut self, fence: Fence) -> Result<(), LaunchError>;
 
+    /// Returns when nothing is under way, after a failure too: copies out write no more.
+    fn drain(&mut self);
+
     /// The matrix-product library and its version; `own` where products are kernels of `gemm.cu`.
     fn gemm_library(&self) -> String;
 

@@ -36,6 +36,7 @@ struct Part {
 impl<D: Driver> Pass<'_, '_, D> {
     /// Edits the rows whose batch index is in `rows` (all where `None`), which are then all that `act` holds.
     pub(super) fn edit_some(&mut self, act: Act, rows: Option<&[u32]>, id: EditId) -> Launched {
+        self.move_home(act)?;
         let edit = &self.edits[id];
         let which: Vec<(usize, u32)> = match rows {
             None => edit.rows.iter().copied().enumerate().collect(),

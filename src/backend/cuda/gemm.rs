@@ -141,6 +141,20 @@ impl Gemms {
         }
     }
 
+    /// Chooses the algorithm for products of this shape now, so that the record is whole before the first of them.
+    pub fn choose(
+        &mut self,
+        driver: &mut dyn Driver,
+        shape: GemmShape,
+    ) -> Result<GemmAlgorithm, LaunchError> {
+        if let Some(known) = self.algorithms.get(&shape) {
+            return Ok(known.clone());
+        }
+        let chosen = driver.choose_gemm(&shape)?;
+        self.algorithms.insert(shape, chosen.clone());
+        Ok(chosen)
+    }
+
     /// Rows of a chunk where nothing else is said.
     pub fn chunk(&self) -> u32 {
         self.chunk
@@ -161,14 +175,7 @@ impl Gemms {
             m: chunk_rows,
             ..shape
         };
-        let algorithm = match self.algorithms.get(&chunk) {
-            Some(known) => known.clone(),
-            None => {
-                let chosen = driver.choose_gemm(&chunk)?;
-                self.algorithms.insert(chunk, chosen.clone());
-                chosen
-            }
-        };
+        let algorithm = self.choose(driver, chunk)?;
         let (x_row, out_row) = (
             call.x_stride as usize * shape.input.bytes(),
             call.out_stride as usize * shape.output.bytes(),

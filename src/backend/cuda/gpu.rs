@@ -225,6 +225,13 @@ impl Driver for Gpu {
         Ok(())
     }
 
+    fn drain(&mut self) {
+        let _ = self.device.bind();
+        let _ = self.device.synchronize();
+        // SAFETY: this device's stream. Where it fails the device is lost, and writes nothing either.
+        let _ = unsafe { cu::stream::synchronize(self.copies) };
+    }
+
     fn gemm_library(&self) -> String {
         self.gemm
             .as_ref()

@@ -25,7 +25,7 @@ pub mod virtual_gpu;
 mod weights;
 pub mod workloads;
 
-pub use backend::{Cuda, CudaOptions};
+pub use backend::{Cuda, CudaOptions, GEMM_CHUNK};
 pub use gemm::{GemmAlgorithm, GemmCall, GemmRecord, GemmShape};
 pub use gpu::{GemmChoice, Gpu};
 pub use launch::{DevicePtr, Dims, Dtype, Kernel, LaunchError, Launcher, launch};

@@ -107,7 +107,8 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
     fn wait(&mut self) -> Launched {
         let fence = self.cuda.driver.fence()?;
         self.cuda.driver.wait(fence)?;
-        self.cuda.ring.pop(fence);
+        // Nothing is under way any more, whatever a launch that failed left held.
+        self.cuda.ring.clear();
         self.finished = true;
         Ok(())
     }
@@ -162,7 +163,7 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
         }
     }
 
-    /// A short list, in a piece that the next launch but one may overwrite: call `release` after the launch that reads it.
+    /// A short list, in a piece: call `release` after the launch that reads it. What is uploaded later waits for that launch.
     pub(super) fn upload(&mut self, bytes: &[u8]) -> Launched<(PieceId, DevicePtr)> {
         let (piece, at) = self.take(bytes.len())?;
         self.cuda.driver.upload_in_order(at, bytes)?;
@@ -200,12 +201,13 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
         self.views[act as usize] = self.own[act as usize];
     }
 
-    /// Moves a bound activation to its own memory.
-    fn move_home(&mut self, act: Act) -> Launched {
-        if self.bound[act as usize].is_none() {
-            return Ok(());
-        }
+    /// Moves a bound activation to its own memory, where it stays: what reads it while pieces are taken calls this first, since
+    /// taking a piece may move what is bound.
+    pub(super) fn move_home(&mut self, act: Act) -> Launched {
         self.settle()?;
+        if self.bound[act as usize].is_none() {
+            return Ok(()); // or it was moved by what settling had to take
+        }
         let (from, to) = (self.view(act), self.own[act as usize]);
         let pitched = |view: View| Pitched {
             at: view.at,
@@ -336,6 +338,16 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
 
     fn linear_of(&mut self, x: Act, w: Weight, out: Act) -> Launched {
         self.settle_if(x)?;
+        // What has the same memory of its own as is written now, and was read to the end, must not be moved there later.
+        match w {
+            Weight::Q(_) => {
+                self.let_go(Act::RotQ);
+                self.let_go(Act::RotK);
+            }
+            Weight::O(_) => self.let_go(Act::MlpOut),
+            Weight::Down(_) => self.let_go(Act::AttnOut),
+            _ => {}
+        }
         let (weights, shape) = (&self.cuda.weights, &self.cuda.shape);
         let (weight, n, out) = match w {
             Weight::Q(l) => {
@@ -357,6 +369,7 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
     /// Rows of an activation, one after another in `wide_input`.
     fn gather_wide(&mut self, x: Act, rows: &[u32]) -> Launched<View> {
         self.settle_if(x)?;
+        self.move_home(x)?;
         let from = self.view(x);
         let to = View {
             at: self.cuda.places.wide_input,
@@ -450,6 +463,11 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
                 reason: "the CUDA backend cannot do that yet: use --device cpu".into(),
             });
         }
+        if !(hooks.scores.is_empty() && hooks.patterns.is_empty()) {
+            // Scores and patterns are computed from them piece by piece, while the ring goes round.
+            self.move_home(Act::RotQ)?;
+            self.move_home(Act::RotK)?;
+        }
         let [q, k, v, to] = [Act::RotQ, Act::RotK, Act::V, z].map(|act| self.view(act));
         let (shape, places) = (&self.cuda.shape, &self.cuda.places);
         let args = AttentionArgs {
@@ -537,6 +555,8 @@ impl<D: Driver> Ops for Pass<'_, '_, D> {
             return false;
         }
         let bytes = self.batch.rows() * view.width * view.dtype.bytes();
+        let sink_bytes = self.sinks[id].as_ref().map(|sink| sink.bytes.len());
+        assert_eq!(sink_bytes, Some(bytes), "a direct sink takes every row");
         if bytes > self.cuda.ring.size() / 4 {
             return false;
         }
@@ -755,7 +775,10 @@ impl<D: Driver> Drop for Pass<'_, '_, D> {
         for act in Act::ALL {
             self.let_go(act);
         }
-        let _ = self.wait();
+        if self.wait().is_err() {
+            self.cuda.driver.drain();
+            self.cuda.ring.clear();
+        }
     }
 }
 

@@ -54,7 +54,7 @@ impl<D: Driver> Pass<'_, '_, D> {
                 // SAFETY: the memory is the sink's, which the pass holds until the copy is done.
                 unsafe { self.send_bound(act, piece, sink.bytes.as_mut_ptr(), sink.bytes.len()) }
             }
-            None => {
+            None => self.move_home(act).and_then(|()| {
                 let left = &sink.rows[sink.seen..];
                 let src_rows: Vec<u32> = match rows {
                     None => left.to_vec(),
@@ -65,7 +65,7 @@ impl<D: Driver> Pass<'_, '_, D> {
                         .collect(),
                 };
                 self.write_rows(id, &mut sink, self.view(act), &src_rows)
-            }
+            }),
         };
         self.sinks[id] = Some(sink);
         result

@@ -203,6 +203,10 @@ impl Driver for VirtualGpu {
         called
     }
 
+    fn drain(&mut self) {
+        self.copies.clear();
+    }
+
     fn gemm_library(&self) -> String {
         match self.options.fickle_gemm {
             Some(_) => "fickle 1.0".into(),
