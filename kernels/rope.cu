@@ -5,7 +5,7 @@
 //   out[i + h/2] = round(round(x[i + h/2] · cos[i]) + round(x[i] · sin[i]))          i < h/2
 //
 // q, q_out [rows, q_heads, h], k, k_out [rows, k_heads, h], each with its row stride; positions [rows]; cos, sin
-// [positions, h/2] f32, rounded to the dtype before use (numerics.md). h is a multiple of 16 (f32: 8). q_heads or k_heads may be 0: that
+// [positions, h/2] f32, rounded to the dtype before use, as Hugging Face does. h is a multiple of 16 (f32: 8). q_heads or k_heads may be 0: that
 // side is left out. In place (out = x) is right: a pair is read and written by one thread.
 //
 // Split: one block per row; h/2 / 8 threads (f32: / 4) side by side make a head, and each keeps its cos and sin while it

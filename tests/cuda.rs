@@ -176,7 +176,7 @@ fn goldens(name: &str, hf: &str) -> (Vec<String>, Vec<Golden>) {
     )
 }
 
-/// numerics.md's gate for 16 bits: per hook point the root mean square over layers and samples at most 1.1 × Hugging Face's in
+/// The gate for 16 bits: per hook point the root mean square over layers and samples at most 1.1 × Hugging Face's in
 /// the same dtype with SDPA, and every cell at most 2.5 × (floor: 1 ulp of the dtype). Errors are estimated from 32 random signs, to an
 /// eighth: a cell may exceed by 4.5 of those, and a mean over a hook point's cells, of which there are at least five, by 3 / √cells of one.
 fn check_16_bits(name: &str, dtype: Dtype, sink: SinkDtype, ulp: f64) {

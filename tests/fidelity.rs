@@ -1,4 +1,4 @@
-//! Every hook point, layer and sample against float64 Hugging Face, within numerics.md's gate for f32 on the CPU:
+//! Every hook point, layer and sample against float64 Hugging Face, within the gate of docs/fidelity.md for f32 on the CPU:
 //! at most 2 × what Hugging Face's own float32 shows at the same place (floor 1e-6), and at most 1e-5. What it shows is
 //! the worst of five float32 runs that differ in their bits alone: a single run is a lucky draw wherever one massive
 //! component is the whole norm, and fails the gate made of another run in up to 167 cells (tests/fixtures/README.md).

@@ -286,7 +286,7 @@ fn judge(
         f64::INFINITY
     };
     result.worst = result.worst.max(error);
-    // numerics.md's gates: f32 on the CPU 1e-5; one rounding of 16 bits elsewhere.
+    // The gates of docs/fidelity.md: f32 on the CPU 1e-5; one rounding of 16 bits elsewhere.
     let gate = match (result.exact, dtype) {
         (true, _) => -1.0,
         (false, StoreDtype::F32) => 1e-5,

@@ -1,4 +1,4 @@
-//! How near a result must be, as docs and design state it for each kind of op.
+//! How near a result must be, for each kind of op.
 
 use super::element::{Element, ulps};
 
