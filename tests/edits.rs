@@ -636,7 +636,7 @@ fn what_cannot_be_edited_so_is_refused_before_anything_runs() {
         ),
         (
             format!("add at=hook_embed v={nan} c=1"),
-            "element 0 of 'v' is NaN",
+            "'v' holds NaN at component 0",
         ),
         (
             format!("replace at=blocks.0.hook_resid_post from={foreign}"),
