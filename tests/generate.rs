@@ -365,6 +365,136 @@ fn scores_are_those_of_the_logits() {
     );
 }
 
+/// SmolLM2's weights as a Mistral model with a sliding window.
+fn with_window(dir: &Path, window: usize) -> PathBuf {
+    let (from, to) = (common::smollm2(), dir.join("window"));
+    std::fs::create_dir(&to).unwrap();
+    for file in [
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+    ] {
+        std::os::unix::fs::symlink(from.join(file), to.join(file)).unwrap();
+    }
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(from.join("config.json")).unwrap()).unwrap();
+    config["model_type"] = "mistral".into();
+    config["architectures"] = serde_json::json!(["MistralForCausalLM"]);
+    config["sliding_window"] = window.into();
+    std::fs::write(to.join("config.json"), config.to_string()).unwrap();
+    to
+}
+
+#[test]
+fn greedy_text_and_log_probabilities_are_hugging_faces_plain_edited_and_past_a_window() {
+    let fixture: Value =
+        serde_json::from_slice(&std::fs::read(common::fixtures().join("generation.json")).unwrap())
+            .unwrap();
+    let vectors = common::fixtures()
+        .join("generation.safetensors")
+        .display()
+        .to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let windowed = with_window(dir.path(), 64);
+    let u32s = |v: &Value| -> Vec<u32> {
+        v.as_array()
+            .unwrap()
+            .iter()
+            .map(|i| i.as_u64().unwrap() as u32)
+            .collect()
+    };
+    let f64s = |v: &Value| -> Vec<f64> {
+        v.as_array()
+            .unwrap()
+            .iter()
+            .map(|x| x.as_f64().unwrap())
+            .collect()
+    };
+    let prompts: Vec<Vec<u32>> = fixture["prompts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| u32s(&p["ids"]))
+        .collect();
+    assert!(prompts.len() >= 20);
+    for run in fixture["runs"].as_array().unwrap() {
+        let name = run["name"].as_str().unwrap();
+        let edits: Vec<String> = run["edits"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|e| e.as_str().unwrap().replace("VECTORS", &vectors))
+            .collect();
+        let edits: Vec<&str> = edits.iter().map(String::as_str).collect();
+        let model = if run["window"].is_null() {
+            common::smollm2()
+        } else {
+            windowed.clone()
+        };
+        let prepared = Prepared::for_generation(job(&model, &[], &edits)).unwrap();
+        let outputs = run["outputs"].as_array().unwrap();
+        let chosen: Vec<Vec<u32>> = outputs
+            .iter()
+            .map(|o| prompts[o["prompt"].as_u64().unwrap() as usize].clone())
+            .collect();
+        // Whole texts where all prompts are there; the other edits are seen in a few tokens.
+        let new = if outputs.len() == prompts.len() {
+            64
+        } else {
+            24
+        };
+        let choosing = Choosing {
+            repetition_penalty: run["repetition_penalty"].as_f64().unwrap() as f32,
+            ..Choosing::default()
+        };
+        let done = generate(
+            &prepared,
+            choosing,
+            Stops::of(&prepared, new),
+            &samples(&prepared, &chosen),
+        );
+        let (mut compared, mut all) = (0, 0);
+        for (output, done) in outputs.iter().zip(&done) {
+            let (theirs, logprobs, gaps) = (
+                u32s(&output["ids"]),
+                f64s(&output["logprobs"]),
+                f64s(&output["gaps"]),
+            );
+            let ours = done.new_tokens();
+            all += theirs.len().min(new);
+            for i in 0..theirs.len().min(new) {
+                if ours.get(i) != Some(&theirs[i]) {
+                    assert!(
+                        gaps[i] < 1e-3,
+                        "{name}, prompt {}, token {i}: {:?}, not {}",
+                        output["prompt"],
+                        ours.get(i),
+                        theirs[i]
+                    );
+                    break; // Hugging Face's own two best are as good as equal, and the texts part
+                }
+                let difference = (f64::from(done.logprobs[i]) - logprobs[i]).abs();
+                assert!(
+                    difference < 1e-4,
+                    "{name}, prompt {}, token {i}: log-probability off by {difference:e}",
+                    output["prompt"]
+                );
+                compared += 1;
+            }
+            assert!(
+                ours.len() <= theirs.len(),
+                "{name}: it goes on where Hugging Face stops"
+            );
+        }
+        assert!(
+            compared * 10 >= all * 9,
+            "{name}: {compared} of {all} tokens compared"
+        );
+    }
+}
+
 fn streamgauge() -> Command {
     Command::new(env!("CARGO_BIN_EXE_streamgauge"))
 }
