@@ -142,6 +142,7 @@ fn any_change() -> impl Strategy<Value = ChangeSpec> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
     #[test]
     fn an_edit_reads_back_what_it_writes(at in any_pattern(), selection in any_selection(), change in any_change()) {
         let edit = EditSpec { at, selection, change };

@@ -392,6 +392,7 @@ pub(super) mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
         #[test]
         fn a_pattern_reads_back_what_it_writes(pattern in any_pattern()) {
             prop_assert_eq!(pattern.to_string().parse::<HookPattern>(), Ok(pattern));

@@ -181,6 +181,7 @@ pub(super) mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
         #[test]
         fn a_reduction_reads_back_what_it_writes(reduction in any_reduction()) {
             prop_assert_eq!(reduction.to_string().parse::<Reduction>(), Ok(reduction));

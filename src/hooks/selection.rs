@@ -391,6 +391,7 @@ pub(super) mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
         #[test]
         fn a_selection_reads_back_what_it_writes(selection in any_selection()) {
             prop_assert_eq!(selection.to_string().parse::<Selection>(), Ok(selection));

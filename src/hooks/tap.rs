@@ -221,6 +221,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
         #[test]
         fn a_tap_reads_back_what_it_writes(
             pattern in any_pattern(),

@@ -71,6 +71,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
         #[test]
         fn quoted_words_come_back(words in prop::collection::vec(any::<String>(), 0..4)) {
             let line: Vec<String> = words.iter().map(|w| quote(w)).collect();

@@ -382,6 +382,7 @@ fn any_key() -> impl Strategy<Value = String> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
     #[test]
     fn no_config_makes_the_parser_panic(changes in prop::collection::vec((any_key(), any_json()), 1..4)) {
         let mut config = llama();

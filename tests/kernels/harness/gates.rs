@@ -25,6 +25,20 @@ pub fn assert_op_by_op<T: Element>(what: &str, got: &[T], want: &[T]) {
     );
 }
 
+/// For a value computed in f32, within a relative `error`, and then rounded once: the nearest of the type to some number that near to
+/// `want`. A rate would not do where a whole row shares one factor: with a scale near 4/3 every fourth element is all but a tie.
+#[track_caller]
+pub fn assert_rounded<T: Element>(what: &str, got: &[T], want: &[f64], error: f64) {
+    assert_eq!(got.len(), want.len(), "{what}: number of elements");
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        let [one, other] = [1.0 - error, 1.0 + error].map(|near| T::round(want * near).wide());
+        assert!(
+            (one.min(other)..=one.max(other)).contains(&got.wide()),
+            "{what}: element {i} is {got:?}, should be {want} rounded"
+        );
+    }
+}
+
 /// |got − want| / |want|, in the Euclidean norm; 0 if both are zero.
 pub fn relative_l2<T: Element>(got: &[T], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len(), "number of elements");
@@ -73,4 +87,15 @@ fn a_gate_lets_one_in_a_thousand_be_one_ulp_off_give_or_take_chance() {
     };
     assert!(with(7));
     assert!(!with(8));
+}
+
+#[test]
+fn only_a_near_tie_may_round_either_way() {
+    use half::bf16;
+    let ulp = 2f64.powi(-7);
+    let up = [bf16::from_f64(1.0 + ulp)];
+    let passes =
+        |want: f64| std::panic::catch_unwind(|| assert_rounded("x", &up, &[want], 6e-7)).is_ok();
+    assert!(passes(1.0 + ulp / 2.0 - 5e-7) && passes(1.0 + ulp / 2.0 + 5e-7));
+    assert!(!passes(1.0 + ulp / 2.0 - 7e-7) && !passes(f64::NAN));
 }

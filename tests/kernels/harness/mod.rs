@@ -21,7 +21,7 @@ mod machine;
 mod noise;
 
 pub use element::{Element, ulp, ulps, wide};
-pub use gates::{assert_op_by_op, assert_relative_l2, relative_l2};
+pub use gates::{assert_op_by_op, assert_relative_l2, assert_rounded, relative_l2};
 pub use noise::{Random, normal};
 
 use bytemuck::Pod;
@@ -29,7 +29,7 @@ use machine::Machine;
 use std::marker::PhantomData;
 use streamgauge::backend::cuda::{DevicePtr, Kernel, LaunchError, Launcher, launch};
 
-/// `n` random cases of a property. Each runs several times in an interpreter, so they are few, whatever `PROPTEST_CASES` says.
+/// `n` random cases of a property. Each runs several times in an interpreter, so they are few.
 pub fn cases(n: u32) -> proptest::test_runner::Config {
     proptest::test_runner::Config {
         cases: n,
