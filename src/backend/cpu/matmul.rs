@@ -16,14 +16,14 @@ use super::packing::{DEPTH, Lines, PackedMatrix, pack_rows, runs};
 use super::tile::{FETCHED, Tile};
 
 /// The matrix product, for the numeric record: another way to sum gives other bits.
-pub const GEMM: &str = "streamgauge 1, fused multiply-adds in runs of 96";
-const _: () = assert!(DEPTH == 96, "GEMM says how long a run is");
+pub const GEMM: &str = "streamgauge 1, fused multiply-adds in runs of 112";
+const _: () = assert!(DEPTH == 112, "GEMM says how long a run is");
 
 /// Rows that a thread multiplies at a time: enough to pay for reading the weights.
 pub(super) const BLOCK: usize = 128;
 
-/// Most of k that is packed at a time: a block then takes ¾ MiB of the second-level cache.
-const PACKED_K: usize = 16 * DEPTH;
+/// Most of k that is packed at a time: a block then takes 0.8 MB of the second-level cache.
+const PACKED_K: usize = 14 * DEPTH;
 
 /// A row-major matrix in memory: element (r, c) is `data[r · stride + c]`.
 #[derive(Clone, Copy)]

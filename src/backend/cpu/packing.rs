@@ -8,10 +8,9 @@ use super::matmul::Rows;
 use super::tile::Tile;
 use super::weights::StoredTensor;
 
-/// Longest run of products that is summed in one register before it is added to the rest. Shorter ones cost more additions
-/// (64 makes the AVX-512 tile 4 to 6 % slower than 96 does), longer ones leave more rounding in the run;
-/// docs/architecture.md has what was measured of both.
-pub const DEPTH: usize = 96;
+/// Longest run of products that is summed in one register before it is added to the rest: docs/architecture.md has what was
+/// measured of others. Shorter ones cost more additions (48 makes the AVX-512 tile 2 % slower).
+pub const DEPTH: usize = 112;
 
 /// The runs that a sum over `k` is made of.
 pub(super) fn runs(k: Range<usize>) -> impl Iterator<Item = Range<usize>> {
