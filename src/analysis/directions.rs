@@ -4,45 +4,59 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::mass_mean::MassMeanResult;
 use super::{Error, Result};
+
+/// A direction of one layer, and what is to be said of it.
+#[derive(Clone, Debug)]
+pub struct Direction<'a> {
+    pub layer: usize,
+    pub hook: &'a str,
+    /// Unit norm, `[width]`.
+    pub values: &'a [f32],
+    /// A JSON object: threshold, norm, number of training statements, …
+    pub about: Value,
+}
 
 /// Write one tensor per layer, `direction.{layer}`, F32 `[width]`, unit norm, pointing from false to true.
 ///
 /// `__metadata__` has one entry, `provenance`, a JSON object: `method`, `source` (what the caller knows: store, model
-/// fingerprint, seed of the split, command) and per layer the hook, threshold, norm and number of training statements.
+/// fingerprint, seed of the split, command) and per layer the hook and what is said about it.
 /// One entry, because a hash map's order would otherwise make equal files differ.
 ///
 /// # Errors
-/// When two results have the same layer, or the file cannot be written.
-pub fn save(path: &Path, results: &[MassMeanResult], source: &serde_json::Value) -> Result<()> {
-    let mut sorted: Vec<&MassMeanResult> = results.iter().collect();
-    sorted.sort_by_key(|result| result.layer);
+/// When two directions have the same layer, or the file cannot be written.
+pub fn save(path: &Path, method: &str, directions: &[Direction<'_>], source: &Value) -> Result<()> {
+    let mut sorted: Vec<&Direction<'_>> = directions.iter().collect();
+    sorted.sort_by_key(|direction| direction.layer);
     if let Some(pair) = sorted
         .windows(2)
         .find(|pair| pair[0].layer == pair[1].layer)
     {
-        let (first, second) = (pair[0].hook.clone(), pair[1].hook.clone());
         return Err(Error::SameLayer {
             layer: pair[0].layer,
-            first,
-            second,
+            first: pair[0].hook.to_owned(),
+            second: pair[1].hook.to_owned(),
         });
     }
 
     let layers: Vec<_> = sorted
         .iter()
-        .map(|result| {
-            json!({
-                "layer": result.layer, "hook": result.hook, "threshold": result.threshold,
-                "norm": result.norm, "n_train": result.n_train,
-            })
+        .map(|direction| {
+            let mut layer = json!({ "layer": direction.layer, "hook": direction.hook });
+            if let (Some(layer), Some(about)) = (layer.as_object_mut(), direction.about.as_object())
+            {
+                layer.extend(
+                    about
+                        .iter()
+                        .map(|(key, value)| (key.clone(), value.clone())),
+                );
+            }
+            layer
         })
         .collect();
-    let provenance =
-        json!({ "method": "mass-mean", "source": source, "layers": layers }).to_string();
+    let provenance = json!({ "method": method, "source": source, "layers": layers }).to_string();
     let metadata = HashMap::from([("provenance".to_owned(), provenance)]);
 
     let refused = |source| Error::Safetensors {
@@ -51,9 +65,9 @@ pub fn save(path: &Path, results: &[MassMeanResult], source: &serde_json::Value)
     };
     let bytes: Vec<Vec<u8>> = sorted
         .iter()
-        .map(|result| {
-            result
-                .direction
+        .map(|direction| {
+            direction
+                .values
                 .iter()
                 .flat_map(|value| value.to_le_bytes())
                 .collect()
@@ -62,9 +76,9 @@ pub fn save(path: &Path, results: &[MassMeanResult], source: &serde_json::Value)
     let tensors = sorted
         .iter()
         .zip(&bytes)
-        .map(|(result, bytes)| {
-            let view = TensorView::new(Dtype::F32, vec![result.direction.len()], bytes)?;
-            Ok((format!("direction.{}", result.layer), view))
+        .map(|(direction, bytes)| {
+            let view = TensorView::new(Dtype::F32, vec![direction.values.len()], bytes)?;
+            Ok((format!("direction.{}", direction.layer), view))
         })
         .collect::<Result<Vec<_>, _>>()
         .map_err(refused)?;
@@ -79,23 +93,16 @@ pub fn save(path: &Path, results: &[MassMeanResult], source: &serde_json::Value)
 mod tests {
     use safetensors::SafeTensors;
 
-    use super::super::bootstrap::IntervalMethod;
     use super::*;
 
-    fn result(layer: usize, direction: Vec<f32>) -> MassMeanResult {
-        MassMeanResult {
+    const HOOKS: [&str; 2] = ["blocks.2.hook_resid_post", "blocks.10.hook_resid_post"];
+
+    fn direction<'a>(layer: usize, hook: &'a str, values: &'a [f32]) -> Direction<'a> {
+        Direction {
             layer,
-            hook: format!("blocks.{layer}.hook_resid_post"),
-            n_train: 10,
-            n_test: 10,
-            accuracy: 0.9,
-            ci_low: 0.8,
-            ci_high: 1.0,
-            ci_method: IntervalMethod::Bca,
-            auc: 0.95,
-            threshold: 0.25,
-            norm: 3.0,
-            direction,
+            hook,
+            values,
+            about: json!({ "threshold": 0.25 }),
         }
     }
 
@@ -103,8 +110,11 @@ mod tests {
     fn a_direction_comes_back_by_its_layers_name_with_its_provenance() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("directions.safetensors");
-        let results = [result(10, vec![0.6, 0.8]), result(2, vec![1.0, 0.0])];
-        save(&path, &results, &json!({"store": "run", "seed": 7})).unwrap();
+        let results = [
+            direction(10, HOOKS[1], &[0.6, 0.8]),
+            direction(2, HOOKS[0], &[1.0, 0.0]),
+        ];
+        save(&path, "lat", &results, &json!({"store": "run", "seed": 7})).unwrap();
 
         let bytes = std::fs::read(&path).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -120,8 +130,9 @@ mod tests {
         let provenance: serde_json::Value = serde_json::from_str(provenance).unwrap();
         assert_eq!(provenance["source"]["seed"], 7);
         assert_eq!(provenance["layers"][0]["hook"], "blocks.2.hook_resid_post");
+        assert_eq!(provenance["layers"][0]["threshold"], 0.25);
 
-        save(&path, &results, &json!({"store": "run", "seed": 7})).unwrap();
+        save(&path, "lat", &results, &json!({"store": "run", "seed": 7})).unwrap();
         assert_eq!(
             std::fs::read(&path).unwrap(),
             bytes,
@@ -132,13 +143,15 @@ mod tests {
     #[test]
     fn two_directions_of_one_layer_are_refused_and_nothing_is_written() {
         let path = Path::new("/nonexistent/directions.safetensors");
-        let results = [result(3, vec![1.0]), result(3, vec![1.0])];
-        let message = save(path, &results, &json!({})).unwrap_err().to_string();
+        let results = [direction(3, "a", &[1.0]), direction(3, "b", &[1.0])];
+        let message = save(path, "lat", &results, &json!({}))
+            .unwrap_err()
+            .to_string();
         assert!(
             message.starts_with("two directions for layer 3"),
             "{message}"
         );
-        let message = save(path, &results[..1], &json!({}))
+        let message = save(path, "lat", &results[..1], &json!({}))
             .unwrap_err()
             .to_string();
         assert!(

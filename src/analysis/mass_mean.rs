@@ -4,7 +4,9 @@
 use std::borrow::Cow;
 
 use super::bootstrap::{Bootstrap, IntervalMethod};
+use super::project::dot;
 use super::roc::auc;
+use super::scored::share_right;
 use super::split::{Split, Statements};
 use super::{Error, Result};
 
@@ -22,7 +24,7 @@ pub struct LayerRows<'a> {
 
 impl LayerRows<'_> {
     /// An error unless there is one finite row per statement.
-    fn check(&self, n_statements: usize) -> Result<()> {
+    pub(super) fn check(&self, n_statements: usize) -> Result<()> {
         if self.width == 0 || !self.rows.len().is_multiple_of(self.width) {
             let (hook, values) = (self.hook.clone(), self.rows.len());
             return Err(Error::RaggedRows {
@@ -49,7 +51,7 @@ impl LayerRows<'_> {
         }
     }
 
-    fn row(&self, statement: usize) -> &[f32] {
+    pub(super) fn row(&self, statement: usize) -> &[f32] {
         &self.rows[statement * self.width..][..self.width]
     }
 }
@@ -124,10 +126,7 @@ impl MassMean {
 
     /// The row's component along the direction, in f64.
     pub fn project(&self, row: &[f32]) -> f64 {
-        row.iter()
-            .zip(&self.direction)
-            .map(|(&value, &d)| f64::from(value) * f64::from(d))
-            .sum()
+        dot(row, &self.direction)
     }
 }
 
@@ -190,37 +189,21 @@ pub fn mass_mean(
         label,
     })?;
 
-    // (right, all) per group: what the bootstrap draws.
-    let mut units: Vec<(u32, u32)> = Vec::new();
-    for ((group, projection), &label) in statements
-        .group_numbers(&split.test)
-        .into_iter()
-        .zip(projections)
+    let right: Vec<bool> = projections
+        .iter()
         .zip(&labels)
-    {
-        if group == units.len() {
-            units.push((0, 0));
-        }
-        units[group].0 += u32::from((projection > fitted.threshold) == label);
-        units[group].1 += 1;
-    }
-    let accuracy = |drawn: &mut dyn Iterator<Item = (u32, u32)>| {
-        let (right, all) = drawn.fold((0, 0), |sum, unit| (sum.0 + unit.0, sum.1 + unit.1));
-        f64::from(right) / f64::from(all)
-    };
-    let interval = bootstrap.interval(units.len(), |drawn| {
-        accuracy(&mut drawn.iter().map(|&unit| units[unit as usize]))
-    });
-
+        .map(|(&projection, &label)| (projection > fitted.threshold) == label)
+        .collect();
+    let share = share_right(&statements.group_numbers(&split.test), &right, bootstrap);
     Ok(MassMeanResult {
         layer: layer.layer,
         hook: layer.hook.clone(),
         n_train: split.train.len(),
         n_test: split.test.len(),
-        accuracy: accuracy(&mut units.iter().copied()),
-        ci_low: interval.low,
-        ci_high: interval.high,
-        ci_method: interval.method,
+        accuracy: share.share,
+        ci_low: share.low,
+        ci_high: share.high,
+        ci_method: share.method,
         auc,
         threshold: fitted.threshold,
         norm: fitted.norm,

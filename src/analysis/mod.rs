@@ -1,18 +1,29 @@
 //! Methods that read activations, one file per method: they take plain rows of f32 and labels, so that a stored
-//! tap, a live slab and a test feed them alike. [`mean_diff`] is the truth direction per layer by mass mean,
-//! scored on statements held out; [`split`](split::split) holds them out, [`bootstrap`] gives the intervals,
-//! [`directions`] saves what was found for later use as an edit or a reduction. All of it is a function of its
-//! input and a seed: same rows, same bits.
+//! tap, a live slab and a test feed them alike. Directions: [`mass_mean`] (the difference of two means), [`lat`] (the first
+//! component of paired differences), [`probe`] (logistic regression), [`principal`] (PCA), scored on statements held out;
+//! [`split`](split::split) holds them out, [`bootstrap`] gives the intervals, [`directions`] saves what was found for later use as
+//! an edit or a reduction. [`project`] and [`compare`] look at rows along a direction and beside other rows. All of it is a
+//! function of its input and a seed: same rows and as many threads, same bits.
 
 pub mod bootstrap;
+pub mod compare;
 pub mod directions;
+pub mod lat;
 pub mod mass_mean;
+pub mod principal;
+pub mod probe;
+pub mod project;
 mod random;
 pub mod roc;
+pub mod scored;
 pub mod split;
 
 pub use bootstrap::{Bootstrap, Interval, IntervalMethod};
+pub use compare::{Compared, Comparing};
+pub use lat::{LatResult, Pair, lat};
 pub use mass_mean::{LayerRows, MassMean, MassMeanResult, mass_mean, mean_diff};
+pub use principal::{Moments, Principal};
+pub use probe::{ProbeResult, Probing, probe};
 pub use split::{Split, Statements, split};
 
 use std::path::PathBuf;
@@ -49,6 +60,33 @@ pub enum Error {
     /// A share of held-out statements outside (0, 1).
     #[error("test share {0}: it must lie between 0 and 1, both left out")]
     TestShare(f64),
+    /// Too little to compute anything of.
+    #[error("{what}: {found} where {needed} are needed; give more data")]
+    TooFew {
+        what: String,
+        found: usize,
+        needed: usize,
+    },
+    /// Statements of one name that are not one true and one false.
+    #[error(
+        "'{name}' has {yes} true and {no} false statements, where a pair has one of each; name the field that two statements of a pair share"
+    )]
+    NotAPair { name: String, yes: usize, no: usize },
+    /// A pair with a member on either side of a split.
+    #[error(
+        "pair {pair} (counted from 0) has its members on either side of the split; give groups that hold whole pairs"
+    )]
+    PartedPair { pair: usize },
+    /// A symmetric matrix that the decomposition fails on: it holds numbers too large.
+    #[error(
+        "{hook}: the second moment of its rows has no eigenvectors that could be found; are its numbers beyond 1e150?"
+    )]
+    NoEigenvectors { hook: String },
+    /// A fit that goes on and on.
+    #[error(
+        "{hook}: the logistic regression did not converge; give a stronger penalty, a smaller C"
+    )]
+    NotConverged { hook: String },
     /// Two results for one layer, whose tensors would have one name.
     #[error(
         "two directions for layer {layer}, of {first} and of {second}; save one hook point per file"

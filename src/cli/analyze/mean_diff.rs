@@ -1,17 +1,12 @@
 //! `streamgauge analyze mean-diff`
 
-use std::path::{Path, PathBuf};
-
 use clap::Args;
 use serde_json::json;
 
-use super::super::{CliResult, Failure, format, out, store_taps};
-use crate::analysis::{
-    Bootstrap, IntervalMethod, LayerRows, MassMeanResult, Split, Statements, directions, mean_diff,
-    split,
-};
-use crate::report::{plot, table};
-use crate::store::{Kept, Manifest, SampleRow, Store, TapInfo};
+use super::super::CliResult;
+use super::labelled::{self, LabelledArgs, LayerResult, Method, Score};
+use crate::analysis::directions::Direction;
+use crate::analysis::{MassMeanResult, mass_mean};
 
 /// Find, layer by layer, the direction between the means of two kinds of samples, and score it on held-out ones.
 ///
@@ -25,435 +20,49 @@ use crate::store::{Kept, Manifest, SampleRow, Store, TapInfo};
 /// higher than what that layer would reach on new samples.
 #[derive(Debug, Args)]
 pub struct MeanDiffArgs {
-    /// The store.
-    #[arg(value_name = "STORE")]
-    store: PathBuf,
-    /// Where the results go; files of the same names are replaced.
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Kept field that tells the two kinds apart: 0 or 1, true or false.
-    #[arg(long, value_name = "FIELD", default_value = "label")]
-    label: String,
-    /// Kept field whose values are spread over both sides of the split [default: topic, where it was kept].
-    #[arg(long, value_name = "FIELD")]
-    topic: Option<String>,
-    /// Kept field whose values are never parted by the split [default: group, where it was kept].
-    #[arg(long, value_name = "FIELD")]
-    group: Option<String>,
-    /// Only these taps: a folder, a hook point, or a pattern such as 'blocks.*.hook_resid_post'.
-    #[arg(long, value_name = "P", num_args = 1..)]
-    tap: Vec<String>,
-    /// Share of the samples that is held out.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
-    test_share: f64,
-    /// Of the split and of the bootstrap.
-    #[arg(long, value_name = "SEED", default_value_t = 0)]
-    seed: u64,
-    /// Title of the picture.
-    #[arg(long, value_name = "TITLE")]
-    title: Option<String>,
-    /// Print the table as JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    labelled: LabelledArgs,
 }
 
 pub fn run(args: &MeanDiffArgs) -> CliResult {
-    let store = Store::open(&args.store)?;
-    let taps = layers(&store, &args.tap)?;
-    let samples = Samples::read(&store, args)?;
-    let split = split(&samples.statements, args.test_share, args.seed)?;
-    let bootstrap = Bootstrap {
-        seed: args.seed,
-        ..Bootstrap::default()
+    let method = Method {
+        name: "mass-mean",
+        heading: "Mean-difference direction",
+        pair: None,
     };
-    // One layer's rows in memory at a time.
-    let rows = taps
-        .iter()
-        .map(|&tap| layer_rows(&store, tap, &samples.numbers));
-    let results = mean_diff::<Failure>(rows, &samples.statements, &split, &bootstrap)?;
-    let described = Described::new(&store, taps[0], &samples, &split, &results, args);
-    write(args, &store, &results, &described)?;
-    if args.json {
-        let value = json!({
-            "out": args.out,
-            "site": described.site,
-            "groups": samples.group_field,
-            "topics": samples.topic_field,
-            "layers": results,
-        });
-        out(format_args!("{value}\n"));
-    } else {
-        out(text(args, &results, &described));
-    }
-    Ok(())
+    labelled::run(
+        &args.labelled,
+        &method,
+        |rows, samples, split, bootstrap| mass_mean(rows, &samples.statements, split, bootstrap),
+    )
 }
 
-/// The taps to analyse, by layer: of one site, one per layer, rows that can be stacked.
-fn layers(store: &Store, wanted: &[String]) -> Result<Vec<usize>, Failure> {
-    let mut taps = if wanted.is_empty() {
-        (0..store.taps().len()).collect()
-    } else {
-        store_taps::named(store, wanted)?
-    };
-    let info = |tap: usize| &store.taps()[tap];
-    let refuse = |message: String| Err(Failure::Refused(message));
-    let Some(&first) = taps.first() else {
-        return refuse("the store has no taps".into());
-    };
-    let site = store_taps::site(&info(first).hook);
-    for &tap in &taps {
-        let TapInfo {
-            hook,
-            folder,
-            ragged,
-            top_k,
-            ..
-        } = info(tap);
-        if store_taps::site(hook) != site {
-            let other = store_taps::site(hook);
-            return refuse(format!(
-                "the taps are of several sites ({site} and {other}): name one with --tap '{}'",
-                site.replacen(".L.", ".*.", 1)
-            ));
-        }
-        if store_taps::layer(hook).is_none() {
-            return refuse(format!(
-                "{folder} is in no layer: mean-diff compares layers; name others with --tap"
-            ));
-        }
-        if *ragged || top_k.is_some() {
-            let why = if *ragged {
-                "its rows differ in length"
-            } else {
-                "each of its rows holds other components"
-            };
-            return refuse(format!(
-                "{folder} has no mean, because {why}: name other taps with --tap"
-            ));
+impl LayerResult for MassMeanResult {
+    const COLUMNS: &'static str = "layer  accuracy  interval         AUC    distance of means";
+
+    fn score(&self) -> Score {
+        Score {
+            layer: self.layer,
+            accuracy: self.accuracy,
+            low: self.ci_low,
+            high: self.ci_high,
+            method: self.ci_method,
         }
     }
-    taps.sort_by_key(|&tap| store_taps::layer(&info(tap).hook));
-    if let Some(pair) = taps
-        .windows(2)
-        .find(|pair| info(pair[0]).hook == info(pair[1]).hook)
-    {
-        let [a, b] = [pair[0], pair[1]].map(|tap| &info(tap).folder);
-        return refuse(format!(
-            "{a} and {b} are of one layer: name one tap per layer with --tap FOLDER"
-        ));
-    }
-    Ok(taps)
-}
 
-/// What is known of the samples, in the store's order.
-struct Samples {
-    /// In the dataset.
-    numbers: Vec<u64>,
-    statements: Statements,
-    topic_field: Option<String>,
-    group_field: Option<String>,
-}
-
-impl Samples {
-    fn read(store: &Store, args: &MeanDiffArgs) -> Result<Self, Failure> {
-        let manifest = store.manifest();
-        let label = column(manifest, &args.label, "--label")?;
-        let optional = |asked: &Option<String>, usual: &str, flag: &str| match asked {
-            Some(name) => column(manifest, name, flag).map(|at| Some((at, name.clone()))),
-            None => Ok(manifest
-                .keep
-                .iter()
-                .position(|c| c.name == usual)
-                .map(|at| (at, usual.to_owned()))),
-        };
-        let topic = optional(&args.topic, "topic", "--topic")?;
-        let group = optional(&args.group, "group", "--group")?;
-        let (mut numbers, mut labels, mut topics, mut groups) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for sample in store.samples() {
-            let sample = sample?;
-            if numbers.last() == Some(&sample.sample) {
-                let message = format!(
-                    "{}:{} was cut into chunks, so it has no one row: extract with --on-long truncate, or drop it",
-                    sample.file, sample.line
-                );
-                return Err(Failure::Refused(message));
-            }
-            numbers.push(sample.sample);
-            labels.push(truth(&sample, label, &args.label)?);
-            topics.extend(topic.as_ref().map(|(at, _)| word(&sample, *at)));
-            groups.extend(group.as_ref().map(|(at, _)| word(&sample, *at)));
-        }
-        Ok(Samples {
-            numbers,
-            statements: Statements {
-                labels,
-                topics: topic.is_some().then_some(topics),
-                groups: group.is_some().then_some(groups),
-            },
-            topic_field: topic.map(|(_, name)| name),
-            group_field: group.map(|(_, name)| name),
-        })
-    }
-}
-
-/// Place of a kept field.
-fn column(manifest: &Manifest, name: &str, flag: &str) -> Result<usize, Failure> {
-    manifest.keep.iter().position(|c| c.name == name).ok_or_else(|| {
-        let kept: Vec<&str> = manifest.keep.iter().map(|c| c.name.as_str()).collect();
-        let kept = if kept.is_empty() { "none".into() } else { kept.join(", ") };
-        Failure::Refused(format!("{flag} {name}: the store did not keep that field (kept: {kept}); extract with --keep {name}, or name another with {flag}"))
-    })
-}
-
-/// The sample's label.
-fn truth(sample: &SampleRow, at: usize, field: &str) -> Result<bool, Failure> {
-    let label = match &sample.kept[at] {
-        Some(Kept::Bool(b)) => Some(*b),
-        Some(Kept::Int(i)) => [false, true]
-            .get(usize::try_from(*i).unwrap_or(usize::MAX))
-            .copied(),
-        Some(Kept::Float(x)) => (*x == 0.0 || *x == 1.0).then_some(*x == 1.0),
-        Some(Kept::Text(t)) => match t.trim().to_ascii_lowercase().as_str() {
-            "0" | "false" => Some(false),
-            "1" | "true" => Some(true),
-            _ => None,
-        },
-        None => None,
-    };
-    label.ok_or_else(|| {
-        let found = if sample.kept[at].is_none() {
-            "empty".into()
-        } else {
-            format!("'{}'", word(sample, at))
-        };
-        Failure::Refused(format!(
-            "{}:{}: the label '{field}' is {found}, where 0, 1, true or false is wanted",
-            sample.file, sample.line
-        ))
-    })
-}
-
-/// A kept value as text; samples without one have the empty text in common.
-fn word(sample: &SampleRow, at: usize) -> String {
-    match &sample.kept[at] {
-        None => String::new(),
-        Some(Kept::Bool(b)) => b.to_string(),
-        Some(Kept::Int(i)) => i.to_string(),
-        Some(Kept::Float(x)) => x.to_string(),
-        Some(Kept::Text(t)) => t.clone(),
-    }
-}
-
-/// All rows of one tap, in f32, provided there is one per sample, in the samples' order.
-fn layer_rows(store: &Store, tap: usize, samples: &[u64]) -> Result<LayerRows<'static>, Failure> {
-    let reader = store.tap_at(tap);
-    let TapInfo {
-        hook,
-        folder,
-        row_shape,
-        ..
-    } = reader.info();
-    let one_each = |found: String| {
-        Failure::Refused(format!(
-            "{folder} {found}; mean-diff wants one row per sample: extract with '{hook}@last', or another selection of one token"
-        ))
-    };
-    if reader.rows() != samples.len() {
-        let (rows, n) = (
-            format::counted(reader.rows() as u64, "row"),
-            format::counted(samples.len() as u64, "sample"),
-        );
-        return Err(one_each(format!("has {rows} for {n}")));
-    }
-    let mut rows = Vec::with_capacity(reader.rows() * row_shape.iter().product::<usize>());
-    let mut expected = samples.iter();
-    for shard in reader.shards() {
-        let shard = shard?;
-        for sample in shard.sample() {
-            if expected.next().copied() != u64::try_from(sample).ok() {
-                return Err(one_each(format!(
-                    "has several rows, or none, of sample {sample} or one before it"
-                )));
-            }
-        }
-        rows.extend(shard.to_f32());
-    }
-    Ok(LayerRows {
-        layer: store_taps::layer(hook).unwrap_or_default(),
-        hook: hook.clone(),
-        width: row_shape.iter().product(),
-        rows: rows.into(),
-    })
-}
-
-/// What the picture and the table say above themselves.
-struct Described {
-    site: String,
-    title: String,
-    subtitle: String,
-}
-
-impl Described {
-    fn new(
-        store: &Store,
-        tap: usize,
-        samples: &Samples,
-        split: &Split,
-        results: &[MassMeanResult],
-        args: &MeanDiffArgs,
-    ) -> Self {
-        let TapInfo {
-            hook,
-            selection,
-            reduction,
-            ..
-        } = &store.taps()[tap];
-        let site = store_taps::site(hook);
-        let id = &store.manifest().provenance.model.id;
-        let model = Path::new(id)
-            .file_name()
-            .map_or(id.clone(), |name| name.to_string_lossy().into_owned());
-        let by = samples
-            .group_field
-            .as_ref()
-            .map_or("split by sample".into(), |field| {
-                format!("split by {field}")
-            });
-        // Where all held-out samples are right, say, BCa is not defined.
-        let interval = if results.iter().all(|r| r.ci_method == IntervalMethod::Bca) {
-            "95 % BCa interval"
-        } else {
-            "95 % BCa or percentile interval"
-        };
-        let reduction = if reduction.is_empty() {
-            String::new()
-        } else {
-            format!("|{reduction}")
-        };
-        Described {
-            title: args.title.clone().unwrap_or_else(|| {
-                format!("Mean-difference direction of '{}' by layer", args.label)
-            }),
-            subtitle: format!(
-                "{model}, {site}@{selection}{reduction}; {} train, {} test, {by}; {interval}",
-                split.train.len(),
-                split.test.len()
-            ),
-            site,
+    fn direction(&self) -> Direction<'_> {
+        Direction {
+            layer: self.layer,
+            hook: &self.hook,
+            values: &self.direction,
+            about: json!({ "threshold": self.threshold, "norm": self.norm, "n_train": self.n_train }),
         }
     }
-}
 
-fn write(
-    args: &MeanDiffArgs,
-    store: &Store,
-    results: &[MassMeanResult],
-    described: &Described,
-) -> CliResult {
-    std::fs::create_dir_all(&args.out).map_err(|e| {
-        Failure::Refused(format!(
-            "cannot make {}: {e}; give --out a directory that you can write to",
-            args.out.display()
-        ))
-    })?;
-    let points: Vec<plot::Point> = results
-        .iter()
-        .map(|r| plot::Point {
-            layer: r.layer,
-            accuracy: r.accuracy,
-            low: r.ci_low,
-            high: r.ci_high,
-        })
-        .collect();
-    plot::accuracy_by_layer(
-        &points,
-        &described.title,
-        &described.subtitle,
-        &args.out.join("accuracy_by_layer"),
-    )?;
-    table::write_csv(&args.out.join("accuracy_by_layer.csv"), results)?;
-    let manifest = store.manifest();
-    let source = json!({
-        "store": std::path::absolute(&args.store).unwrap_or_else(|_| args.store.clone()),
-        "model": manifest.provenance.model,
-        "dataset_fingerprint": manifest.provenance.dataset.fingerprint,
-        "label": args.label,
-        "test_share": args.test_share,
-        "seed": args.seed,
-    });
-    directions::save(&args.out.join("directions.safetensors"), results, &source)?;
-    Ok(())
-}
-
-fn text(args: &MeanDiffArgs, results: &[MassMeanResult], described: &Described) -> String {
-    let mut lines = vec![
-        described.subtitle.clone(),
-        "layer  accuracy  interval         AUC    distance of means".into(),
-    ];
-    for r in results {
-        lines.push(format!(
+    fn line(&self) -> String {
+        format!(
             "{:>5}     {:.3}  {:.3} to {:.3}  {:.3}  {:.4}",
-            r.layer, r.accuracy, r.ci_low, r.ci_high, r.auc, r.norm
-        ));
-    }
-    for file in [
-        "accuracy_by_layer.svg",
-        "accuracy_by_layer.png",
-        "accuracy_by_layer.csv",
-        "directions.safetensors",
-    ] {
-        lines.push(args.out.join(file).display().to_string());
-    }
-    lines.push(String::new());
-    lines.join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn labelled(kept: Option<Kept>) -> Option<bool> {
-        let sample = SampleRow {
-            sample: 0,
-            chunk: 0,
-            file: "f".into(),
-            line: 1,
-            tokens: vec![1],
-            turns: Vec::new(),
-            kept: vec![kept],
-        };
-        truth(&sample, 0, "label").ok()
-    }
-
-    #[test]
-    fn labels_are_read_from_numbers_booleans_and_words() {
-        for yes in [
-            Kept::Bool(true),
-            Kept::Int(1),
-            Kept::Float(1.0),
-            Kept::Text("True".into()),
-            Kept::Text("1".into()),
-        ] {
-            assert_eq!(labelled(Some(yes)), Some(true));
-        }
-        for no in [
-            Kept::Bool(false),
-            Kept::Int(0),
-            Kept::Float(0.0),
-            Kept::Text("false".into()),
-        ] {
-            assert_eq!(labelled(Some(no)), Some(false));
-        }
-        for neither in [
-            Kept::Int(2),
-            Kept::Int(-1),
-            Kept::Float(0.5),
-            Kept::Float(f64::NAN),
-            Kept::Text("maybe".into()),
-        ] {
-            assert_eq!(labelled(Some(neither)), None);
-        }
-        assert_eq!(labelled(None), None);
+            self.layer, self.accuracy, self.ci_low, self.ci_high, self.auc, self.norm
+        )
     }
 }
