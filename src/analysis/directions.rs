@@ -56,33 +56,65 @@ pub fn save(path: &Path, method: &str, directions: &[Direction<'_>], source: &Va
             layer
         })
         .collect();
-    let provenance = json!({ "method": method, "source": source, "layers": layers }).to_string();
-    let metadata = HashMap::from([("provenance".to_owned(), provenance)]);
+    let provenance = json!({ "method": method, "source": source, "layers": layers });
 
+    let tensors: Vec<_> = sorted
+        .iter()
+        .map(|direction| {
+            let name = format!("direction.{}", direction.layer);
+            (
+                name,
+                vec![direction.values.len()],
+                direction.values.to_vec(),
+            )
+        })
+        .collect();
+    save_tensors(path, &tensors, &provenance)
+}
+
+/// Write f32 tensors (name, shape, values), with `provenance` as the one entry of their metadata.
+///
+/// # Errors
+/// When the file cannot be written.
+///
+/// # Panics
+/// When a shape and the number of values differ.
+pub fn save_tensors(
+    path: &Path,
+    tensors: &[(String, Vec<usize>, Vec<f32>)],
+    provenance: &Value,
+) -> Result<()> {
+    let metadata = HashMap::from([("provenance".to_owned(), provenance.to_string())]);
     let refused = |source| Error::Safetensors {
         path: path.to_owned(),
         source,
     };
-    let bytes: Vec<Vec<u8>> = sorted
+    let bytes: Vec<Vec<u8>> = tensors
         .iter()
-        .map(|direction| {
-            direction
-                .values
+        .map(|(_, shape, values)| {
+            assert_eq!(
+                shape.iter().product::<usize>(),
+                values.len(),
+                "as many values as the shape has"
+            );
+            values
                 .iter()
                 .flat_map(|value| value.to_le_bytes())
                 .collect()
         })
         .collect();
-    let tensors = sorted
+    let views = tensors
         .iter()
         .zip(&bytes)
-        .map(|(direction, bytes)| {
-            let view = TensorView::new(Dtype::F32, vec![direction.values.len()], bytes)?;
-            Ok((format!("direction.{}", direction.layer), view))
+        .map(|((name, shape, _), bytes)| {
+            Ok((
+                name.clone(),
+                TensorView::new(Dtype::F32, shape.clone(), bytes)?,
+            ))
         })
         .collect::<Result<Vec<_>, _>>()
         .map_err(refused)?;
-    let file = safetensors::serialize(tensors, Some(metadata)).map_err(refused)?;
+    let file = safetensors::serialize(views, Some(metadata)).map_err(refused)?;
     std::fs::write(path, file).map_err(|source| Error::Write {
         path: path.to_owned(),
         source,

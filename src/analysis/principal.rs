@@ -161,6 +161,11 @@ pub(super) fn eigen(symmetric: MatRef<'_, f64>, hook: &str) -> Result<(Vec<f64>,
     Ok((values, vectors))
 }
 
+/// What share `part` is of `whole`; 0 of nothing.
+pub fn share(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { 0.0 }
+}
+
 /// The vector at unit length; as it is if it has none.
 pub(super) fn unit(mut vector: Vec<f64>) -> Vec<f64> {
     let norm = vector.iter().map(|x| x * x).sum::<f64>().sqrt();

@@ -1,9 +1,14 @@
 //! `streamgauge analyze`
 
+mod compare;
 mod labelled;
 mod lat;
 mod mean_diff;
+mod pca;
 mod probe;
+mod project;
+mod rows;
+mod top;
 
 use clap::{Args, Subcommand};
 
@@ -21,6 +26,10 @@ enum Method {
     MeanDiff(mean_diff::MeanDiffArgs),
     Lat(lat::LatArgs),
     Probe(probe::ProbeArgs),
+    Pca(pca::PcaArgs),
+    Project(project::ProjectArgs),
+    Compare(compare::CompareArgs),
+    Top(top::TopArgs),
 }
 
 pub fn run(args: &AnalyzeArgs) -> CliResult {
@@ -28,5 +37,9 @@ pub fn run(args: &AnalyzeArgs) -> CliResult {
         Method::MeanDiff(args) => mean_diff::run(args),
         Method::Lat(args) => lat::run(args),
         Method::Probe(args) => probe::run(args),
+        Method::Pca(args) => pca::run(args),
+        Method::Project(args) => project::run(args),
+        Method::Compare(args) => compare::run(args),
+        Method::Top(args) => top::run(args),
     }
 }

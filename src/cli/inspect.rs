@@ -1,6 +1,6 @@
 //! `streamgauge inspect`
 
-mod one_sample;
+pub mod one_sample;
 mod statistics;
 
 use std::path::PathBuf;

@@ -17,6 +17,25 @@ pub(super) struct Loaded {
     pub model: Option<String>,
 }
 
+/// The direction of `layer` in a file: its tensor `key` where one is named, else `direction.LAYER`, else its only tensor. One or several,
+/// as [`load`] gives them.
+///
+/// # Errors
+/// As [`load`].
+pub fn of_layer(
+    file: &Path,
+    key: Option<&str>,
+    layer: Option<usize>,
+    width: usize,
+) -> Result<Vec<f32>> {
+    let own = layer.map(|layer| format!("direction.{layer}"));
+    let key = match (key, own) {
+        (None, Some(own)) if read(file, Some(&own)).is_ok() => Some(own),
+        (key, _) => key.map(str::to_owned),
+    };
+    checked(file, key.as_deref(), width)
+}
+
 /// Reads the tensor `key` of a safetensors file, or its only one; why not, if not.
 pub(super) fn read(file: &Path, key: Option<&str>) -> Result<Loaded, String> {
     let bytes = MappedFile::open(file).map_err(|e| e.to_string())?;
@@ -83,15 +102,20 @@ fn model_of(bytes: &[u8]) -> Option<String> {
 /// # Errors
 /// No such file or key (the error lists the keys), another dtype than f32, f16 or bf16, another width, or a number that is not finite.
 pub fn load(file: &Path, key: &str, width: usize) -> Result<Vec<f32>> {
+    checked(file, Some(key), width)
+}
+
+fn checked(file: &Path, key: Option<&str>, width: usize) -> Result<Vec<f32>> {
     let fail = |why: String| Error::Directions {
         file: file.display().to_string(),
         why,
     };
-    let loaded = read(file, Some(key)).map_err(fail)?;
+    let loaded = read(file, key).map_err(fail)?;
     let shape = &loaded.shape;
     if shape.last() != Some(&width) || shape.len() > 2 || shape[0] == 0 {
         return Err(fail(format!(
-            "'{key}' has shape {shape:?}; the tap's rows need [{width}] or [n, {width}]"
+            "{} has shape {shape:?}; the tap's rows need [{width}] or [n, {width}]",
+            key.map_or("its tensor".into(), |key| format!("'{key}'"))
         ))
         .into());
     }

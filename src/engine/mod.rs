@@ -23,6 +23,7 @@ mod selected;
 mod weights;
 
 pub use choose::Choosing;
+pub use directions::of_layer as direction_of_layer;
 pub use edits::EditReceipt;
 pub use error::{Error, Result};
 pub use estimate::{Estimate, Flops, TapEstimate, estimate};

@@ -1,6 +1,6 @@
 //! Tables as CSV.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Error, Result};
 
@@ -24,6 +24,47 @@ pub fn write_csv<Row: serde::Serialize>(path: &Path, rows: &[Row]) -> Result<()>
         path: path.to_owned(),
         source,
     })
+}
+
+/// A CSV file that is written line by line, for tables that memory should not hold.
+pub struct Lines {
+    path: PathBuf,
+    writer: csv::Writer<std::fs::File>,
+}
+
+impl Lines {
+    /// # Errors
+    /// When the file cannot be made.
+    pub fn create(path: &Path) -> Result<Self> {
+        let file = std::fs::File::create(path).map_err(|source| Error::Write {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Lines {
+            path: path.to_owned(),
+            writer: csv::Writer::from_writer(file),
+        })
+    }
+
+    /// Writes a row; before the first, a line of its field names.
+    ///
+    /// # Errors
+    /// When the row is not flat, or the file cannot be written.
+    pub fn write<Row: serde::Serialize>(&mut self, row: &Row) -> Result<()> {
+        self.writer.serialize(row).map_err(|source| Error::Table {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    /// # Errors
+    /// When the rest cannot be written.
+    pub fn finish(mut self) -> Result<()> {
+        self.writer.flush().map_err(|source| Error::Write {
+            path: self.path,
+            source,
+        })
+    }
 }
 
 #[cfg(test)]

@@ -170,6 +170,24 @@ impl ShardView {
         widen(self.info.dtype, self.activations())
     }
 
+    /// Some rows, widened to f32 (a copy), row-major.
+    ///
+    /// # Panics
+    /// There are no such rows, or the tap is ragged.
+    pub fn rows_f32(&self, rows: Range<usize>) -> Vec<f32> {
+        assert!(
+            rows.end <= self.rows && !self.info.ragged,
+            "rows {rows:?} of {} in {}",
+            self.rows,
+            self.path.display()
+        );
+        let size = row_bytes(&self.info);
+        widen(
+            self.info.dtype,
+            &self.activations()[rows.start * size..rows.end * size],
+        )
+    }
+
     /// Bytes of one row.
     ///
     /// # Panics

@@ -124,7 +124,7 @@ fn find(store: &Store, number: u64) -> Result<Vec<SampleRow>, Failure> {
 }
 
 /// The tokenizer that the run used, if it is still where it was.
-fn tokenizer(manifest: &Manifest) -> Result<Tokenizer, String> {
+pub fn tokenizer(manifest: &Manifest) -> Result<Tokenizer, String> {
     let p = &manifest.provenance;
     let Some(fingerprint) = &p.tokenizer_fingerprint else {
         return Err("the model has no tokenizer".into());

@@ -1,0 +1,126 @@
+//! `streamgauge analyze pca`
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::super::{CliResult, Failure, out, store_taps};
+use super::labelled::{make_out, source};
+use super::rows::{self, width};
+use crate::analysis::{Moments, principal};
+use crate::report::table;
+use crate::store::Store;
+
+/// Find the directions in which the rows of each tap vary most.
+///
+/// Components of the covariance of all rows, taken about their mean; rows are read a piece at a time, so the store may be larger than memory.
+/// Token 0 of many models carries components a thousand times as large as any other: extract with '@no-bos' or another selection, or it is all that is found.
+///
+/// Written to --out: variance.csv (per tap and component: variance and share), and components.safetensors with
+/// `components.FOLDER` [K, width] of unit norm, the component of largest size positive, and `mean.FOLDER` [width].
+#[derive(Debug, Args)]
+pub struct PcaArgs {
+    /// The store.
+    #[arg(value_name = "STORE")]
+    store: PathBuf,
+    /// Where the results go; files of the same names are replaced.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Only these taps: a folder, a hook point, or a pattern such as 'blocks.*.hook_resid_post'.
+    #[arg(long, value_name = "P", num_args = 1..)]
+    tap: Vec<String>,
+    /// How many components.
+    #[arg(long, value_name = "K", default_value_t = 10)]
+    components: usize,
+    /// Print the table as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, serde::Serialize)]
+struct Row {
+    tap: String,
+    layer: Option<usize>,
+    rows: usize,
+    component: usize,
+    variance: f64,
+    share: f64,
+    cumulative: f64,
+}
+
+pub fn run(args: &PcaArgs) -> CliResult {
+    let store = Store::open(&args.store)?;
+    let taps = rows::taps(&store, &args.tap, "analysed by components")?;
+    let mut table: Vec<Row> = Vec::new();
+    let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
+    for &tap in &taps {
+        let reader = store.tap_at(tap);
+        let info = reader.info();
+        let mut moments = Moments::new(width(info));
+        rows::pieces(&reader, |at, rows| {
+            if let Some(bad) = rows.iter().position(|x| !x.is_finite()) {
+                return Err(Failure::Refused(format!(
+                    "{}: row {} is not finite; extract again in f32",
+                    info.folder,
+                    at.start + bad / width(info)
+                )));
+            }
+            moments.add(rows);
+            Ok(())
+        })?;
+        let found = moments.principal(args.components, &info.folder)?;
+        let mut cumulative = 0.0;
+        for (component, &variance) in found.values.iter().enumerate() {
+            let share = principal::share(variance, found.total);
+            cumulative += share;
+            table.push(Row {
+                tap: info.folder.clone(),
+                layer: store_taps::layer(&info.hook),
+                rows: moments.n(),
+                component,
+                variance,
+                share,
+                cumulative,
+            });
+        }
+        let flat = |vectors: &[Vec<f64>]| vectors.iter().flatten().map(|&x| x as f32).collect();
+        let shape = vec![found.directions.len(), width(info)];
+        tensors.push((
+            format!("components.{}", info.folder),
+            shape,
+            flat(&found.directions),
+        ));
+        tensors.push((
+            format!("mean.{}", info.folder),
+            vec![width(info)],
+            flat(&[moments.mean()]),
+        ));
+    }
+    make_out(&args.out)?;
+    table::write_csv(&args.out.join("variance.csv"), &table)?;
+    let provenance = json!({ "method": "pca", "source": source(&store, &args.store) });
+    crate::analysis::directions::save_tensors(
+        &args.out.join("components.safetensors"),
+        &tensors,
+        &provenance,
+    )?;
+    if args.json {
+        out(format_args!(
+            "{}\n",
+            json!({ "out": args.out, "components": table })
+        ));
+        return Ok(());
+    }
+    out("component  share  cumulative  tap\n");
+    for row in &table {
+        out(format_args!(
+            "{:>9}  {:.3}       {:.3}  {}\n",
+            row.component, row.share, row.cumulative, row.tap
+        ));
+    }
+    for file in ["variance.csv", "components.safetensors"] {
+        out(format_args!("{}\n", args.out.join(file).display()));
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! Rows of a store's taps, a piece at a time, and which token of which sample each is.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::super::{Failure, store_taps};
+use crate::store::{ShardView, Store, TapInfo, TapReader};
+
+/// Bytes of a piece in f32, about.
+const PIECE: usize = 16 << 20;
+
+/// Which token a row is: number of the sample in the dataset, position in it, token id; the latter two −1 for a row made of several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct RowKey {
+    pub sample: i64,
+    pub position: i32,
+    pub token: i32,
+}
+
+/// Components of a row.
+pub fn width(info: &TapInfo) -> usize {
+    info.row_shape.iter().product()
+}
+
+/// Who every row of a tap is, in order.
+///
+/// # Errors
+/// A file is damaged.
+pub fn keys(tap: &TapReader<'_>) -> Result<Vec<RowKey>, Failure> {
+    let mut keys = Vec::with_capacity(tap.rows());
+    for shard in tap.shards() {
+        keys.extend(keys_of(&*shard?));
+    }
+    Ok(keys)
+}
+
+fn keys_of(shard: &ShardView) -> impl Iterator<Item = RowKey> {
+    let rows = shard
+        .sample()
+        .into_iter()
+        .zip(shard.position())
+        .zip(shard.token());
+    rows.map(|((sample, position), token)| RowKey {
+        sample,
+        position,
+        token,
+    })
+}
+
+/// Calls `each` with consecutive rows in f32 and the place of the first.
+///
+/// # Errors
+/// A file is damaged, or `each` fails.
+pub fn pieces(
+    tap: &TapReader<'_>,
+    mut each: impl FnMut(Range<usize>, &[f32]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let at_a_time = (PIECE / 4 / width(tap.info()).max(1)).max(1);
+    for shard in tap.shards() {
+        let shard: Arc<ShardView> = shard?;
+        for start in (0..shard.rows()).step_by(at_a_time) {
+            let rows = start..(start + at_a_time).min(shard.rows());
+            let first = shard.first_row();
+            each(first + rows.start..first + rows.end, &shard.rows_f32(rows))?;
+        }
+    }
+    Ok(())
+}
+
+/// The taps asked for (all, where none is), those with rows of one length and meaning.
+///
+/// # Errors
+/// A name that no tap has, or a tap whose rows cannot be compared.
+pub fn taps(store: &Store, wanted: &[String], what: &str) -> Result<Vec<usize>, Failure> {
+    let taps = if wanted.is_empty() {
+        (0..store.taps().len()).collect()
+    } else {
+        store_taps::named(store, wanted)?
+    };
+    for &tap in &taps {
+        let info = &store.taps()[tap];
+        let why = if info.ragged {
+            "its rows differ in length"
+        } else if info.top_k.is_some() {
+            "each of its rows holds other components"
+        } else {
+            continue;
+        };
+        return Err(Failure::Refused(format!(
+            "{} cannot be {what}, because {why}: name other taps with --tap",
+            info.folder
+        )));
+    }
+    Ok(taps)
+}
+
+/// The direction for a tap: FILE#KEY, or FILE with a tensor `direction.LAYER` or a single one.
+///
+/// # Errors
+/// It cannot be read, does not fit the tap's rows, or is several.
+pub fn direction(named: &str, info: &TapInfo) -> Result<Vec<f32>, Failure> {
+    let (file, key) = match named.rsplit_once('#') {
+        Some((file, key)) => (file, Some(key)),
+        None => (named, None),
+    };
+    let width = width(info);
+    let layer = store_taps::layer(&info.hook);
+    let direction = crate::engine::direction_of_layer(Path::new(file), key, layer, width)?;
+    if direction.len() != width {
+        return Err(Failure::Refused(format!(
+            "--direction {named}: {} directions, where one is wanted; name one as FILE#KEY",
+            direction.len() / width
+        )));
+    }
+    Ok(direction)
+}
