@@ -221,8 +221,10 @@ fn newton(z: &Mat<f64>, labels: &[bool], strength: f64, hook: &str) -> Result<(V
         };
         // Newton's decrement: twice what is still to be gained, were the objective a parabola.
         let decrement: f64 = (0..=r).map(|j| step[(j, 0)] * gradient[(j, 0)]).sum();
-        if decrement <= 1e-18 * value.max(1e-12) {
-            return Ok(((0..r).map(|j| w[(j, 0)]).collect(), w[(r, 0)]));
+        if decrement <= 1e-10 * value.max(1e-12) {
+            // So near, a step squares the error: this last one leaves nothing that f64 would show.
+            let last = |j: usize| w[(j, 0)] - step[(j, 0)];
+            return Ok(((0..r).map(last).collect(), last(r)));
         }
         let mut share = 1.0;
         loop {

@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod analyze;
 mod bench;
 mod doctor;
 mod extract;
