@@ -12,6 +12,8 @@ mod top;
 
 use clap::{Args, Subcommand};
 
+pub use labelled::make_out;
+
 use super::CliResult;
 
 /// Analyse what a store holds.

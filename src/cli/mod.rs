@@ -10,6 +10,7 @@ mod format;
 mod generate;
 mod inspect;
 mod job_args;
+mod lens;
 mod model_info;
 mod plan;
 mod progress;
@@ -39,6 +40,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Verify(verify::VerifyArgs),
     Analyze(analyze::AnalyzeArgs),
+    Lens(lens::LensArgs),
     Bench(bench::BenchArgs),
 }
 
@@ -87,6 +89,7 @@ pub fn run() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Analyze(args) => analyze::run(&args),
+        Command::Lens(args) => lens::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match result {

@@ -1,6 +1,6 @@
 //! The engine: the transformer over any backend (`forward`), tokenised samples, the extraction of a dataset
 //! into a store (`extract`), its dry run (`estimate`) and its re-check (`recompute`); the edits of a run (`edits`);
-//! generation (`generate`) and scoring (`score`).
+//! generation (`generate`), scoring (`score`) and the logit lens (`lens`).
 
 mod choose;
 mod directions;
@@ -12,6 +12,7 @@ mod forward;
 mod generate;
 mod generate_store;
 mod job;
+mod lens;
 mod machine;
 mod plan;
 mod read_ahead;
@@ -32,6 +33,7 @@ pub use forward::{forward, replay};
 pub use generate::{Generated, Generator, Stop, Stops};
 pub use generate_store::GenerationStore;
 pub use job::{InputKind, Job, Prepared};
+pub use lens::{LensRow, lens};
 pub use machine::{Identity, Machine, numeric_record};
 pub use plan::Plan;
 pub use read_ahead::PlannedShard;

@@ -207,7 +207,7 @@ impl LogitEdit {
 }
 
 impl Scores {
-    fn of(logits: &[f32], next: Option<u32>, top: usize) -> Self {
+    pub(super) fn of(logits: &[f32], next: Option<u32>, top: usize) -> Self {
         let lse = log_sum_exp(logits);
         let logprob = |token: u32| f64::from(logits[token as usize]) - lse;
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
@@ -265,7 +265,8 @@ pub fn kl_divergence(
     out
 }
 
-fn kl(p: &[f32], q: &[f32]) -> f64 {
+/// KL(p‖q) in nats, of two rows of logits.
+pub(super) fn kl(p: &[f32], q: &[f32]) -> f64 {
     let (p_lse, q_lse) = (log_sum_exp(p), log_sum_exp(q));
     let each = |(&p, &q): (&f32, &f32)| {
         let (p, q) = (f64::from(p) - p_lse, f64::from(q) - q_lse);

@@ -8,6 +8,7 @@ mod bench;
 mod doctor;
 mod extract;
 mod inspect;
+mod lens;
 mod mean_diff;
 mod model_info;
 mod plan;
