@@ -41,7 +41,7 @@ fn analyze(method: &str, store: &Path, out: &Path, flags: &[&str]) -> assert_cmd
     c
 }
 
-fn numbers<'v>(value: &'v Value, list: &str, field: &str) -> Vec<f64> {
+fn numbers(value: &Value, list: &str, field: &str) -> Vec<f64> {
     value[list]
         .as_array()
         .unwrap()
@@ -254,7 +254,7 @@ fn stores_are_compared_row_by_row_whatever_their_order_and_selection() {
     let half = bench.extract(&[tap], &["--select", "last", "--store-dtype", "bf16"]);
     let a = bench.path("a");
 
-    let same = done_json(&mut analyze("compare", &a, &bench.path("o"), &["--json"]).arg(&a));
+    let same = done_json(analyze("compare", &a, &bench.path("o"), &["--json"]).arg(&a));
     let same = &same["taps"][0];
     assert_eq!(
         (&same["rows"], &same["only_a"]),
@@ -262,7 +262,7 @@ fn stores_are_compared_row_by_row_whatever_their_order_and_selection() {
     );
     assert_eq!(same["relative_l2"], 0.0);
 
-    let found = done_json(&mut analyze("compare", &a, &bench.path("o"), &["--json"]).arg(&half));
+    let found = done_json(analyze("compare", &a, &bench.path("o"), &["--json"]).arg(&half));
     let found = &found["taps"][0];
     assert_eq!((&found["rows"], &found["only_b"]), (&json!(50), &json!(0)));
     assert!(found["only_a"].as_u64().unwrap() > 100);
@@ -273,10 +273,7 @@ fn stores_are_compared_row_by_row_whatever_their_order_and_selection() {
     let other = Bench::new(3);
     std::fs::write(other.path("data.jsonl"), "{\"tokens\":[5,6]}\n").unwrap();
     let other = other.extract(&["hook_embed"], &[]);
-    let message = refused(
-        &mut analyze("compare", &a, &bench.path("o"), &[]).arg(&other),
-        1,
-    );
+    let message = refused(analyze("compare", &a, &bench.path("o"), &[]).arg(&other), 1);
     assert!(
         message.contains("has no tap blocks.2.hook_resid_post"),
         "{message}"
