@@ -1,6 +1,7 @@
 //! `streamgauge analyze`
 
 mod compare;
+mod dla;
 mod labelled;
 mod lat;
 mod mean_diff;
@@ -31,6 +32,7 @@ enum Method {
     Pca(pca::PcaArgs),
     Project(project::ProjectArgs),
     Compare(compare::CompareArgs),
+    Dla(dla::DlaArgs),
     Top(top::TopArgs),
 }
 
@@ -42,6 +44,7 @@ pub fn run(args: &AnalyzeArgs) -> CliResult {
         Method::Pca(args) => pca::run(args),
         Method::Project(args) => project::run(args),
         Method::Compare(args) => compare::run(args),
+        Method::Dla(args) => dla::run(args),
         Method::Top(args) => top::run(args),
     }
 }

@@ -279,3 +279,56 @@ fn stores_are_compared_row_by_row_whatever_their_order_and_selection() {
         "{message}"
     );
 }
+
+#[test]
+fn attributions_add_up_to_the_logits_difference() {
+    let bench = Bench::new(40);
+    let taps = [
+        "hook_embed",
+        "blocks.*.hook_attn_out",
+        "blocks.*.hook_mlp_out",
+        "blocks.-1.hook_resid_post",
+        "logits",
+    ];
+    let store = bench.extract(&taps, &["--select", "last"]);
+    let flags = ["--for", "10", "--against", "20", "--json"];
+    let found = done_json(&mut analyze("dla", &store, &bench.path("o"), &flags));
+    let means = numbers(&found, "components", "mean");
+    assert_eq!(
+        means.len(),
+        1 + 1 + 2 * 3 + 1,
+        "the whole, the embedding, two of each block, the rest"
+    );
+
+    // The same from the logits themselves.
+    let opened = streamgauge::store::Store::open(&store).unwrap();
+    let logits = opened.tap("logits").unwrap();
+    let difference = |row: usize| {
+        let row = logits.row(row).unwrap().to_f32();
+        f64::from(row[10]) - f64::from(row[20])
+    };
+    let want = (0..40).map(difference).sum::<f64>() / 40.0;
+    assert!((means[0] - want).abs() < 1e-5, "{} {want}", means[0]);
+    assert!(means[8].abs() < 1e-5, "nothing is left over: {}", means[8]);
+    let sum: f64 = means[1..8].iter().sum();
+    assert!((sum - want).abs() < 1e-5);
+
+    // An edit is what the components do not explain.
+    std::fs::rename(&store, bench.path("plain")).unwrap();
+    let edit = "scale at=blocks.1.hook_resid_post c=2";
+    let edited = bench.extract(&taps, &["--select", "last", "--edit", edit]);
+    let found = done_json(&mut analyze("dla", &edited, &bench.path("o"), &flags));
+    assert!(
+        numbers(&found, "components", "mean")[8].abs() > 1e-3,
+        "{found}"
+    );
+
+    let message = refused(
+        &mut analyze("dla", &edited, &bench.path("o"), &["--for", "160"]),
+        1,
+    );
+    assert!(
+        message.contains("the vocabulary has 160 tokens"),
+        "{message}"
+    );
+}
