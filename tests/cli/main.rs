@@ -8,8 +8,10 @@ mod doctor;
 mod extract;
 mod inspect;
 mod mean_diff;
+mod merge;
 mod model_info;
 mod plan;
+mod resume;
 mod usage;
 mod verify;
 
