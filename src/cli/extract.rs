@@ -1,20 +1,31 @@
 //! `streamgauge extract`
 
+use std::path::Path;
+use std::time::Duration;
+
 use clap::Args;
 
 use super::job_args::JobArgs;
 use super::progress::Meter;
-use super::{CliResult, Usage, format, out};
-use crate::engine::{EditReceipt, Extracted, Prepared, extract};
+use super::{CliResult, Failure, Usage, format, out};
+use crate::engine::{
+    EditReceipt, Ending, Error, Extracted, Options, Prepared, Progress, extract_with,
+};
+use crate::store::{Manifest, verify};
+use crate::sys::stop;
 
 /// Run a dataset through a model and store activations.
 ///
 /// The store is a directory of safetensors files, one folder per tap, with a Parquet table of the samples and a manifest.
-/// It never looks finished unless it is.
+/// It never looks finished unless it is. A run that was stopped (Ctrl-C ends it after the current batch, with status 130), killed or
+/// out of disk goes on with --resume, and ends with the same bits as one that was never stopped.
 #[derive(Debug, Args)]
 pub struct ExtractArgs {
     #[command(flatten)]
     job: JobArgs,
+    /// Make finished batches durable at least this often, in seconds: what a crash can lose. 0: every batch.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = seconds)]
+    commit_every: f64,
     /// No progress, no summary.
     #[arg(long)]
     quiet: bool,
@@ -29,9 +40,12 @@ pub fn run(args: &ExtractArgs) -> CliResult {
     };
     let prepared = Prepared::open(args.job.job()?)?;
     let mut meter = Meter::new(args.quiet);
-    let result = extract(&prepared, dir, &mut |progress| meter.show(progress));
+    let ending = run_job(args, &prepared, dir, &mut |progress| meter.show(progress));
     meter.done();
-    let done = result?;
+    let done = match ending? {
+        Ending::Done(done) => done,
+        Ending::Already(manifest) => return recheck(args, dir, &manifest),
+    };
     if done.skipped > 0 {
         eprintln!("skipped {}:", format::counted(done.skipped, "bad record"));
         for reason in &done.skip_reasons {
@@ -52,11 +66,78 @@ pub fn run(args: &ExtractArgs) -> CliResult {
     Ok(())
 }
 
-fn summary(done: &Extracted, dir: &std::path::Path) -> String {
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(n) if n >= 0.0 && Duration::try_from_secs_f64(n).is_ok() => Ok(n),
+        _ => Err("write a number of seconds, at least 0".into()),
+    }
+}
+
+/// Runs the job until its end, or until a signal asks it to stop.
+fn run_job(
+    args: &ExtractArgs,
+    prepared: &Prepared,
+    dir: &Path,
+    report: &mut dyn FnMut(&Progress),
+) -> Result<Ending, Failure> {
+    stop::on_signals().map_err(|e| Failure::Refused(format!("cannot take signals: {e}")))?;
+    let options = Options {
+        resume: args.job.resume,
+        commit_every: Some(Duration::from_secs_f64(args.commit_every)),
+        stop: &|| stop::asked().is_some(),
+    };
+    let ending = extract_with(prepared, &mut prepared.cpu(), dir, &options, report);
+    ending.map_err(|error| match (error, stop::asked()) {
+        (crate::Error::Engine(error @ Error::Stopped { .. }), Some(status)) => {
+            Failure::Stopped(error.to_string(), status)
+        }
+        (error, _) => error.into(),
+    })
+}
+
+/// `--resume` of a store that is complete: there is nothing to run, and its files are rechecked.
+fn recheck(args: &ExtractArgs, dir: &Path, manifest: &Manifest) -> CliResult {
+    let report = verify(dir, &|_| ())?;
+    if args.json {
+        out(format_args!(
+            "{}\n",
+            serde_json::json!({
+                "store": dir,
+                "already_complete": true,
+                "samples": manifest.samples,
+                "shards": manifest.shards.len(),
+                "files": report.files,
+                "bytes": report.bytes,
+                "problems": report.problems,
+            })
+        ));
+    } else {
+        report
+            .problems
+            .iter()
+            .for_each(|problem| out(format_args!("{problem}\n")));
+        if report.ok() && !args.quiet {
+            out(format_args!(
+                "{} was complete already: {}, {} bytes, every checksum agrees\n",
+                dir.display(),
+                format::counted(report.files as u64, "file"),
+                format::count(report.bytes)
+            ));
+        }
+    }
+    if report.ok() {
+        return Ok(());
+    }
+    Err(Failure::Refused(format!(
+        "{} is complete and damaged: remove it and run again without --resume",
+        dir.display()
+    )))
+}
+
+fn summary(done: &Extracted, dir: &Path) -> String {
     let p = &done.progress;
     let seconds = p.elapsed.as_secs_f64();
-    let share =
-        |d: std::time::Duration| format!("{:.0} %", 100.0 * d.as_secs_f64() / seconds.max(1e-9));
+    let share = |d: Duration| format!("{:.0} %", 100.0 * d.as_secs_f64() / seconds.max(1e-9));
     format!(
         "{}, {}, {} in {}, {}, {} in {} ({} tokens/s)\n\
          time: model {}, waiting for the tokeniser {}, waiting for the disk {}\n\
@@ -67,14 +148,22 @@ fn summary(done: &Extracted, dir: &std::path::Path) -> String {
         format::counted(done.rows.len() as u64, "tap"),
         format::counted(done.shards as u64, "shard"),
         format::bytes(p.bytes),
-        format::duration(seconds),
-        format::count((p.tokens as f64 / seconds.max(1e-9)) as u64),
+        format_args!("{}{}", format::duration(seconds), before(p)),
+        format::count((p.tokens.saturating_sub(p.resumed.1) as f64 / seconds.max(1e-9)) as u64),
         share(done.computing),
         share(p.waited_for_tokeniser),
         share(p.waited_for_disk),
         receipts(&done.receipts),
         dir.display(),
     )
+}
+
+/// What of the samples an earlier run had done.
+fn before(p: &Progress) -> String {
+    match p.resumed.0 {
+        0 => String::new(),
+        n => format!(", {} of them before", format::count(n)),
+    }
 }
 
 /// A line for each edit: what it was, what it touched.
@@ -96,11 +185,12 @@ pub(super) fn receipts(receipts: &[EditReceipt]) -> String {
     receipts.iter().map(line).collect()
 }
 
-fn summary_json(done: &Extracted, dir: &std::path::Path) -> serde_json::Value {
+fn summary_json(done: &Extracted, dir: &Path) -> serde_json::Value {
     let p = &done.progress;
     serde_json::json!({
         "store": dir,
         "samples": p.samples,
+        "resumed_samples": p.resumed.0,
         "tokens": p.tokens,
         "rows": done.rows,
         "shards": done.shards,

@@ -59,6 +59,9 @@ pub struct GenerateArgs {
     /// Where the taps' store goes: a directory that is empty or not there.
     #[arg(long, value_name = "DIR", requires = "tap")]
     out: Option<PathBuf>,
+    /// Not available yet.
+    #[arg(long, hide = true)]
+    resume: bool,
     /// Rows of taps that name no selection. While generating, a selection is asked anew at each step of the tokens there are by
     /// then: prompt, generated, step:0..3, all, no-bos, positions; `last` is the newest token of each step.
     #[arg(
@@ -107,6 +110,13 @@ pub struct GenerateArgs {
 impl GenerateArgs {
     fn job(&self) -> Result<Job, Failure> {
         super::job_args::check_device(&self.device, self.dtype)?;
+        if self.resume {
+            return Err(Usage(
+                "--resume is not available yet for generate: run it again into another directory"
+                    .into(),
+            )
+            .into());
+        }
         if self.batch == 0 {
             return Err(Usage("--batch must be at least 1".into()).into());
         }

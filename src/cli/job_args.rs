@@ -86,7 +86,8 @@ pub struct JobArgs {
     /// Most tokens of a batch; a longer sample makes one of its own. Changes speed and memory, never a bit of the result.
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = at_least_one::<usize>)]
     pub batch_tokens: usize,
-    /// Go on with a store that a stopped run left.
+    /// Go on with the store that a stopped run left in --out: the same command with --resume. Begins one if there is none, and
+    /// rechecks one that is complete.
     #[arg(long)]
     pub resume: bool,
     #[command(flatten)]
@@ -97,7 +98,8 @@ pub struct JobArgs {
     /// Make contexts of N tokens out of concatenated samples.
     #[arg(long, value_name = "N")]
     pub pack_context: Option<usize>,
-    /// Extract the i-th of n slices of the dataset.
+    /// Extract the i-th of n slices of the dataset, counted from 0; `merge` joins their stores. `auto` takes both from
+    /// SLURM_PROCID and SLURM_NTASKS or RANK and WORLD_SIZE, `auto/n` the i also from JOB_COMPLETION_INDEX.
     #[arg(long, value_name = "i/n")]
     pub shard: Option<String>,
 }
@@ -186,6 +188,7 @@ impl JobArgs {
             },
             skip_bad: self.skip_bad,
             limit: self.limit,
+            shard: super::rank::slice(self.shard.as_deref())?,
             shard_bytes: self.shard_size,
             batch_tokens: self.batch_tokens,
             ..Job::new(
@@ -200,11 +203,6 @@ impl JobArgs {
         check_device(&self.device, self.dtype)?;
         let missing = [
             (
-                self.resume,
-                "--resume",
-                "extract anew into an empty directory",
-            ),
-            (
                 self.shuffle.is_some(),
                 "--shuffle",
                 "shuffle the dataset's lines beforehand",
@@ -214,15 +212,17 @@ impl JobArgs {
                 "--pack-context",
                 "give token ids of the contexts in `tokens`",
             ),
-            (
-                self.shard.is_some(),
-                "--shard",
-                "split the dataset beforehand",
-            ),
         ];
         for (asked, flag, instead) in missing {
             if asked {
                 return Err(Usage(format!("{flag} is not available yet: {instead}")));
+            }
+        }
+        for (asked, flag) in [(self.resume, "--resume"), (self.shard.is_some(), "--shard")] {
+            if asked && self.data.iter().any(|data| data == "-") {
+                return Err(Usage(format!(
+                    "{flag} with --data -: standard input can be read only once; write it to a file first"
+                )));
             }
         }
         Ok(())

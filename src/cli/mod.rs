@@ -1,5 +1,5 @@
 //! The command line: one file per subcommand, each thin; what they share is in `job_args`, `edit_args`, `format` and `progress`.
-//! Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 usage.
+//! Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 usage; 130 or 143 where Ctrl-C or SIGTERM ended a run that can be resumed.
 
 mod analyze;
 mod bench;
@@ -11,9 +11,11 @@ mod generate;
 mod inspect;
 mod job_args;
 mod lens;
+mod merge;
 mod model_info;
 mod plan;
 mod progress;
+mod rank;
 mod store_taps;
 mod verify;
 
@@ -39,6 +41,7 @@ enum Command {
     Generate(generate::GenerateArgs),
     Inspect(inspect::InspectArgs),
     Verify(verify::VerifyArgs),
+    Merge(merge::MergeArgs),
     Analyze(analyze::AnalyzeArgs),
     Lens(lens::LensArgs),
     Bench(bench::BenchArgs),
@@ -55,6 +58,8 @@ enum Failure {
     Failed(Box<crate::Error>),
     /// What the command itself finds wrong with its input.
     Refused(String),
+    /// A signal asked for the end, with this exit status.
+    Stopped(String, u8),
     /// What went wrong is already on stdout (as `verify` tells it).
     Told,
 }
@@ -76,6 +81,8 @@ type CliResult = Result<(), Failure>;
 /// Parses the command line, runs the command, and says in one line what failed.
 pub fn run() -> ExitCode {
     crate::sys::allow_many_files();
+    // Where it is refused, a lost file ends the process by a signal, as it would anyway.
+    let _ = crate::sys::lost::tell_of_lost_files();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return not_parsed(&error),
@@ -88,6 +95,7 @@ pub fn run() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Merge(args) => merge::run(&args),
         Command::Analyze(args) => analyze::run(&args),
         Command::Lens(args) => lens::run(&args),
         Command::Bench(args) => bench::run(&args),
@@ -97,6 +105,7 @@ pub fn run() -> ExitCode {
         Err(Failure::Told) => ExitCode::from(1),
         Err(Failure::Failed(error)) => complain(&error.to_string(), 1),
         Err(Failure::Refused(message)) => complain(&message, 1),
+        Err(Failure::Stopped(message, status)) => complain(&message, status),
         Err(Failure::Usage(Usage(message))) => complain(&message, 2),
     }
 }

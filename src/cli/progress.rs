@@ -63,7 +63,7 @@ fn style(template: &str) -> ProgressStyle {
 /// Samples, tokens per second, bytes written, the time that is left, and who waited for whom.
 fn line(p: &Progress) -> String {
     let seconds = p.elapsed.as_secs_f64().max(1e-9);
-    let rate = p.tokens as f64 / seconds;
+    let rate = p.tokens.saturating_sub(p.resumed.1) as f64 / seconds;
     let mut line = format!(
         "{}  {} tokens/s  {}",
         format::counted(p.samples, "sample"),
@@ -96,6 +96,7 @@ mod tests {
         Progress {
             samples: 30,
             tokens: 1_000,
+            resumed: (0, 0),
             expected_tokens,
             bytes: 4 << 20,
             elapsed: Duration::from_secs(10),

@@ -15,7 +15,7 @@ use crate::store::{Manifest, Report, State, verify};
 /// Reads every listed file once and compares structure and checksums with the manifest. With --recompute, K random samples
 /// are read from the dataset again and run through the model, one at a time, and their rows compared with the stored ones:
 /// bit by bit where processor and version compute as those that made the store, else by relative error.
-/// Exit status: 0 all well, 1 when anything is wrong; what it is stands on stdout.
+/// Exit status: 0 all well, 1 when anything is wrong or the store is partial; what it is stands on stdout.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
     /// The store.
@@ -44,7 +44,7 @@ pub struct VerifyArgs {
 pub fn run(args: &VerifyArgs) -> CliResult {
     let report = check_files(args)?;
     // Rows of a damaged file would only be compared with the damage.
-    let recomputed = if args.recompute > 0 && report.ok() {
+    let recomputed = if args.recompute > 0 && report.ok() && report.state == State::Complete {
         let data = (!args.data.is_empty()).then_some(&args.data[..]);
         Some(recompute(
             &args.dir,
@@ -56,7 +56,9 @@ pub fn run(args: &VerifyArgs) -> CliResult {
     } else {
         None
     };
-    let ok = report.ok() && recomputed.as_ref().is_none_or(|r| r.differences.is_empty());
+    let complete = report.state == State::Complete;
+    let ok =
+        complete && report.ok() && recomputed.as_ref().is_none_or(|r| r.differences.is_empty());
     if args.json {
         let value = serde_json::json!({
             "ok": ok,
@@ -118,7 +120,12 @@ fn text(args: &VerifyArgs, report: &Report, recomputed: Option<&Recomputed>) -> 
     match recomputed {
         Some(recomputed) => lines.extend(said(recomputed)),
         None if args.recompute > 0 => {
-            lines.push("nothing was recomputed, because files are damaged".into())
+            let why = if report.ok() {
+                "the store is partial"
+            } else {
+                "files are damaged"
+            };
+            lines.push(format!("nothing was recomputed, because {why}"));
         }
         None => {}
     }

@@ -31,6 +31,8 @@ pub struct Dataset {
     wanted: Wanted,
     skip_bad: bool,
     limit: Option<u64>,
+    /// Records before this one are passed over.
+    first: u64,
     current: Option<Box<dyn RecordReader>>,
     /// Sources begun.
     opened: usize,
@@ -74,6 +76,7 @@ impl Dataset {
             wanted,
             skip_bad: options.skip_bad,
             limit: options.limit,
+            first: 0,
             current: None,
             opened: 0,
             read: Arc::default(),
@@ -82,6 +85,23 @@ impl Dataset {
             skip_reasons: Vec::new(),
             done: false,
         })
+    }
+
+    /// Only the records with these numbers. Those before are read, since only that tells where they end, and whether they are good
+    /// does not count.
+    pub fn only(mut self, records: std::ops::Range<u64>) -> Dataset {
+        self.first = records.start;
+        self.limit = Some(
+            self.limit
+                .map_or(records.end, |limit| limit.min(records.end)),
+        );
+        self
+    }
+
+    /// The first of the files that can be read only once: standard input, a named pipe.
+    pub fn stream(&self) -> Option<&std::path::Path> {
+        let source = self.sources.iter().find(|s| s.is_stream())?;
+        Some(&source.path)
     }
 
     /// The files, in the order they are read; `-` for standard input.
@@ -160,6 +180,9 @@ impl Dataset {
             let raw = match reader.next_record(&self.wanted) {
                 None => {
                     self.current = None;
+                    if let Some(error) = self.shortened() {
+                        return Some(Err(error));
+                    }
                     continue;
                 }
                 Some(Err(error)) => {
@@ -190,9 +213,24 @@ impl Dataset {
         }
     }
 
+    /// Says so if the file that was read to its end is shorter than it was when the dataset was opened: its end is not the dataset's.
+    fn shortened(&self) -> Option<Error> {
+        let at = self.opened.checked_sub(1)?;
+        let source = &self.sources[at];
+        let before = *self.lengths.as_ref()?.get(at)?;
+        // One that was removed was read to its end all the same.
+        let now = std::fs::metadata(&source.path).ok()?.len();
+        (now < before).then(|| Error::File {
+            file: source.file.clone(),
+            place: None,
+            what: format!("was cut short while it was read, from {before} bytes to {now}"),
+            remedy: "put it back and run again".into(),
+        })
+    }
+
     /// What is wrong with a dataset that ended without one good record, if that is so.
     fn nothing_read(&self) -> Option<Error> {
-        if self.seen > self.skipped || self.limit == Some(0) {
+        if self.seen > self.skipped + self.first || self.limit == Some(0) {
             return None;
         }
         let file = match self.sources.as_slice() {
@@ -217,6 +255,7 @@ impl Iterator for Dataset {
         while !self.done {
             let within = self.limit.is_none_or(|limit| self.seen < limit);
             match within.then(|| self.read_one()).flatten() {
+                Some(Ok(_) | Err(Error::Record { .. })) if self.seen <= self.first => {}
                 Some(Err(error @ Error::Record { .. })) if self.skip_bad => {
                     self.skipped += 1;
                     if self.skip_reasons.len() < REASONS_KEPT {

@@ -109,6 +109,22 @@ pub enum Error {
         "no sample has a row for the tap {tap}: its selection picked nothing in any of the {samples} samples"
     )]
     NothingSelected { tap: String, samples: u64 },
+    /// Asked to, by a signal.
+    #[error("stopped after {samples} samples{kept}")]
+    Stopped { samples: u64, kept: &'static str },
+    /// A command that is not the one that began the store.
+    #[error(
+        "{dir} was begun by another command: {what}; give the flags that it was begun with, or another directory"
+    )]
+    Changed { dir: String, what: String },
+    #[error(
+        "{what} reads the dataset more than once, and {path} can be read only once: write it to a file first"
+    )]
+    Stream { what: &'static str, path: String },
+    #[error(
+        "--shard {index}/{of}: the dataset has {records} records, too few for {of} slices: take fewer"
+    )]
+    EmptySlice { index: u64, of: u64, records: u64 },
     #[error("all {records} records are bad; the first: {first}")]
     AllBad { records: u64, first: String },
     #[error("reading ahead stopped unexpectedly: {0}")]

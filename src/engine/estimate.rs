@@ -4,7 +4,8 @@ use std::sync::mpsc::sync_channel;
 
 use serde::Serialize;
 
-use super::read_ahead::{PlannedShard, read_ahead};
+use super::read_ahead::{PlannedShard, ReadState, read_ahead};
+use super::slice;
 use super::{Error, Prepared, Result};
 use crate::hooks::Site;
 use crate::store::ShardLayout;
@@ -64,7 +65,8 @@ impl Flops {
 /// # Errors
 /// As extraction, but for the disk's.
 pub fn estimate(prepared: &Prepared, report: &mut (dyn FnMut(u64) + Send)) -> Result<Estimate> {
-    let dataset = prepared.job.dataset(prepared.needs_spans())?;
+    let slice = slice::of(prepared)?;
+    let dataset = slice::dataset(prepared, slice.as_ref(), prepared.needs_spans())?;
     let (to, from) = sync_channel(1);
     let mut estimate = Estimate {
         taps: prepared
@@ -84,7 +86,8 @@ pub fn estimate(prepared: &Prepared, report: &mut (dyn FnMut(u64) + Send)) -> Re
         ..Estimate::default()
     };
     std::thread::scope(|scope| {
-        let reader = scope.spawn(move || read_ahead(prepared, dataset, &to));
+        let reader = scope
+            .spawn(move || read_ahead(prepared, dataset, ReadState::new(prepared), false, &to));
         let counted = from.into_iter().try_for_each(|shard| {
             count(&mut estimate, prepared, &shard)?;
             report(estimate.samples);

@@ -6,18 +6,20 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 
 use super::read_ahead::{PlannedShard, ReadSummary, read_ahead};
+use super::resume::{Beginning, Carry, begin};
 use super::selected::{BatchRows, Part};
-use super::{EditReceipt, Error, Identity, Machine, Prepared, Result};
+use super::slice;
+use super::{EditReceipt, Ending, Error, Identity, Machine, Options, Prepared, Result};
 use crate::backend::{Batch, Receipt, Sink};
 use crate::store::{
-    DatasetInfo, ModelInfo, Provenance, ShardWriter, StoreWriter, Summary, TapSlab,
+    DatasetInfo, ModelInfo, Provenance, ShardWriter, Slice, StoreWriter, Summary, TapSlab,
 };
 
 /// How far a run is.
@@ -25,6 +27,8 @@ use crate::store::{
 pub struct Progress {
     pub samples: u64,
     pub tokens: u64,
+    /// Of the samples and tokens, those that an earlier run of the same job had done.
+    pub resumed: (u64, u64),
     /// Tokens that there seem to be in all; exact from the last shard on, `None` while nothing tells.
     pub expected_tokens: Option<u64>,
     /// Bytes of activations written.
@@ -75,51 +79,55 @@ pub fn extract_on(
     out: &Path,
     report: &mut dyn FnMut(&Progress),
 ) -> Result<Extracted> {
+    match extract_with(prepared, machine, out, &Options::default(), report)? {
+        Ending::Done(done) => Ok(*done),
+        Ending::Already(_) => Err(Error::Thread("the run that has an end already").into()),
+    }
+}
+
+/// As [`extract_on`], resumed or stopped early as `options` say.
+///
+/// # Errors
+/// As there; a command that is not the one that began the store; [`Error::Stopped`] when the run was asked to stop.
+pub fn extract_with(
+    prepared: &Prepared,
+    machine: &mut dyn Machine,
+    out: &Path,
+    options: &Options<'_>,
+    report: &mut dyn FnMut(&Progress),
+) -> Result<Ending> {
     let start = Instant::now();
     let started = SystemTime::now();
-    let mut writer = StoreWriter::create(
-        out,
-        provenance(prepared, machine.identity()),
-        prepared.infos.clone(),
-        &prepared.job.keep,
-    )?;
-    match run(prepared, machine, &mut writer, start, report) {
-        Ok((run, read, fingerprint)) => run.finish(writer, read, fingerprint, started),
+    let slice = slice::of(prepared)?;
+    let provenance = Provenance {
+        slice,
+        ..provenance(prepared, machine.identity())
+    };
+    let (mut writer, carry) = match begin(prepared, provenance, out, options.resume)? {
+        Beginning::Writer(writer, carry) => (writer, carry),
+        Beginning::Already(manifest) => return Ok(Ending::Already(manifest)),
+    };
+    if let Some(time) = options.commit_every {
+        writer.commit_every(time);
+    }
+    let run = Run::new(prepared, machine, start, options, carry);
+    match run.whole(&mut writer, slice, report) {
+        Ok((run, read, fingerprint)) => {
+            let done = run.finish(writer, read, fingerprint, started)?;
+            Ok(Ending::Done(Box::new(done)))
+        }
+        Err(crate::Error::Engine(Error::Stopped { samples, .. })) => {
+            let kept = match writer.abandon() {
+                true => ", which are kept: pass --resume to go on",
+                false => ": nothing was left to go on with",
+            };
+            Err(Error::Stopped { samples, kept }.into())
+        }
         Err(error) => {
             writer.abandon();
             Err(error)
         }
     }
-}
-
-/// Runs the three threads; also returns what the dataset was.
-fn run<'p>(
-    prepared: &'p Prepared,
-    machine: &'p mut dyn Machine,
-    writer: &mut StoreWriter,
-    start: Instant,
-    report: &mut dyn FnMut(&Progress),
-) -> Result<(Run<'p>, ReadSummary, Option<String>)> {
-    let dataset = prepared.job.dataset(prepared.needs_spans())?;
-    let to_hash = prepared.job.dataset(false)?;
-    let (shards_to, shards_from) = sync_channel(1);
-    let (commits_to, commits_from) = sync_channel::<ShardWriter>(0);
-    std::thread::scope(|scope| {
-        let fingerprint = scope.spawn(move || to_hash.fingerprint());
-        let reader = scope.spawn(move || read_ahead(prepared, dataset, &shards_to));
-        let committer =
-            scope.spawn(move || commits_from.into_iter().try_for_each(ShardWriter::commit));
-        let mut run = Run::new(prepared, machine, start);
-        let computed = run.shards(shards_from, writer, commits_to, report);
-        // A failed commit is why the computing thread could not hand its shard over: its error says more.
-        joined(committer, "the thread that commits shards")??;
-        computed?;
-        let read = joined(reader, "the thread that reads the dataset")??;
-        let fingerprint = joined(fingerprint, "the thread that hashes the dataset")??;
-        run.check_rows()?;
-        run.check_edits()?;
-        Ok((run, read, fingerprint))
-    })
 }
 
 fn joined<T>(thread: ScopedJoinHandle<'_, T>, name: &'static str) -> Result<T, Error> {
@@ -189,28 +197,103 @@ fn absolute(path: &Path) -> String {
 struct Run<'p> {
     prepared: &'p Prepared,
     machine: &'p mut dyn Machine,
+    options: &'p Options<'p>,
     start: Instant,
     progress: Progress,
     computing: Duration,
     rows: Vec<u64>,
     clipped: u64,
-    shards: usize,
     receipts: Vec<Receipt>,
+    /// As it stands in the store.
+    carry: Carry,
 }
 
 impl<'p> Run<'p> {
-    fn new(prepared: &'p Prepared, machine: &'p mut dyn Machine, start: Instant) -> Self {
-        Run {
+    fn new(
+        prepared: &'p Prepared,
+        machine: &'p mut dyn Machine,
+        start: Instant,
+        options: &'p Options<'p>,
+        carry: Carry,
+    ) -> Self {
+        let mut run = Run {
             machine,
-            rows: vec![0; prepared.taps.len()],
-            receipts: vec![Receipt::default(); prepared.edits.len()],
+            options,
+            rows: Vec::new(),
+            receipts: Vec::new(),
             prepared,
             start,
             progress: Progress::default(),
             computing: Duration::ZERO,
             clipped: 0,
-            shards: 0,
-        }
+            carry: Carry::default(),
+        };
+        run.take_up(carry);
+        run
+    }
+
+    /// Goes on from an account that the store kept.
+    fn take_up(&mut self, carry: Carry) {
+        self.rows.clone_from(&carry.rows);
+        self.clipped = carry.clipped;
+        self.receipts = carry.receipts();
+        let progress = &mut self.progress;
+        progress.resumed.0 += carry.samples.saturating_sub(progress.samples);
+        progress.resumed.1 += carry.tokens.saturating_sub(progress.tokens);
+        progress.samples = carry.samples;
+        progress.tokens = carry.tokens;
+        progress.bytes = carry.bytes;
+        self.carry = carry;
+    }
+
+    /// The account of the run so far, in a shard that `planned` is.
+    fn account(&mut self, planned: &PlannedShard) -> serde_json::Value {
+        let carry = &mut self.carry;
+        carry.samples = self.progress.samples;
+        carry.tokens = self.progress.tokens;
+        carry.bytes = self.progress.bytes;
+        carry.rows.clone_from(&self.rows);
+        carry.clipped = self.clipped;
+        carry.set_receipts(&self.receipts);
+        carry.read.clone_from(&planned.then);
+        json!(carry)
+    }
+
+    /// Runs the three threads; also returns what the dataset was.
+    fn whole(
+        mut self,
+        writer: &mut StoreWriter,
+        slice: Option<Slice>,
+        report: &mut dyn FnMut(&Progress),
+    ) -> Result<(Self, ReadSummary, Option<String>)> {
+        let prepared = self.prepared;
+        let dataset = slice::dataset(prepared, slice.as_ref(), prepared.needs_spans())?;
+        let to_hash = prepared.job.dataset(false)?;
+        let record = writer.dataset_record();
+        let from = self.carry.read.clone();
+        let (shards_to, shards_from) = sync_channel(1);
+        let (commits_to, commits_from) = sync_channel::<ShardWriter>(0);
+        std::thread::scope(|scope| {
+            let reader = scope
+                .spawn(move || read_ahead(prepared, dataset, from, slice.is_none(), &shards_to));
+            let committer = scope.spawn(move || -> Result<_> {
+                // Whoever resumes must know that the dataset is the same: before anything of it is committed.
+                let fingerprint = to_hash.fingerprint()?;
+                record.set(dataset_info(prepared, fingerprint.clone(), None, 0))?;
+                commits_from.into_iter().try_for_each(ShardWriter::commit)?;
+                Ok(fingerprint)
+            });
+            let computed = self.shards(shards_from, writer, commits_to, report);
+            // A failed commit is why the computing thread could not hand its shard over: its error says more.
+            let fingerprint = joined(committer, "the thread that commits shards")??;
+            computed?;
+            let read = joined(reader, "the thread that reads the dataset")??;
+            if slice.is_none() {
+                self.check_rows()?;
+                self.check_edits()?;
+            }
+            Ok((self, read, fingerprint))
+        })
     }
 
     fn shards(
@@ -222,7 +305,7 @@ impl<'p> Run<'p> {
     ) -> Result<()> {
         loop {
             let waiting = Instant::now();
-            let Ok(shard) = planned.recv() else {
+            let Some(shard) = self.next(&planned)? else {
                 return Ok(());
             };
             self.progress.waited_for_tokeniser += waiting.elapsed();
@@ -234,8 +317,28 @@ impl<'p> Run<'p> {
             if handed_over.is_err() {
                 return Ok(()); // the committer's own error is reported
             }
-            self.shards += 1;
         }
+    }
+
+    /// The next shard that was read ahead; `None` after the last one.
+    fn next(&self, planned: &Receiver<PlannedShard>) -> Result<Option<PlannedShard>> {
+        const LOOK_UP: Duration = Duration::from_millis(200);
+        loop {
+            self.heed_stop()?;
+            match planned.recv_timeout(LOOK_UP) {
+                Ok(shard) => return Ok(Some(shard)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    fn heed_stop(&self) -> Result<(), Error> {
+        if (self.options.stop)() {
+            let (samples, kept) = (self.progress.samples, "");
+            return Err(Error::Stopped { samples, kept });
+        }
+        Ok(())
     }
 
     /// Lays one shard out and runs all its batches.
@@ -259,7 +362,15 @@ impl<'p> Run<'p> {
         let mut shard = writer.begin_shard(&table, &rows)?;
         drop((rows, table));
         self.progress.waited_for_disk += laying_out.elapsed();
+        let done = shard.finished();
+        if done > 0 {
+            let dir = Path::new("the store");
+            self.take_up(Carry::read(shard.carry(), self.prepared, dir)?);
+        }
         for batch in planned.batches(self.prepared.job.batch_tokens) {
+            if batch.end <= done {
+                continue;
+            }
             let slabs = shard.batch_slabs(batch.clone());
             for (rows, slab) in self.rows.iter_mut().zip(&slabs) {
                 *rows += slab.rows.len() as u64;
@@ -276,14 +387,19 @@ impl<'p> Run<'p> {
                 sum.add(receipt);
             }
             self.computing += computing.elapsed();
-            shard.finish_batch(batch.clone())?;
             self.progress.samples += batch.len() as u64;
             self.progress.tokens += samples
                 .iter()
                 .map(|(s, _)| s.row.tokens.len() as u64)
                 .sum::<u64>();
+            let account = self.account(planned);
+            shard.finish_batch_with(batch, account)?;
             self.progress.elapsed = self.start.elapsed();
             report(&self.progress);
+            if let Err(stopped) = self.heed_stop() {
+                shard.flush()?;
+                return Err(stopped.into());
+            }
         }
         Ok(shard)
     }
@@ -326,6 +442,7 @@ impl<'p> Run<'p> {
             ..
         } = self.progress;
         let seconds = |d: Duration| (d.as_secs_f64() * 1e3).round() / 1e3;
+        let shards = writer.shards();
         let edits = self.prepared.edits.iter().zip(&self.receipts);
         let receipts: Vec<_> = edits.map(|(edit, done)| edit.receipt(done)).collect();
         writer.finish(Summary {
@@ -335,7 +452,7 @@ impl<'p> Run<'p> {
                 "wall_s": seconds(elapsed),
                 "compute_s": seconds(self.computing),
                 "tokens": tokens,
-                "tokens_per_s": (tokens as f64 / elapsed.as_secs_f64()).round(),
+                "tokens_per_s": (tokens.saturating_sub(self.progress.resumed.1) as f64 / elapsed.as_secs_f64()).round(),
                 "clipped_rows": self.clipped,
             }),
             stalls: json!({
@@ -352,7 +469,7 @@ impl<'p> Run<'p> {
             skipped: read.skipped,
             skip_reasons: read.skip_reasons,
             clipped: self.clipped,
-            shards: self.shards,
+            shards,
         })
     }
 }

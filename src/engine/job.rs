@@ -49,6 +49,9 @@ pub struct Job {
     pub on_long: OnLong,
     pub skip_bad: bool,
     pub limit: Option<u64>,
+    /// Which slice of the dataset, from 0, of how many. Not of what is computed: the slices of a dataset are one job's.
+    #[serde(skip)]
+    pub shard: Option<(u64, u64)>,
     /// Whether a record's `tokens` go before its `text`, where `input_field` names neither. Not asked for but found: the model
     /// has no tokenizer.
     #[serde(skip)]
@@ -88,6 +91,7 @@ impl Job {
             on_long: OnLong::Error,
             skip_bad: false,
             limit: None,
+            shard: None,
             tokens_first: false,
             shard_bytes: 2 << 30,
             batch_tokens: 4096,
@@ -293,6 +297,15 @@ impl Prepared {
     /// Positions that tap `tap` takes of the sample.
     pub fn positions<'s>(&self, selected: &'s SelectedSample, tap: usize) -> &'s [u32] {
         &selected.positions[self.selection_of[tap]]
+    }
+
+    /// Positions of the sample that edit `edit` changes.
+    pub(super) fn edited_positions<'s>(
+        &self,
+        selected: &'s SelectedSample,
+        edit: usize,
+    ) -> &'s [u32] {
+        &selected.positions[self.selection_of_edit[edit]]
     }
 
     /// Rows that tap `tap` takes of the batch that these parts make.

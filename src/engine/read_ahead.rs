@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::mpsc::SyncSender;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::{Error, Prepared, Result, Sample, SelectedSample};
 use crate::data::Dataset;
@@ -22,6 +23,56 @@ pub struct PlannedShard {
     /// Tokens that the whole dataset seems to hold, by what was read of it until this shard was full; exact in the last
     /// one. `None` where nothing tells how long the dataset is.
     pub expected_tokens: Option<u64>,
+    /// Where reading goes on after it.
+    pub then: ReadState,
+}
+
+/// How far the dataset was read where a shard ends.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadState {
+    /// Record and chunk that the next shard begins with; `None` after the last one.
+    pub next: Option<(u64, u32)>,
+    /// Records before that one which could be read and not be used.
+    pub skipped: u64,
+    pub tokens: u64,
+    /// Rows of each tap, and rows that each edit changes.
+    pub rows: Vec<u64>,
+    pub edited: Vec<u64>,
+}
+
+impl ReadState {
+    /// Before the first record.
+    pub fn new(prepared: &Prepared) -> Self {
+        ReadState {
+            next: Some((0, 0)),
+            rows: vec![0; prepared.taps.len()],
+            edited: vec![0; prepared.edits.len()],
+            ..ReadState::default()
+        }
+    }
+
+    fn add(&mut self, prepared: &Prepared, sample: &Sample, selected: &SelectedSample) {
+        self.tokens += sample.row.tokens.len() as u64;
+        for (tap, rows) in self.rows.iter_mut().enumerate() {
+            *rows += prepared.stored_rows(selected, tap);
+        }
+        for (edit, rows) in self.edited.iter_mut().enumerate() {
+            *rows += prepared.edited_positions(selected, edit).len() as u64;
+        }
+    }
+
+    /// A selection that picks nothing anywhere is a mistake, not a result; so is an edit that touches nothing.
+    fn check(&self, prepared: &Prepared, samples: u64) -> Result<(), Error> {
+        if let Some(tap) = self.rows.iter().position(|&rows| rows == 0) {
+            let tap = prepared.taps[tap].to_string();
+            return Err(Error::NothingSelected { tap, samples });
+        }
+        if let Some(edit) = self.edited.iter().position(|&rows| rows == 0) {
+            let edit = prepared.edits[edit].describe();
+            return Err(Error::EditTouchedNothing { edit, samples });
+        }
+        Ok(())
+    }
 }
 
 impl PlannedShard {
@@ -52,19 +103,23 @@ pub struct ReadSummary {
     pub skip_reasons: Vec<String>,
 }
 
-/// Sends the dataset's shards in order, until its end or until nobody listens any more.
+/// Sends the dataset's shards in order, from the one that begins where `state` stands, until its end or until nobody listens any more.
+/// Records before that place are read and not used. With `check`, taps and edits without a row are an error as soon as all of the
+/// dataset was read, which is before its last shard is computed.
 ///
 /// # Errors
 /// The first bad record's, unless bad ones are skipped.
 pub fn read_ahead(
     prepared: &Prepared,
     mut dataset: Dataset,
+    mut state: ReadState,
+    check: bool,
     shards: &SyncSender<PlannedShard>,
 ) -> Result<ReadSummary> {
     let mut summary = ReadSummary::default();
     let mut fill = ShardFill::new(prepared.shard_limits());
     let mut shard = PlannedShard::default();
-    let mut planned_tokens = 0;
+    let from = state.next.unwrap_or((u64::MAX, u32::MAX));
     loop {
         let records = dataset
             .by_ref()
@@ -76,6 +131,7 @@ pub fn read_ahead(
         summary.records += records.len() as u64;
         let tokenised: Vec<_> = records
             .into_par_iter()
+            .filter(|record| record.index >= from.0)
             .map(|record| select_all(prepared, record))
             .collect();
         for samples in tokenised {
@@ -84,7 +140,7 @@ pub fn read_ahead(
                 Err(crate::Error::Engine(bad))
                     if prepared.job.skip_bad && bad.is_of_one_record() =>
                 {
-                    summary.skipped += 1;
+                    state.skipped += 1;
                     if summary.skip_reasons.len() < REASONS {
                         summary.skip_reasons.push(bad.to_string());
                     }
@@ -93,30 +149,42 @@ pub fn read_ahead(
                 Err(error) => return Err(error),
             };
             for (sample, selected) in samples {
+                let place = (sample.row.sample, sample.row.chunk);
+                if place < from {
+                    continue;
+                }
                 let tokens = sample.row.tokens.len() as u64;
                 let rows_of =
                     |(tap, info)| sample_bytes(info, tokens, prepared.stored_rows(&selected, tap));
                 let bytes: u64 = prepared.infos.iter().enumerate().map(rows_of).sum();
                 if !fill.add(tokens, bytes) {
-                    shard.expected_tokens = expected_tokens(planned_tokens, &dataset);
+                    shard.expected_tokens = expected_tokens(state.tokens, &dataset);
+                    state.next = Some(place);
+                    shard.then = state.clone();
                     if shards.send(std::mem::take(&mut shard)).is_err() {
                         return Ok(summary);
                     }
                     fill = ShardFill::new(prepared.shard_limits());
                     fill.add(tokens, bytes);
                 }
-                planned_tokens += tokens;
+                state.add(prepared, &sample, &selected);
                 shard.samples.push((sample, selected));
             }
         }
     }
+    let good = summary.records - state.skipped;
+    if check && good > 0 {
+        state.check(prepared, good)?;
+    }
     if !shard.samples.is_empty() {
-        shard.expected_tokens = Some(planned_tokens);
+        shard.expected_tokens = Some(state.tokens);
+        state.next = None;
+        shard.then = state.clone();
         // A closed channel means that the model stopped, and its error is the one that counts.
         let _ = shards.send(shard);
     }
     summary.records += dataset.skipped();
-    summary.skipped += dataset.skipped();
+    summary.skipped = state.skipped + dataset.skipped();
     summary
         .skip_reasons
         .extend(dataset.skip_reasons().iter().take(REASONS).cloned());

@@ -21,7 +21,7 @@ pub enum Error {
     #[error("{} is there and is not a directory; give another path for the store", path.display())]
     NotADirectory { path: PathBuf },
     /// An earlier run's store is already there.
-    #[error("{} already holds a store ({state}); give another directory, or remove this one", path.display())]
+    #[error("{} already holds a store ({state}); give another directory, remove this one{}", path.display(), if *state == "partial" { ", or pass --resume to go on with it" } else { "" })]
     AlreadyAStore { path: PathBuf, state: &'static str },
     /// Another process writes this store.
     #[error("{} is being written by another process{}; wait for it to end, or give another directory", path.display(), pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
@@ -46,9 +46,9 @@ pub enum Error {
     /// The writer was asked for something that no store can hold, or called out of order.
     #[error("{0}")]
     Plan(String),
-    /// A kept field's value does not fit the type that the first shard gave its column.
+    /// A kept field's value fits no type that the other samples' values fit too.
     #[error(
-        "{file}:{line}: kept field {field:?} is {value} here, but {column} in the samples before; give the field one type in the data (text always works), or leave it out of --keep"
+        "{file}:{line}: kept field {field:?} is {value}, which a column of type {column} cannot hold exactly, and other samples need that type; give the field one type in the data (text always works), or leave it out of --keep"
     )]
     Kept {
         file: String,
@@ -63,13 +63,16 @@ pub enum Error {
     #[error("{}: format_version {found} is not known to this version, which reads {}; use a newer streamgauge", path.display(), super::FORMAT_VERSION)]
     FormatVersion { path: PathBuf, found: String },
     /// The run that wrote the store did not end.
-    #[error("{} is partial: the run that wrote it did not finish; run it again into another directory", path.display())]
+    #[error("{} is partial: the run that wrote it did not finish; run its command again with --resume", path.display())]
     Partial { path: PathBuf },
     #[error("no tap {name:?} in this store; it has {}", known.join(", "))]
     NoTap { name: String, known: Vec<String> },
     /// A listed file that is missing, damaged or lies about itself.
     #[error("{}: {what}; `streamgauge verify` lists all damage", path.display())]
     Damaged { path: PathBuf, what: String },
+    /// Stores that cannot be joined.
+    #[error("{0}")]
+    Merge(String),
     /// Asked of a tap what it does not hold.
     #[error("tap {tap}: {what}")]
     Access { tap: String, what: String },

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::error::{Error, Result};
 use super::format::StoreDtype;
 use super::samples::KeptType;
+use crate::sys::writable::create_anew;
 
 /// The version of the on-disk format, written to every manifest and tap file.
 pub const FORMAT_VERSION: u32 = 1;
@@ -156,6 +157,9 @@ pub struct Provenance {
     /// The resolved job, field by field: what a resumed run must equal.
     #[serde(default)]
     pub job: Value,
+    /// The part of the dataset that the run reads, where it is not all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slice: Option<Slice>,
     #[serde(default)]
     pub edits: Vec<Value>,
     #[serde(default)]
@@ -163,6 +167,19 @@ pub struct Provenance {
     /// What bit-exactness hangs on: instruction set, matrix product, its chunking.
     #[serde(default)]
     pub numeric_record: Value,
+}
+
+/// A run of the dataset's records: one of several that follow one another and together are the dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slice {
+    /// Which one, from 0, of how many.
+    pub index: u64,
+    pub of: u64,
+    /// Its first record's number in the dataset, and one past its last one's.
+    pub first: u64,
+    pub end: u64,
+    /// Records in the dataset.
+    pub records: u64,
 }
 
 /// A column of the samples table that `--keep` asked for. Its type is settled by the first shard.
@@ -240,7 +257,17 @@ pub struct Manifest {
     pub timing: Value,
     #[serde(default)]
     pub stalls: Value,
+    /// Processes that worked on the store: 1, and 1 more for each resumption.
+    #[serde(default = "one")]
+    pub attempts: u64,
+    /// The engine's account of the run up to the last listed shard, while there is more to come.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub carry: Value,
     pub shards: Vec<ShardEntry>,
+}
+
+fn one() -> u64 {
+    1
 }
 
 impl Manifest {
@@ -295,7 +322,7 @@ impl Manifest {
     pub(crate) fn publish(&self, dir: &Path) -> Result<()> {
         let temp = dir.join(PARTIAL).join(MANIFEST);
         let text = self.to_json();
-        let written = File::create(&temp).and_then(|mut f| {
+        let written = create_anew(&temp).and_then(|mut f| {
             f.write_all(text.as_bytes())?;
             f.sync_all()
         });

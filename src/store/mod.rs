@@ -1,13 +1,16 @@
 //! The store: a directory of safetensors files, one per tap and shard, a Parquet table of the samples, and the manifest that lists
 //! them. [`StoreWriter`] begins a store and its shards; a [`ShardWriter`] lends the mapped memory that rows are computed into, and
-//! commits it; [`Store`] reads; [`verify`] rechecks. Knows nothing of models: what a run was made from comes as [`Provenance`].
+//! commits it; [`find`] takes up a store that a stopped run left; [`merge`] joins slices; [`Store`] reads; [`verify`] rechecks. Knows nothing of models: what a run was made from comes as [`Provenance`].
 //! The format is written down in `docs/store-format.md`.
 
 mod error;
 mod format;
+mod journal;
 mod layout;
 mod manifest;
+mod merge;
 mod reader;
+mod recovery;
 mod samples;
 mod samples_read;
 mod shard;
@@ -15,6 +18,7 @@ mod shard;
 mod tests;
 mod verify;
 mod view;
+mod widen;
 mod writer;
 
 pub use error::{Error, Result};
@@ -22,12 +26,14 @@ pub use format::{ALIGN, StoreDtype};
 pub use layout::{ShardFill, ShardLayout, ShardLimits, TapRows, sample_bytes};
 pub use manifest::{
     Checksum, DatasetInfo, FORMAT_VERSION, KeptColumn, Manifest, ModelInfo, Provenance,
-    SamplesFile, ShardEntry, State, TapFile, TapInfo, Xxh3,
+    SamplesFile, ShardEntry, Slice, State, TapFile, TapInfo, Xxh3,
 };
+pub use merge::{JoinReceipts, Merged, merge};
 pub(crate) use reader::widen;
 pub use reader::{RowView, Store, TapReader};
+pub use recovery::{Found, Unfinished, find};
 pub use samples::{Kept, KeptType, RowRange, SampleRow, Selections};
 pub use shard::{ShardWriter, TapSlab};
 pub use verify::{Report, verify};
 pub use view::{RaggedView, ShardView};
-pub use writer::{StoreWriter, Summary};
+pub use writer::{DatasetRecord, StoreWriter, Summary};

@@ -161,6 +161,23 @@ pub(crate) fn settle_types(n_kept: usize, samples: &[SampleRow]) -> Vec<KeptType
         .collect()
 }
 
+/// The types that columns must have for these samples too, which came after their types were settled: the same where the values fit,
+/// else double for integers that meet fractions, else utf8.
+pub(crate) fn widened(kinds: &[KeptType], samples: &[SampleRow]) -> Vec<KeptType> {
+    let widen = |(k, &kind): (usize, &KeptType)| {
+        let fits = |kind: KeptType| {
+            let mut values = samples.iter().filter_map(|s| s.kept.get(k)?.as_ref());
+            values.all(|v| convert(v, kind).is_some())
+        };
+        match kind {
+            kind if fits(kind) => kind,
+            KeptType::Int if fits(KeptType::Float) => KeptType::Float,
+            _ => KeptType::Text,
+        }
+    };
+    kinds.iter().enumerate().map(widen).collect()
+}
+
 /// The value in a column of type `kind`, if that loses nothing. Text takes anything.
 fn convert(value: &Kept, kind: KeptType) -> Option<Kept> {
     /// Every integer up to here is a double.

@@ -1,17 +1,21 @@
 //! A shard being written: slabs of mapped files for a batch's rows to land in, checksums as batches finish, then the commit.
 
-use std::fs;
+use std::fs::{self, File};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
+use serde_json::Value;
 
 use super::error::{Error, Result};
+use super::journal::{Found, Journal, Line, TapLine, sync_all};
 use super::layout::{ShardLayout, TapLayout};
 use super::manifest::{
     Checksum, KeptColumn, SAMPLES, SamplesFile, ShardEntry, TapFile, TapInfo, Xxh3, sync_dir,
 };
+use super::widen::widen_tables;
 use super::writer::Shared;
 use crate::sys::writable::{WritableMap, Writeback};
 
@@ -57,8 +61,14 @@ pub struct ShardWriter {
     pub(super) table: SamplesFile,
     pub(super) keep: Vec<KeptColumn>,
     pub(super) writeback: Writeback,
+    /// Where finished batches are noted; none before the shard is wholly begun.
+    pub(super) journal: Option<Journal>,
+    commit_every: Duration,
+    committed_at: Instant,
     sums: Vec<BatchSums>,
     batches: Vec<u64>,
+    /// What the engine gave with the last finished batch.
+    carry: Value,
     /// Samples in finished batches, and of these the ones whose pages were given back.
     finished: usize,
     released: usize,
@@ -78,6 +88,7 @@ pub(super) struct Begun {
     pub table_path: PathBuf,
     pub table: SamplesFile,
     pub keep: Vec<KeptColumn>,
+    pub commit_every: Duration,
 }
 
 impl ShardWriter {
@@ -95,6 +106,7 @@ impl ShardWriter {
             table_path,
             table,
             keep,
+            commit_every,
         } = begun;
         let sums = taps.iter().map(|_| BatchSums::default()).collect();
         Self {
@@ -110,11 +122,77 @@ impl ShardWriter {
             table,
             keep,
             writeback,
+            journal: None,
+            commit_every,
+            committed_at: Instant::now(),
             sums,
             batches: Vec::new(),
+            carry: Value::Null,
             finished: 0,
             released: 0,
         }
+    }
+
+    /// Believes the batches that an earlier process's journal vouches for, up to the first whose rows are not what it says; how much of
+    /// the journal is kept.
+    pub(super) fn take_up(&mut self, found: Found) -> u64 {
+        let mut keep = if found.lines.is_empty() {
+            0
+        } else {
+            found.head
+        };
+        for (line, end) in found.lines {
+            let samples = self.finished..self.finished.saturating_add(line.samples as usize);
+            if samples.is_empty() || samples.end > self.n_samples {
+                break;
+            }
+            if self.sum(samples.clone()) != line.taps {
+                break;
+            }
+            self.add(samples, line.taps);
+            self.carry = line.carry;
+            keep = end;
+        }
+        keep
+    }
+
+    /// Samples whose rows are there already, because an earlier process wrote them; of finished batches, in general.
+    pub fn finished(&self) -> usize {
+        self.finished
+    }
+
+    /// What came with the last finished batch ([`finish_batch_with`](Self::finish_batch_with)); null before the first.
+    pub fn carry(&self) -> &Value {
+        &self.carry
+    }
+
+    /// The taps' files, for those who make them durable.
+    pub(super) fn files(&self) -> Vec<(Arc<File>, PathBuf)> {
+        let files = self.maps.iter().map(WritableMap::file);
+        files.zip(self.tap_paths.iter().cloned()).collect()
+    }
+
+    /// Each tap's checksums of the rows of some samples.
+    fn sum(&self, samples: Range<usize>) -> Vec<TapLine> {
+        let taps = self.maps.par_iter().zip(&self.layout.taps);
+        taps.map(|(map, layout)| TapLine {
+            rows: (layout.row_starts[samples.end] - layout.row_starts[samples.start]) as u64,
+            activations: Xxh3::of(&map.bytes()[layout.activations(samples.clone())]),
+            index: (layout.index_row_bytes > 0)
+                .then(|| Xxh3::of(&map.bytes()[layout.index(samples.clone())])),
+        })
+        .collect()
+    }
+
+    /// Adds a batch to those finished.
+    fn add(&mut self, samples: Range<usize>, taps: Vec<TapLine>) {
+        for (sums, tap) in self.sums.iter_mut().zip(taps) {
+            sums.rows.push(tap.rows);
+            sums.activations.push(tap.activations);
+            sums.index.extend(tap.index);
+        }
+        self.batches.push(samples.len() as u64);
+        self.finished = samples.end;
     }
 
     /// The shard's number, from 0.
@@ -207,11 +285,19 @@ impl ShardWriter {
     }
 
     /// Says that all rows of a batch, the samples that follow the last finished batch's, are written: takes their checksums, starts
-    /// them on their way to disk, and gives their memory back from time to time.
+    /// them on their way to disk, notes them in the journal, and gives their memory back from time to time.
     ///
     /// # Errors
-    /// The samples are not the ones that follow, or the kernel refuses.
+    /// The samples are not the ones that follow, the kernel refuses, or an earlier batch could not be made durable.
     pub fn finish_batch(&mut self, samples: Range<usize>) -> Result<()> {
+        self.finish_batch_with(samples, Value::Null)
+    }
+
+    /// As [`finish_batch`](Self::finish_batch), with the caller's account of the run so far, which a resumed run is given back.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn finish_batch_with(&mut self, samples: Range<usize>, carry: Value) -> Result<()> {
         if samples.start != self.finished
             || samples.end <= samples.start
             || samples.end > self.n_samples
@@ -221,23 +307,29 @@ impl ShardWriter {
                 self.finished, self.n_samples
             )));
         }
-        let taps = self.maps.par_iter().zip(&self.layout.taps);
-        taps.zip(&mut self.sums).for_each(|((map, layout), sums)| {
-            sums.rows
-                .push((layout.row_starts[samples.end] - layout.row_starts[samples.start]) as u64);
-            sums.activations
-                .push(Xxh3::of(&map.bytes()[layout.activations(samples.clone())]));
-            if layout.index_row_bytes > 0 {
-                sums.index
-                    .push(Xxh3::of(&map.bytes()[layout.index(samples.clone())]));
-            }
-        });
-        self.batches.push(samples.len() as u64);
-        self.finished = samples.end;
+        let taps = self.sum(samples.clone());
+        if let Some(journal) = &mut self.journal {
+            journal.note(&Line {
+                batch: self.batches.len(),
+                samples: samples.len() as u64,
+                taps: taps.clone(),
+                carry: carry.clone(),
+            })?;
+        }
+        self.carry = carry;
+        self.add(samples, taps);
 
         let done = self.released..self.finished;
         let bytes = |l: &TapLayout| l.activations(done.clone()).len() + l.index(done.clone()).len();
-        if self.layout.taps.iter().map(bytes).sum::<usize>() >= RELEASE_BYTES {
+        let many = self.layout.taps.iter().map(bytes).sum::<usize>() >= RELEASE_BYTES;
+        if (many || self.committed_at.elapsed() >= self.commit_every)
+            && self.finished < self.n_samples
+            && let Some(journal) = &mut self.journal
+        {
+            journal.commit()?;
+            self.committed_at = Instant::now();
+        }
+        if many {
             let taps = self.maps.par_iter_mut().zip(&self.layout.taps);
             taps.zip(&self.tap_paths)
                 .try_for_each(|((map, layout), path)| {
@@ -253,12 +345,20 @@ impl ShardWriter {
         Ok(())
     }
 
+    /// Makes all finished batches durable, and returns when they are.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn flush(&mut self) -> Result<()> {
+        self.journal.as_mut().map_or(Ok(()), Journal::flush)
+    }
+
     /// Makes the shard part of the store: its files are made durable, renamed into their folders, the folders made durable, then
     /// the manifest that lists them takes the old one's place, which is the commit.
     ///
     /// # Errors
     /// A batch is unfinished, an earlier shard is not committed, or the disk fails; the store is then as it was before.
-    pub fn commit(self) -> Result<()> {
+    pub fn commit(mut self) -> Result<()> {
         if self.finished != self.n_samples {
             return Err(Error::Plan(format!(
                 "shard {} has {} of its {} samples finished",
@@ -266,7 +366,10 @@ impl ShardWriter {
             )));
         }
         let checksums = self.checksums();
-        self.sync()?;
+        let journal = self.journal.take().map(Journal::end);
+        let maps: Vec<_> = self.maps.iter().zip(self.tap_paths.clone()).collect();
+        sync_all(&maps, &|map: &&WritableMap| map.sync())?;
+        drop(maps);
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         if shared.manifest.shards.len() != self.index {
             return Err(Error::Plan(format!(
@@ -304,8 +407,9 @@ impl ShardWriter {
         }
 
         let mut manifest = shared.manifest.clone();
+        let narrower = widen_tables(&root, &mut manifest, &self.keep)?;
         manifest.samples += self.n_samples as u64;
-        manifest.keep = self.keep;
+        manifest.carry = self.carry;
         manifest.shards.push(ShardEntry {
             index: self.index,
             first: self.first,
@@ -316,33 +420,11 @@ impl ShardWriter {
         });
         manifest.publish(&root)?;
         shared.manifest = manifest;
+        // What is left of these is in nobody's way.
+        for path in narrower.iter().chain(&journal) {
+            let _ = fs::remove_file(path);
+        }
         Ok(())
-    }
-
-    /// Makes the taps' files durable, a few at a time: a file system commits several in the time of one. On threads of its own,
-    /// because those that compute have the next shard to do.
-    fn sync(&self) -> Result<()> {
-        const AT_A_TIME: usize = 8;
-        let files: Vec<_> = self.maps.iter().zip(&self.tap_paths).collect();
-        let share = files.len().div_ceil(AT_A_TIME).max(1);
-        std::thread::scope(|scope| {
-            let syncing: Vec<_> = files
-                .chunks(share)
-                .map(|files| {
-                    scope.spawn(|| {
-                        files.iter().try_for_each(|(map, path)| {
-                            map.sync().map_err(|e| Error::io("sync", path, e))
-                        })
-                    })
-                })
-                .collect();
-            syncing
-                .into_iter()
-                .try_for_each(|thread| match thread.join() {
-                    Ok(done) => done,
-                    Err(panic) => std::panic::resume_unwind(panic),
-                })
-        })
     }
 
     /// The checksums of each tap's file, part by part.

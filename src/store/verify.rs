@@ -228,7 +228,7 @@ fn warnings(root: &Path, manifest: &Manifest, listed: &HashSet<&str>) -> Vec<Str
     let mut warnings = Vec::new();
     if manifest.state == State::Partial {
         warnings.push(
-            "partial: the run that wrote this store did not finish; what it committed was checked"
+            "partial: the run that wrote this store did not finish (its command goes on with --resume); what it committed was checked"
                 .to_string(),
         );
     }

@@ -4,24 +4,30 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use parquet::errors::ParquetError;
 use serde_json::Value;
 use xxhash_rust::xxh3::Xxh3 as Hasher;
 
 use super::error::{Error, Result};
+use super::journal::{self, Behind, Head, Journal};
 use super::layout::{ShardLayout, TapRows, write_fixed};
 use super::manifest::{
     DatasetInfo, FORMAT_VERSION, KeptColumn, MANIFEST, Manifest, PARTIAL, Provenance, SAMPLES,
     SamplesFile, State, TapInfo, Xxh3, check_taps, sync_dir,
 };
 use super::samples::{
-    KeptType, RowRange, SampleRow, SamplesTable, check_keep, kept_columns, settle_types,
+    KeptType, RowRange, SampleRow, SamplesTable, check_keep, kept_columns, settle_types, widened,
 };
 use super::shard::{Begun, ShardWriter};
 use crate::sys::lock::{Attempt, LockFile};
-use crate::sys::writable::{WritableMap, Writeback};
+use crate::sys::writable::{WritableMap, Writeback, create_anew};
+
+/// How often finished batches are made durable, unless [`StoreWriter::commit_every`] says otherwise.
+const COMMIT_EVERY: Duration = Duration::from_secs(5);
 
 /// What the writer and its shards have in common.
 #[derive(Debug)]
@@ -29,7 +35,9 @@ pub(super) struct Shared {
     pub root: PathBuf,
     /// As it is on disk.
     pub manifest: Manifest,
-    _lock: LockFile,
+    /// Whether a batch was made durable, in this process or an earlier one.
+    pub journaled: Arc<AtomicBool>,
+    pub _lock: LockFile,
 }
 
 /// What is known of a run only when it ends.
@@ -48,12 +56,35 @@ pub struct Summary {
 pub struct StoreWriter {
     shared: Arc<Mutex<Shared>>,
     taps: Arc<[TapInfo]>,
-    /// The kept columns; types are settled by the first shard.
+    /// The kept columns; types are settled by the first shard, and widened where a later one needs it.
     keep: Vec<KeptColumn>,
     model_fingerprint: String,
     /// Shards begun, and samples in them.
     begun: usize,
     samples: u64,
+    commit_every: Duration,
+}
+
+/// Tells the manifest what becomes known of the dataset while the writer is busy.
+#[derive(Debug, Clone)]
+pub struct DatasetRecord(Arc<Mutex<Shared>>);
+
+impl DatasetRecord {
+    /// Replaces what the manifest says of the dataset.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn set(&self, dataset: DatasetInfo) -> Result<()> {
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if shared.manifest.provenance.dataset == dataset {
+            return Ok(());
+        }
+        let mut manifest = shared.manifest.clone();
+        manifest.provenance.dataset = dataset;
+        manifest.publish(&shared.root)?;
+        shared.manifest = manifest;
+        Ok(())
+    }
 }
 
 impl StoreWriter {
@@ -98,7 +129,6 @@ impl StoreWriter {
                 kind: None,
             })
             .collect();
-        let model_fingerprint = provenance.model.fingerprint.clone();
         let manifest = Manifest {
             format_version: FORMAT_VERSION,
             state: State::Partial,
@@ -108,17 +138,41 @@ impl StoreWriter {
             samples: 0,
             timing: Value::Null,
             stalls: Value::Null,
+            attempts: 1,
+            carry: Value::Null,
             shards: Vec::new(),
         };
         let shared = furnish(dir, manifest).inspect_err(|_| clear(dir, &taps, existed))?;
-        Ok(Self {
+        Ok(Self::of(shared))
+    }
+
+    /// The writer that goes on after what the manifest lists.
+    pub(super) fn of(shared: Shared) -> Self {
+        let manifest = &shared.manifest;
+        Self {
+            taps: manifest.taps.clone().into(),
+            keep: manifest.keep.clone(),
+            model_fingerprint: manifest.provenance.model.fingerprint.clone(),
+            begun: manifest.shards.len(),
+            samples: manifest.samples,
+            commit_every: COMMIT_EVERY,
             shared: Arc::new(Mutex::new(shared)),
-            taps: taps.into(),
-            keep,
-            model_fingerprint,
-            begun: 0,
-            samples: 0,
-        })
+        }
+    }
+
+    /// Shards begun, those of earlier runs included.
+    pub fn shards(&self) -> usize {
+        self.begun
+    }
+
+    /// Sets how much time may pass until finished batches are made durable: what a crash can lose. Zero: each batch at once.
+    pub fn commit_every(&mut self, time: Duration) {
+        self.commit_every = time;
+    }
+
+    /// What tells the manifest of the dataset.
+    pub fn dataset_record(&self) -> DatasetRecord {
+        DatasetRecord(Arc::clone(&self.shared))
     }
 
     /// The taps, in the order that slabs come in.
@@ -127,10 +181,11 @@ impl StoreWriter {
     }
 
     /// Lays out the next shard for `samples`, with `rows[sample][tap]`: plans every offset, reserves and maps its files, writes
-    /// headers, index tensors and the samples table. What is left to write is the rows.
+    /// headers, index tensors and the samples table. What is left to write is the rows; where an earlier process left this very shard
+    /// unfinished, those of the batches after [`ShardWriter::finished`].
     ///
     /// # Errors
-    /// No room on the disk for the whole shard, samples and rows that do not fit, or a kept field whose type changes. The shard's files are
+    /// No room on the disk for the whole shard, or samples and rows that do not fit. The shard's files are
     /// then removed again.
     pub fn begin_shard(
         &mut self,
@@ -140,9 +195,10 @@ impl StoreWriter {
         let layout = ShardLayout::plan(&self.taps, samples, rows, &self.model_fingerprint)?;
         let names = || self.keep.iter().map(|c| c.name.clone());
         let settled: Option<Vec<KeptType>> = self.keep.iter().map(|c| c.kind).collect();
-        let kinds = settled
-            .filter(|_| self.begun > 0)
-            .unwrap_or_else(|| settle_types(self.keep.len(), samples));
+        let kinds = match settled.filter(|_| self.begun > 0) {
+            Some(kinds) => widened(&kinds, samples),
+            None => settle_types(self.keep.len(), samples),
+        };
         let keep: Vec<(String, KeptType)> = names().zip(kinds).collect();
         let kept = kept_columns(&keep, samples)?;
 
@@ -154,15 +210,22 @@ impl StoreWriter {
             .map(|t| partial.join(format!("{index:05}.{}.safetensors", t.folder)))
             .collect();
         let table_path = partial.join(format!("{index:05}.{SAMPLES}.parquet"));
+        let journal_path = partial.join(format!("{index:05}.journal"));
+        let head = Head::new(index, &layout, samples, rows);
+        let mut found = journal::read(&journal_path, &head)?;
+        let again = match found.lines.is_empty() {
+            true => None,
+            false => retake(&tap_paths, &layout)?,
+        };
+        if again.is_none() {
+            found = journal::Found::default();
+        }
+        let is_new = again.is_none();
         let made = || -> Result<_> {
-            let mut maps = Vec::with_capacity(self.taps.len());
-            for (path, tap) in tap_paths.iter().zip(&layout.taps) {
-                let bytes = tap.file_bytes as u64;
-                maps.push(
-                    WritableMap::create(path, bytes)
-                        .map_err(|e| Error::write(path, layout.bytes(), bytes, e))?,
-                );
-            }
+            let mut maps = match again {
+                Some(maps) => maps,
+                None => reserve(&tap_paths, &layout)?,
+            };
             for (t, (map, tap)) in maps.iter_mut().zip(&layout.taps).enumerate() {
                 write_fixed(tap, map.bytes_mut(), samples, rows, t);
             }
@@ -193,8 +256,8 @@ impl StoreWriter {
             ))
         };
         let (maps, table) = made().inspect_err(|_| {
-            // The room that they hold is what the user is now short of.
-            for path in tap_paths.iter().chain([&table_path]) {
+            // The room that they hold is what the user is now short of. Rows of an earlier process are worth it.
+            for path in tap_paths.iter().filter(|_| is_new).chain([&table_path]) {
                 let _ = fs::remove_file(path);
             }
         })?;
@@ -208,9 +271,7 @@ impl StoreWriter {
             })
             .collect();
         let first = self.samples;
-        self.begun += 1;
-        self.samples += samples.len() as u64;
-        Ok(ShardWriter::new(Begun {
+        let mut shard = ShardWriter::new(Begun {
             shared: self.shared.clone(),
             taps: self.taps.clone(),
             index,
@@ -223,7 +284,21 @@ impl StoreWriter {
             table_path,
             table,
             keep: self.keep.clone(),
-        }))
+            commit_every: self.commit_every,
+        });
+        let keep = shard.take_up(found);
+        let journaled = Arc::clone(&self.lock().journaled);
+        let files = shard.files();
+        let behind = Behind {
+            head,
+            keep,
+            files,
+            journaled,
+        };
+        shard.journal = Some(Journal::start(journal_path, behind)?);
+        self.begun += 1;
+        self.samples += samples.len() as u64;
+        Ok(shard)
     }
 
     /// Ends the store: its manifest says `complete`, and `.partial/` goes.
@@ -244,6 +319,7 @@ impl StoreWriter {
         manifest.provenance.receipts = summary.receipts;
         manifest.timing = summary.timing;
         manifest.stalls = summary.stalls;
+        manifest.carry = Value::Null;
         if let Some(dataset) = summary.dataset {
             manifest.provenance.dataset = dataset;
         }
@@ -254,19 +330,26 @@ impl StoreWriter {
         sync_dir(&shared.root)
     }
 
-    /// Gives the run up. What was committed stays, in a store that says `partial`; a store without a committed shard
-    /// goes, so that the directory is free for the next attempt.
-    pub fn abandon(self) {
-        let (root, committed) = {
-            let shared = self.lock();
-            (shared.root.clone(), shared.manifest.shards.len())
+    /// Gives the run up. What was committed stays, in a store that says `partial`; a store without a durable batch
+    /// goes, so that the directory is free for the next attempt. Whether anything stays.
+    pub fn abandon(self) -> bool {
+        let shared = self.lock();
+        // A commit that failed midway has put files there.
+        let is_empty = |folder: &str| {
+            let entries = fs::read_dir(shared.root.join(folder));
+            entries.is_ok_and(|mut entries| entries.next().is_none())
         };
-        if committed == 0 {
-            clear(&root, &self.taps, true);
+        let mut folders = self.taps.iter().map(|t| t.folder.as_str()).chain([SAMPLES]);
+        let stays = !shared.manifest.shards.is_empty()
+            || shared.journaled.load(Relaxed)
+            || !folders.all(is_empty);
+        if !stays {
+            clear(&shared.root, &self.taps, true);
         }
+        stays
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Shared> {
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -274,16 +357,7 @@ impl StoreWriter {
 /// Takes the lock, makes the folders and writes the first manifest: from here on the directory is a partial store.
 fn furnish(dir: &Path, manifest: Manifest) -> Result<Shared> {
     let root = dir.canonicalize().map_err(|e| Error::io("read", dir, e))?;
-    let path = lock_path(&root);
-    let lock = match LockFile::try_acquire(&path).map_err(|e| Error::write(&path, 0, 0, e))? {
-        Attempt::Held(lock) => lock,
-        Attempt::Busy(pid) => {
-            return Err(Error::Locked {
-                path: dir.to_owned(),
-                pid,
-            });
-        }
-    };
+    let lock = locked(&root)?;
     for folder in manifest
         .taps
         .iter()
@@ -297,8 +371,48 @@ fn furnish(dir: &Path, manifest: Manifest) -> Result<Shared> {
     Ok(Shared {
         root,
         manifest,
+        journaled: Arc::default(),
         _lock: lock,
     })
+}
+
+/// Takes the lock of the store at `root`, whose `.partial/` is there.
+///
+/// # Errors
+/// Another process has it.
+pub(super) fn locked(root: &Path) -> Result<LockFile> {
+    let path = lock_path(root);
+    match LockFile::try_acquire(&path).map_err(|e| Error::write(&path, 0, 0, e))? {
+        Attempt::Held(lock) => Ok(lock),
+        Attempt::Busy(pid) => Err(Error::Locked {
+            path: root.to_owned(),
+            pid,
+        }),
+    }
+}
+
+/// Reserves and maps a shard's files.
+fn reserve(paths: &[PathBuf], layout: &ShardLayout) -> Result<Vec<WritableMap>> {
+    let files = paths.iter().zip(&layout.taps);
+    files
+        .map(|(path, tap)| {
+            let bytes = tap.file_bytes as u64;
+            WritableMap::create(path, bytes)
+                .map_err(|e| Error::write(path, layout.bytes(), bytes, e))
+        })
+        .collect()
+}
+
+/// Maps the files that an earlier process left of a shard; `None` unless all of them are there.
+fn retake(paths: &[PathBuf], layout: &ShardLayout) -> Result<Option<Vec<WritableMap>>> {
+    let files = paths.iter().zip(&layout.taps);
+    files
+        .map(|(path, tap)| {
+            let bytes = tap.file_bytes as u64;
+            WritableMap::reopen(path, bytes)
+                .map_err(|e| Error::write(path, layout.bytes(), bytes, e))
+        })
+        .collect()
 }
 
 /// Undoes what [`StoreWriter::create`] made. Only empty folders and our own `.partial/` go.
@@ -314,7 +428,7 @@ fn clear(dir: &Path, taps: &[TapInfo], existed: bool) {
 }
 
 /// Why a directory that is not empty is refused.
-fn occupied(dir: &Path) -> Error {
+pub(super) fn occupied(dir: &Path) -> Error {
     let path = dir.to_owned();
     let lock = lock_path(dir);
     if lock.exists()
@@ -336,13 +450,17 @@ fn lock_path(dir: &Path) -> PathBuf {
 }
 
 /// Writes a samples table durably; its length and checksum.
-fn write_table(path: &Path, table: &SamplesTable<'_>, shard_bytes: u64) -> Result<(u64, Xxh3)> {
+pub(super) fn write_table(
+    path: &Path,
+    table: &SamplesTable<'_>,
+    shard_bytes: u64,
+) -> Result<(u64, Xxh3)> {
     let failed = |e: io::Error| Error::write(path, shard_bytes, 0, e);
-    let mut sink = HashingFile {
-        file: File::create(path).map_err(failed)?,
+    let mut sink = io::BufWriter::new(HashingFile {
+        file: create_anew(path).map_err(failed)?,
         hasher: Hasher::new(),
         bytes: 0,
-    };
+    });
     table.write(&mut sink).map_err(|e| match e {
         ParquetError::External(e) => match e.downcast::<io::Error>() {
             Ok(e) => failed(*e),
@@ -350,6 +468,7 @@ fn write_table(path: &Path, table: &SamplesTable<'_>, shard_bytes: u64) -> Resul
         },
         e => Error::Plan(format!("cannot encode {}: {e}", path.display())),
     })?;
+    let sink = sink.into_inner().map_err(|e| failed(e.into_error()))?;
     sink.file.sync_all().map_err(failed)?;
     Ok((sink.bytes, Xxh3(sink.hasher.digest())))
 }

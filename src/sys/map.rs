@@ -33,7 +33,7 @@ impl MappedFile {
         } else {
             // SAFETY: the mapping is private to this process and never written through. Its bytes are only read as
             // plain integers or floats, for which every bit pattern is valid, so a writer elsewhere could change a
-            // value but not break an invariant; a file shrunk under us ends in SIGBUS, as for every mapped reader.
+            // value but not break an invariant; a file shrunk under us ends in SIGBUS, which `lost` explains.
             Some(unsafe { memmap2::Mmap::map(&file)? })
         };
         Ok(Self {

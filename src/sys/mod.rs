@@ -1,7 +1,9 @@
 //! The operating system behind safe faces: mappings, locks, signals.
 
 pub mod lock;
+pub mod lost;
 pub mod map;
+pub mod stop;
 pub mod writable;
 
 /// Bytes of memory that can be had without swapping (`MemAvailable`); 0 where the system does not say.

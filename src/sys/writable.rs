@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -28,13 +28,40 @@ impl WritableMap {
     /// The file cannot be created or mapped, or there is no room for it: the error then carries `ENOSPC`, `EDQUOT` or `EFBIG`.
     /// The file is left for the caller to remove.
     pub fn create(path: &Path, len: u64) -> io::Result<Self> {
-        let file = OpenOptions::new()
+        let file = create_anew(path)?;
+        reserve(&file, len)?;
+        Self::map(file, len)
+    }
+
+    /// Maps the file of `len` bytes that [`create`](Self::create) made at `path` in an earlier process, its bytes as they are.
+    /// `None` where there is no such file: none at all, one of another length, a link, or a file that has another name elsewhere.
+    ///
+    /// # Errors
+    /// The file cannot be opened or mapped, or its blocks cannot be reserved.
+    pub fn reopen(path: &Path, len: u64) -> io::Result<Option<Self>> {
+        let opened = OpenOptions::new()
             .read(true)
             .write(true)
-            .create(true)
-            .truncate(true)
-            .open(path)?;
-        reserve(&file, len)?;
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(e) if is_no_file(&e) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let meta = file.metadata()?;
+        if !meta.is_file() || meta.len() != len || meta.nlink() != 1 {
+            return Ok(None);
+        }
+        // Zeros, where the file system has no `fallocate`, would be written over the rows.
+        match allocate(&file, len) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            Err(e) => return Err(e.into()),
+        }
+        Self::map(file, len).map(Some)
+    }
+
+    fn map(file: File, len: u64) -> io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
         // SAFETY: the file was made by us and is this long. It lies in a directory that our lock keeps other writers out of,
         // so nobody else changes the bytes that `bytes_mut` lends out.
@@ -43,6 +70,11 @@ impl WritableMap {
             file: Arc::new(file),
             map,
         })
+    }
+
+    /// The file, for a thread that makes it durable: `fdatasync` takes what was written through the mapping along.
+    pub fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file)
     }
 
     pub fn bytes(&self) -> &[u8] {
@@ -123,15 +155,45 @@ fn begin_writing(file: &File, range: Range<usize>) {
     unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
+/// Makes a file anew at `path`. Whatever was there goes first, a link too, so that nothing is written through one.
+///
+/// # Errors
+/// The old one cannot be removed, or the new one not be made.
+pub fn create_anew(path: &Path) -> io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+}
+
+/// Whether opening failed because there is no file of the kind: nothing at all, a link, a socket, a directory.
+fn is_no_file(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(
+        errno,
+        Some(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::ISDIR)
+    )
+}
+
 /// Reserves the file's first `len` bytes: by `fallocate`, or by writing zeros where the file system has no `fallocate`.
 fn reserve(file: &File, len: u64) -> io::Result<()> {
+    match allocate(file, len) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_zeros(file, len),
+        reserved => Ok(reserved?),
+    }
+}
+
+fn allocate(file: &File, len: u64) -> Result<(), Errno> {
     loop {
-        return match fallocate(file, FallocateFlags::empty(), 0, len) {
-            Ok(()) => Ok(()),
-            Err(Errno::INTR) => continue,
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_zeros(file, len),
-            Err(e) => Err(e.into()),
-        };
+        match fallocate(file, FallocateFlags::empty(), 0, len) {
+            Err(Errno::INTR) => {}
+            done => return done,
+        }
     }
 }
 
@@ -176,6 +238,38 @@ mod tests {
         let read = std::fs::read(&path).unwrap();
         assert_eq!(read.len(), 3 * 4096 + 5);
         assert_eq!(read.iter().filter(|&&b| b == 7).count(), 100);
+    }
+
+    #[test]
+    fn a_file_is_taken_up_again_with_its_bytes_and_only_if_it_is_the_one_that_was_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let mut map = WritableMap::create(&path, 5000).unwrap();
+        map.bytes_mut()[4999] = 9;
+        drop(map);
+        let again = WritableMap::reopen(&path, 5000).unwrap().unwrap();
+        assert_eq!((again.bytes()[0], again.bytes()[4999]), (0, 9));
+        drop(again);
+        let none = |path: &Path, len| WritableMap::reopen(path, len).unwrap().is_none();
+        assert!(none(&path, 4999));
+        assert!(none(&dir.path().join("absent"), 5000));
+        assert!(none(dir.path(), 5000));
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(none(&link, 5000));
+        std::fs::hard_link(&path, dir.path().join("other name")).unwrap();
+        assert!(none(&path, 5000), "another name may be somebody else's");
+    }
+
+    #[test]
+    fn a_file_is_made_beside_what_a_link_of_its_name_points_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, path) = (dir.path().join("thesis.tex"), dir.path().join("f"));
+        std::fs::write(&target, "draft").unwrap();
+        std::os::unix::fs::symlink(&target, &path).unwrap();
+        drop(WritableMap::create(&path, 10).unwrap());
+        assert_eq!(std::fs::read(&target).unwrap(), b"draft");
+        assert_eq!(std::fs::read(&path).unwrap(), [0; 10]);
     }
 
     #[test]

@@ -38,14 +38,12 @@ fn what_this_version_cannot_do_is_refused_by_name() {
     let bench = Bench::new(4);
     let out = bench.path("store");
     for flags in [
-        &["--resume"][..],
-        &["--device", "cuda"],
+        &["--device", "cuda"][..],
         &["--device", "cuda:1"],
         &["--device", "tpu"],
         &["--dtype", "bf16"],
         &["--shuffle", "1"],
         &["--pack-context", "128"],
-        &["--shard", "0/2"],
     ] {
         for command in ["extract", "plan"] {
             let message = refused(

@@ -10,8 +10,10 @@ mod extract;
 mod inspect;
 mod lens;
 mod mean_diff;
+mod merge;
 mod model_info;
 mod plan;
+mod resume;
 mod usage;
 mod verify;
 

@@ -2,6 +2,7 @@
 
 mod damage;
 mod disk;
+mod recovery;
 mod round_trip;
 
 use std::path::Path;

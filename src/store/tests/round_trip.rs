@@ -346,7 +346,7 @@ fn memory_does_not_grow_with_the_shard() {
 }
 
 #[test]
-fn kept_fields_take_the_narrowest_type_that_holds_the_first_shard_and_keep_it() {
+fn kept_fields_take_the_narrowest_type_that_holds_the_first_shard_and_are_widened_by_a_later_one() {
     let kept = |values: Vec<Option<Kept>>| {
         let mut run = small_run();
         run.keep = vec!["label".into()];
@@ -382,15 +382,47 @@ fn kept_fields_take_the_narrowest_type_that_holds_the_first_shard_and_keep_it() 
         kept(vec![None, None, int(2)]).unwrap(),
         (KeptType::Text, vec![None, None, text("2")])
     );
-    let error = kept(vec![int(1), int(2), text("three")])
+    assert_eq!(
+        kept(vec![int(1), int(2), half.clone()]).unwrap(),
+        (
+            KeptType::Float,
+            vec![Some(Kept::Float(1.0)), Some(Kept::Float(2.0)), half.clone()]
+        )
+    );
+    assert_eq!(
+        kept(vec![int(1), int(2), text("three")]).unwrap(),
+        (KeptType::Text, vec![text("1"), text("2"), text("three")])
+    );
+    // No column holds both of these exactly.
+    let error = kept(vec![int(1), int((1 << 53) + 1), half])
         .unwrap_err()
         .to_string();
     assert!(
-        error.starts_with(
-            "facts.jsonl:4: kept field \"label\" is three here, but int64 in the samples before"
-        ),
+        error.starts_with("facts.jsonl:3: kept field \"label\" is 9007199254740993, which"),
         "{error}"
     );
+}
+
+#[test]
+fn widened_tables_are_the_only_ones_left() {
+    let mut run = small_run();
+    run.keep = vec!["label".into()];
+    for (sample, value) in run.samples.iter_mut().zip([1.0, 2.0, 0.5]) {
+        sample.kept = vec![Some(match value {
+            0.5 => Kept::Float(value),
+            whole => Kept::Int(whole as i64),
+        })];
+    }
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &run).unwrap();
+    let report = check(dir.path());
+    assert!(report.ok() && report.warnings.is_empty(), "{report:?}");
+    let mut tables: Vec<_> = std::fs::read_dir(dir.path().join("samples"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    tables.sort();
+    assert_eq!(tables, ["00000.1.parquet", "00001.parquet"]);
 }
 
 #[test]
