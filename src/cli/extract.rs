@@ -2,10 +2,11 @@
 
 use clap::Args;
 
+use super::device_args::told;
 use super::job_args::JobArgs;
 use super::progress::Meter;
 use super::{CliResult, Usage, format, out};
-use crate::engine::{EditReceipt, Extracted, Prepared, extract};
+use crate::engine::{EditReceipt, Extracted, extract_on};
 
 /// Run a dataset through a model and store activations.
 ///
@@ -27,9 +28,15 @@ pub fn run(args: &ExtractArgs) -> CliResult {
     let Some(dir) = &args.job.out else {
         return Err(Usage("--out DIR is missing: say where the store goes".into()).into());
     };
-    let prepared = Prepared::open(args.job.job()?)?;
+    let (prepared, place) = args.job.open()?;
+    let mut opened = place.open(&prepared, None)?;
+    if let Some(line) = told(&place, &opened).filter(|_| !args.quiet) {
+        eprintln!("{line}");
+    }
     let mut meter = Meter::new(args.quiet);
-    let result = extract(&prepared, dir, &mut |progress| meter.show(progress));
+    let result = extract_on(&prepared, &mut *opened.machine, dir, &mut |progress| {
+        meter.show(progress);
+    });
     meter.done();
     let done = result?;
     if done.skipped > 0 {

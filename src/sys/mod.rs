@@ -2,6 +2,7 @@
 
 pub mod lock;
 pub mod map;
+pub mod probe;
 pub mod writable;
 
 /// Bytes of memory that can be had without swapping (`MemAvailable`); 0 where the system does not say.

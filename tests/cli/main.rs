@@ -4,12 +4,17 @@
 mod common;
 
 mod bench;
+#[cfg(feature = "interpreter")]
+mod cuda;
+mod device;
 mod doctor;
 mod extract;
 mod inspect;
 mod mean_diff;
 mod model_info;
 mod plan;
+#[cfg(feature = "interpreter")]
+mod stand_in_cuda;
 mod usage;
 mod verify;
 
