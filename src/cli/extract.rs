@@ -1,12 +1,14 @@
 //! `streamgauge extract`
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use super::device_args::told;
 use super::job_args::JobArgs;
 use super::progress::Meter;
-use super::{CliResult, Usage, format, out};
-use crate::engine::{EditReceipt, Extracted, extract_on};
+use super::{CliResult, Failure, Usage, format, out};
+use crate::engine::{EditReceipt, Extracted, extract_on, trace};
 
 /// Run a dataset through a model and store activations.
 ///
@@ -16,6 +18,9 @@ use crate::engine::{EditReceipt, Extracted, extract_on};
 pub struct ExtractArgs {
     #[command(flatten)]
     job: JobArgs,
+    /// Write a timeline of what the host does, as Chrome's tracing and Perfetto read it: batches, each hook point's op, waits.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// No progress, no summary.
     #[arg(long)]
     quiet: bool,
@@ -33,11 +38,18 @@ pub fn run(args: &ExtractArgs) -> CliResult {
     if let Some(line) = told(&place, &opened).filter(|_| !args.quiet) {
         eprintln!("{line}");
     }
+    if args.trace.is_some() {
+        trace::start();
+    }
     let mut meter = Meter::new(args.quiet);
     let result = extract_on(&prepared, &mut *opened.machine, dir, &mut |progress| {
         meter.show(progress);
     });
     meter.done();
+    if let Some(path) = &args.trace {
+        let told = |e| Failure::Refused(format!("--trace {}: {e}", path.display()));
+        trace::finish(path).map_err(told)?;
+    }
     let done = result?;
     if done.skipped > 0 {
         eprintln!("skipped {}:", format::counted(done.skipped, "bad record"));

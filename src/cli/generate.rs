@@ -21,7 +21,7 @@ use crate::engine::{
 /// Continue prompts: greedily or by sampling, with taps and edits at every step.
 ///
 /// The new text goes to stdout, as it comes where there is one prompt; with --json an object a line. Prompts of any lengths run
-/// together, without padding: each gives what it gives alone, bit for bit.
+/// together, without padding: each gives what it gives alone, bit for bit. Generation runs on the CPU so far, `auto` included.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
     /// Model: a directory in Hugging Face layout, or a hub id (ORG/NAME, ORG/NAME@REVISION).

@@ -22,6 +22,7 @@ mod replacement;
 mod sample;
 mod score;
 mod selected;
+pub mod trace;
 mod weights;
 
 pub use choose::Choosing;

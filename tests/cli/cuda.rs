@@ -233,3 +233,37 @@ fn generation_refuses_a_device_by_name() {
     .arg(common::fixtures().join("models").join(BF16));
     assert!(refused(&mut c, 2).contains("--device interpreter"));
 }
+
+#[test]
+fn a_trace_names_every_op_and_the_wait_at_the_end_of_a_batch() {
+    let bench = Bench::new(4);
+    let trace = bench.path("trace.json");
+    extract(&bench, BF16, &["--trace", trace.to_str().unwrap()]);
+    let written: Value = serde_json::from_slice(&std::fs::read(&trace).unwrap()).unwrap();
+    let events = written["traceEvents"].as_array().unwrap();
+    let named = |name: &str| -> &Value {
+        let found = events.iter().find(|e| e["name"] == name);
+        found.unwrap_or_else(|| panic!("{name} in {written}"))
+    };
+    for name in [
+        "embed hook_embed",
+        "RMSNorm blocks.0.ln1.hook_out",
+        "linear blocks.1.attn.hook_q",
+        "attention blocks.1.attn.hook_z",
+        "SwiGLU blocks.0.mlp.hook_post",
+        "add blocks.1.hook_resid_post",
+        "waiting for the device",
+    ] {
+        let (op, batch) = (named(name), named("batch"));
+        let span = |e: &Value| {
+            let from = e["ts"].as_f64().unwrap();
+            (from, from + e["dur"].as_f64().unwrap())
+        };
+        // An op lies within its batch, on its thread.
+        assert!(
+            span(batch).0 <= span(op).0 && span(op).1 <= span(batch).1 + 1e-3,
+            "{name}"
+        );
+        assert_eq!((&op["ph"], &op["tid"]), (&json!("X"), &batch["tid"]));
+    }
+}
