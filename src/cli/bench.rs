@@ -1,5 +1,6 @@
 //! `streamgauge bench`
 
+mod ceilings;
 mod kernels;
 
 use clap::{Args, Subcommand};
@@ -20,6 +21,7 @@ pub struct BenchArgs {
 enum What {
     Gemm(GemmArgs),
     Kernels(kernels::KernelsArgs),
+    Ceilings(ceilings::CeilingsArgs),
 }
 
 /// The rate of f32 matrix products, which bounds how fast any model can run on the CPU.
@@ -66,6 +68,7 @@ pub fn run(args: &BenchArgs) -> CliResult {
     match &args.what {
         What::Gemm(args) => gemm(args),
         What::Kernels(args) => return kernels::run(args),
+        What::Ceilings(args) => return ceilings::run(args),
     }
     Ok(())
 }

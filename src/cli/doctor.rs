@@ -1,22 +1,23 @@
 //! `streamgauge doctor`
 
+mod cuda;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
 
+use self::cuda::Cuda;
 use super::{CliResult, format, out};
 use crate::backend::cpu::{instruction_set, product_gflops};
-use crate::backend::cuda::device::{DeviceInfo, devices};
-use crate::backend::cuda::images;
 use crate::model::HubEnv;
 use crate::sys;
 
 /// Tell what this machine can do, and what is missing, with the remedy.
 ///
-/// Looks at the processor, memory, the disk of the current directory, the Hugging Face cache and the backends of this
-/// build. The rates are measured now: a matrix product, and 64 MiB written to the current directory and removed again.
+/// Looks at the processor, memory, the disk of the current directory, the Hugging Face cache, the NVIDIA driver, its GPUs and
+/// what they need. The rates are measured now: a matrix product, and 64 MiB written to the current directory and removed again.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
     /// Print the findings as JSON.
@@ -40,6 +41,8 @@ struct Findings {
     free_memory_bytes: Option<u64>,
     gemm_gflops: f64,
     disk: Disk,
+    /// `None`: there is.
+    why_no_io_uring: Option<String>,
     hub: Hub,
     backends: Backends,
     cuda: Cuda,
@@ -71,18 +74,6 @@ struct Backends {
     cuda: bool,
 }
 
-/// The kernels in this binary, and the GPUs to run them on.
-#[derive(Debug, Serialize)]
-struct Cuda {
-    /// Of the nvcc that compiled the kernels; `None` where none did.
-    nvcc: Option<&'static str>,
-    why_no_kernels: Option<&'static str>,
-    /// Architectures with machine code.
-    arches: &'static [&'static str],
-    gpus: Vec<DeviceInfo>,
-    why_no_gpu: Option<String>,
-}
-
 /// Something that is not there, and what to do about it.
 #[derive(Debug, Serialize)]
 struct Missing {
@@ -105,6 +96,8 @@ impl Findings {
         let processor = sys::cpu_name();
         let (m, n, k) = PRODUCT;
         let env = HubEnv::from_env();
+        let dir = std::env::current_dir().unwrap_or_else(|_| ".".into());
+        let cuda = Cuda::find(&dir);
         let mut findings = Findings {
             version: env!("CARGO_PKG_VERSION"),
             processor: processor
@@ -115,7 +108,8 @@ impl Findings {
             instruction_set: instruction_set(),
             free_memory_bytes: Some(sys::free_memory()).filter(|&bytes| bytes > 0),
             gemm_gflops: product_gflops(m, n, k, 5),
-            disk: Disk::of(&std::env::current_dir().unwrap_or_else(|_| ".".into())),
+            disk: Disk::of(&dir),
+            why_no_io_uring: sys::probe::io_uring().err(),
             hub: Hub {
                 cache_exists: env.cache.is_dir(),
                 cache: env.cache,
@@ -124,9 +118,9 @@ impl Findings {
             },
             backends: Backends {
                 cpu: true,
-                cuda: false,
+                cuda: cuda.computes(),
             },
-            cuda: Cuda::find(),
+            cuda,
             missing: Vec::new(),
         };
         findings.missing = findings.missing();
@@ -134,17 +128,12 @@ impl Findings {
     }
 
     fn missing(&self) -> Vec<Missing> {
-        let mut missing = Vec::new();
+        let mut missing = self.cuda.missing();
         let mut add = |absent: bool, what, remedy: String| {
             if absent {
                 missing.push(Missing { what, remedy });
             }
         };
-        add(
-            !self.backends.cuda,
-            "CUDA backend",
-            "this build computes on the CPU only: pass --device cpu, or leave --device out".into(),
-        );
         add(
             self.instruction_set == "x86-64",
             "AVX2 and FMA",
@@ -154,14 +143,6 @@ impl Findings {
             cfg!(debug_assertions),
             "optimised build",
             "this one checks itself as it runs and is slower: cargo build --release".into(),
-        );
-        add(
-            self.cuda.why_no_kernels.is_some(),
-            "CUDA kernels",
-            format!(
-                "none were compiled in, since {}: run scripts/fetch-cuda and build again",
-                self.cuda.why_no_kernels.unwrap_or_default()
-            ),
         );
         let dir = self.disk.dir.display();
         add(
@@ -183,49 +164,15 @@ impl Findings {
             "Hugging Face cache",
             "there is no cache and downloads are off: unset HF_HUB_OFFLINE, set HF_HUB_CACHE, or give --model a directory".into(),
         );
-        missing
-    }
-}
-
-impl Cuda {
-    fn find() -> Self {
-        let (gpus, why_no_gpu) = match devices() {
-            Ok(gpus) => (gpus, None),
-            Err(e) => (Vec::new(), Some(e.to_string())),
-        };
-        Cuda {
-            nvcc: images::NVCC.ok(),
-            why_no_kernels: images::NVCC.err(),
-            arches: images::ARCHES,
-            gpus,
-            why_no_gpu,
-        }
-    }
-
-    fn kernels(&self) -> String {
-        match self.nvcc {
-            Some(version) => format!(
-                "{} compiled in by nvcc {version} for {} and newer",
-                format::counted(images::IMAGES.len() as u64, "source"),
-                self.arches.join(", ")
-            ),
-            None => "none compiled in".into(),
-        }
-    }
-
-    fn gpus(&self) -> String {
-        if let Some(why) = &self.why_no_gpu {
-            return format!("none: {why}");
-        }
-        let each = self.gpus.iter().enumerate().map(|(n, gpu)| {
+        add(
+            self.why_no_io_uring.is_some(),
+            "io_uring",
             format!(
-                "cuda:{n} {} ({}, {})",
-                gpu.name,
-                gpu.compute_capability,
-                format::bytes(gpu.memory_bytes)
-            )
-        });
-        each.collect::<Vec<_>>().join("; ")
+                "disks are written to by plain writes: {}",
+                self.why_no_io_uring.as_deref().unwrap_or_default()
+            ),
+        );
+        missing
     }
 }
 
@@ -312,9 +259,12 @@ fn text(f: &Findings) -> String {
             "backends     cpu{}",
             if f.backends.cuda { ", cuda" } else { "" }
         ),
-        format!("kernels      {}", f.cuda.kernels()),
-        format!("GPUs         {}", f.cuda.gpus()),
+        format!(
+            "io_uring     {}",
+            f.why_no_io_uring.as_deref().unwrap_or("yes")
+        ),
     ];
+    lines.extend(f.cuda.lines());
     for missing in &f.missing {
         lines.push(format!("missing      {}: {}", missing.what, missing.remedy));
     }

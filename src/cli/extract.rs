@@ -1,15 +1,17 @@
 //! `streamgauge extract`
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 
+use super::device_args::told;
 use super::job_args::JobArgs;
 use super::progress::Meter;
 use super::{CliResult, Failure, Usage, format, out};
 use crate::engine::{
-    EditReceipt, Ending, Error, Extracted, Options, Prepared, Progress, extract_with,
+    EditReceipt, Ending, Error, Extracted, Machine, Options, Prepared, Progress, extract_with,
+    trace,
 };
 use crate::store::{Manifest, verify};
 use crate::sys::stop;
@@ -26,6 +28,9 @@ pub struct ExtractArgs {
     /// Make finished batches durable at least this often, in seconds: what a crash can lose. 0: every batch.
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = seconds)]
     commit_every: f64,
+    /// Write a timeline of what the host does, as Chrome's tracing and Perfetto read it: batches, each hook point's op, waits.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// No progress, no summary.
     #[arg(long)]
     quiet: bool,
@@ -38,10 +43,27 @@ pub fn run(args: &ExtractArgs) -> CliResult {
     let Some(dir) = &args.job.out else {
         return Err(Usage("--out DIR is missing: say where the store goes".into()).into());
     };
-    let prepared = Prepared::open(args.job.job()?)?;
+    let (prepared, place) = args.job.open()?;
+    // What is gone on with is computed as it was begun: by the same library's algorithm, on a GPU.
+    let begun = args.job.resume.then(|| Manifest::read(dir).ok()).flatten();
+    let record = begun.map(|manifest| manifest.provenance.numeric_record);
+    let mut opened = place.open(&prepared, record.as_ref())?;
+    if let Some(line) = told(&place, &opened).filter(|_| !args.quiet) {
+        eprintln!("{line}");
+    }
+    if args.trace.is_some() {
+        trace::start();
+    }
     let mut meter = Meter::new(args.quiet);
-    let ending = run_job(args, &prepared, dir, &mut |progress| meter.show(progress));
+    let machine = &mut *opened.machine;
+    let ending = run_job(args, &prepared, machine, dir, &mut |progress| {
+        meter.show(progress)
+    });
     meter.done();
+    if let Some(path) = &args.trace {
+        let told = |e| Failure::Refused(format!("--trace {}: {e}", path.display()));
+        trace::finish(path).map_err(told)?;
+    }
     let done = match ending? {
         Ending::Done(done) => done,
         Ending::Already(manifest) => return recheck(args, dir, &manifest),
@@ -77,6 +99,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 fn run_job(
     args: &ExtractArgs,
     prepared: &Prepared,
+    machine: &mut dyn Machine,
     dir: &Path,
     report: &mut dyn FnMut(&Progress),
 ) -> Result<Ending, Failure> {
@@ -86,7 +109,7 @@ fn run_job(
         commit_every: Some(Duration::from_secs_f64(args.commit_every)),
         stop: &|| stop::asked().is_some(),
     };
-    let ending = extract_with(prepared, &mut prepared.cpu(), dir, &options, report);
+    let ending = extract_with(prepared, machine, dir, &options, report);
     ending.map_err(|error| match (error, stop::asked()) {
         (crate::Error::Engine(error @ Error::Stopped { .. }), Some(status)) => {
             Failure::Stopped(error.to_string(), status)

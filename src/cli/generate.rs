@@ -6,19 +6,22 @@ use std::sync::Arc;
 
 use clap::Args;
 
+use super::device_args::{DeviceArgs, GemmArg};
 use super::edit_args::EditArgs;
 use super::extract::receipts;
-use super::job_args::{DtypeArg, StoreDtypeArg, with_absolute_path};
+use super::job_args::{StoreDtypeArg, with_absolute_path};
 use super::{CliResult, Failure, Usage, out};
+use crate::backend::cuda::Dtype;
 use crate::data::{Input, Record};
 use crate::engine::{
-    Choosing, Generated, GenerationStore, Generator, InputKind, Job, Prepared, Sample, Stops,
+    Choosing, Device, Generated, GenerationStore, Generator, InputKind, Job, Prepared, Sample,
+    Stops,
 };
 
 /// Continue prompts: greedily or by sampling, with taps and edits at every step.
 ///
 /// The new text goes to stdout, as it comes where there is one prompt; with --json an object a line. Prompts of any lengths run
-/// together, without padding: each gives what it gives alone, bit for bit.
+/// together, without padding: each gives what it gives alone, bit for bit. Generation runs on the CPU so far, `auto` included.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
     /// Model: a directory in Hugging Face layout, or a hub id (ORG/NAME, ORG/NAME@REVISION).
@@ -92,12 +95,8 @@ pub struct GenerateArgs {
     /// Prompts that run together. Changes speed and memory, never a bit of the result.
     #[arg(long, value_name = "N", default_value_t = 16)]
     batch: usize,
-    /// Compute dtype. The CPU computes in f32.
-    #[arg(long, value_enum, default_value = "f32")]
-    dtype: DtypeArg,
-    /// Where to run: auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Print one object a line: prompt, text (without special tokens), tokens (the new ids), logprobs (the model's, at temperature 1
     /// and without penalty), stop (eos or length).
     #[arg(long)]
@@ -109,7 +108,7 @@ pub struct GenerateArgs {
 
 impl GenerateArgs {
     fn job(&self) -> Result<Job, Failure> {
-        super::job_args::check_device(&self.device, self.dtype)?;
+        self.check_device()?;
         if self.resume {
             return Err(Usage(
                 "--resume is not available yet for generate: run it again into another directory"
@@ -140,6 +139,28 @@ impl GenerateArgs {
                 self.tap.iter().map(|tap| with_absolute_path(tap)).collect(),
             )
         })
+    }
+
+    /// New tokens are made on the CPU alone so far: refuses what asks for a GPU, or for what only a GPU does.
+    fn check_device(&self) -> Result<(), Usage> {
+        let DeviceArgs {
+            device,
+            dtype,
+            gemm,
+            ..
+        } = self.device;
+        let asked = if !matches!(device, Device::Auto | Device::Cpu) {
+            format!("--device {device}")
+        } else if let Some(dtype) = dtype.map(Dtype::from).filter(|&d| d != Dtype::F32) {
+            format!("--dtype {dtype}")
+        } else if gemm != GemmArg::Auto {
+            "--gemm".into()
+        } else {
+            return Ok(());
+        };
+        Err(Usage(format!(
+            "{asked}: generation runs on the CPU in f32 so far; leave the flag out"
+        )))
     }
 
     fn choosing(&self) -> Choosing {

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::device_args::DeviceArgs;
 use super::edit_args::EditArgs;
 use super::format::parse_bytes;
 use super::{Failure, Usage};
-use crate::engine::{InputKind, Job, OnLong};
+use crate::engine::{InputKind, Job, OnLong, Place, Prepared};
 use crate::hooks::{Reduction, TapSpec};
+use crate::model::{Model, resolve};
 use crate::store::StoreDtype;
 
 /// What to run, over what, and what to keep.
@@ -37,15 +39,11 @@ pub struct JobArgs {
         allow_hyphen_values = true
     )]
     pub select: String,
-    /// Compute dtype. The CPU computes in f32.
-    #[arg(long, value_enum, default_value = "f32")]
-    pub dtype: DtypeArg,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Dtype of stored rows; `same` is the compute dtype. (hook_scale is always f32.)
     #[arg(long, value_enum, default_value = "same")]
     pub store_dtype: StoreDtypeArg,
-    /// Where to run: auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    pub device: String,
     /// Field that holds the text. Where no field is named, a record's input is the first of `text`, `tokens` and `messages` that it
     /// has; `tokens` come before `text` if the model has no tokenizer.
     #[arg(long, value_name = "FIELD", group = "input")]
@@ -83,9 +81,10 @@ pub struct JobArgs {
     /// Bytes of a shard, summed over taps.
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = parse_bytes)]
     pub shard_size: u64,
-    /// Most tokens of a batch; a longer sample makes one of its own. Changes speed and memory, never a bit of the result.
-    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = at_least_one::<usize>)]
-    pub batch_tokens: usize,
+    /// Most tokens of a batch; a longer sample makes one of its own. Changes speed and memory, never a bit of the result
+    /// [default: 4096 on the CPU, 8192 on a GPU].
+    #[arg(long, value_name = "N", value_parser = at_least_one::<usize>)]
+    pub batch_tokens: Option<usize>,
     /// Go on with the store that a stopped run left in --out: the same command with --resume. Begins one if there is none, and
     /// rechecks one that is complete.
     #[arg(long)]
@@ -127,13 +126,6 @@ pub(super) fn with_absolute_path(tap: &str) -> String {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum DtypeArg {
-    F32,
-    Bf16,
-    F16,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum StoreDtypeArg {
     Same,
     F32,
@@ -160,11 +152,25 @@ pub enum OnLongArg {
 }
 
 impl JobArgs {
-    /// The job that these flags ask for.
+    /// The job that these flags ask for, opened, and where it runs.
     ///
     /// # Errors
-    /// A flag whose work this version cannot do, by name; edits that are badly written.
-    pub fn job(&self) -> Result<Job, Failure> {
+    /// As [`Prepared::open`]; a flag whose work this version or that device cannot do, by name; edits that are badly written.
+    pub fn open(&self) -> Result<(Prepared, Place), Failure> {
+        let job = self.job()?;
+        let model = Model::open(&resolve(&job.model)?)?;
+        let place = Place::of(&self.device.compute(), &model)?;
+        let job = Job {
+            dtype: place.dtype,
+            f32_resid: place.f32_resid,
+            batch_tokens: self.batch_tokens.unwrap_or(place.batch_tokens()),
+            ..job
+        };
+        Ok((Prepared::with_model(job, model)?, place))
+    }
+
+    /// What the flags say of it that hangs on no device.
+    fn job(&self) -> Result<Job, Failure> {
         self.refuse_what_is_missing()?;
         self.refuse_what_would_be_ignored()?;
         let field = |kind, name: &Option<String>| name.clone().map(|name| (kind, name));
@@ -190,7 +196,6 @@ impl JobArgs {
             limit: self.limit,
             shard: super::rank::slice(self.shard.as_deref())?,
             shard_bytes: self.shard_size,
-            batch_tokens: self.batch_tokens,
             ..Job::new(
                 self.model.clone(),
                 self.data.clone(),
@@ -200,7 +205,6 @@ impl JobArgs {
     }
 
     fn refuse_what_is_missing(&self) -> Result<(), Usage> {
-        check_device(&self.device, self.dtype)?;
         let missing = [
             (
                 self.shuffle.is_some(),
@@ -255,27 +259,4 @@ impl JobArgs {
         }
         Ok(())
     }
-}
-
-/// Refuses a device or a compute dtype that this version does not have.
-pub(super) fn check_device(device: &str, dtype: DtypeArg) -> Result<(), Usage> {
-    let not_yet = |flag, instead| Err(Usage(format!("{flag} is not available yet: {instead}")));
-    if device.starts_with("cuda") {
-        return not_yet(
-            "--device cuda",
-            "this version computes on the CPU: pass --device cpu",
-        );
-    }
-    if dtype != DtypeArg::F32 {
-        return not_yet(
-            "--dtype bf16 and f16",
-            "the CPU computes in f32; --store-dtype sets what is stored",
-        );
-    }
-    if !matches!(device, "auto" | "cpu") {
-        return Err(Usage(format!(
-            "--device {device}: there are auto, cpu, cuda and cuda:N"
-        )));
-    }
-    Ok(())
 }

@@ -1,8 +1,10 @@
-//! The command line: one file per subcommand, each thin; what they share is in `job_args`, `edit_args`, `format` and `progress`.
+//! The command line: one file per subcommand, each thin; what they share is in `job_args`, `device_args`, `edit_args`, `format` and `progress`.
 //! Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 usage; 130 or 143 where Ctrl-C or SIGTERM ended a run that can be resumed.
 
 mod analyze;
 mod bench;
+mod ceilings;
+mod device_args;
 mod doctor;
 mod edit_args;
 mod extract;

@@ -7,14 +7,14 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{CliResult, Failure, format, out};
-use crate::engine::{Recomputed, recompute};
+use crate::engine::{Device, Recomputed, recompute_on};
 use crate::store::{Manifest, Report, State, verify};
 
 /// Check that a store is what was written, and, if asked, that the model still gives it.
 ///
 /// Reads every listed file once and compares structure and checksums with the manifest. With --recompute, K random samples
 /// are read from the dataset again and run through the model, one at a time, and their rows compared with the stored ones:
-/// bit by bit where processor and version compute as those that made the store, else by relative error.
+/// bit by bit where device and version compute as those that made the store, else within a gate, which is told.
 /// Exit status: 0 all well, 1 when anything is wrong or the store is partial; what it is stands on stdout.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
@@ -27,6 +27,14 @@ pub struct VerifyArgs {
     /// Which random samples.
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
+    /// Where to run them: auto, cpu, cuda or cuda:N. `auto` is where the store was made, if that can be had.
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        default_value = "auto",
+        requires = "recompute"
+    )]
+    device: Device,
     /// Where the model is now, if it was moved.
     #[arg(long, value_name = "M", requires = "recompute")]
     model: Option<String>,
@@ -46,7 +54,8 @@ pub fn run(args: &VerifyArgs) -> CliResult {
     // Rows of a damaged file would only be compared with the damage.
     let recomputed = if args.recompute > 0 && report.ok() && report.state == State::Complete {
         let data = (!args.data.is_empty()).then_some(&args.data[..]);
-        Some(recompute(
+        Some(recompute_on(
+            args.device,
             &args.dir,
             args.recompute,
             args.seed,
@@ -148,12 +157,14 @@ fn said(r: &Recomputed) -> Vec<String> {
     let good = r.differences.is_empty();
     lines.push(match (r.exact, good) {
         (true, true) => format!("{ran}: every bit is the same"),
-        (true, false) => format!("{ran}: bits differ (relative error up to {:.1e}) where the same processor type and version must give the same", r.worst),
+        (true, false) => format!("{ran}: bits differ (relative error up to {:.1e}) where the same device and version must give the same", r.worst),
         (false, true) => format!("{ran}: relative error at most {:.1e}, within what another machine or version may differ by", r.worst),
         (false, false) => format!("{ran}: relative error up to {:.1e}, more than another machine or version explains", r.worst),
     });
     if let Some(why) = &r.why_not_exact {
+        let gate = r.gate.as_deref().unwrap_or_default();
         lines.push(format!("bits were not compared: {why}"));
+        lines.push(format!("the gate instead: {gate}"));
     }
     lines
 }

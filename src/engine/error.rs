@@ -48,6 +48,14 @@ pub enum Error {
     },
     #[error("--max-length {asked} is more than the model's {positions} positions: lower it")]
     MaxLength { asked: usize, positions: usize },
+    /// A flag that asks of the CPU what it does not do.
+    #[error("{what} is not for the CPU{why}: {instead}")]
+    NotOnCpu {
+        what: String,
+        /// Why it is the CPU, where that was not asked for.
+        why: String,
+        instead: String,
+    },
     /// A flag that names what this version cannot do.
     #[error("{what} is not available yet{instead}")]
     NotYet { what: String, instead: String },

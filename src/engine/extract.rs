@@ -155,7 +155,7 @@ pub(super) fn provenance(prepared: &Prepared, machine: Identity) -> Provenance {
             .then(|| tokenising.template.as_ref().map(|t| t.source().to_owned()))
             .flatten(),
         compute_dtype: machine.compute_dtype,
-        store_dtype: job.store_dtype.map_or("f32".into(), |d| d.to_string()),
+        store_dtype: job.stored().to_string(),
         backend: machine.backend,
         device: machine.device,
         kernel_build: machine.kernel_build,

@@ -11,6 +11,7 @@ use super::sample::{OnLong, Sample, Tokenising};
 use super::selected::{BatchRows, Part, SelectedSample};
 use super::{Error, Plan, Result, dims, shape};
 use crate::backend::cpu::Cpu;
+use crate::backend::cuda::Dtype;
 use crate::backend::{Edit, Reduce, SinkDtype, SinkSpec};
 use crate::data::{Dataset, Fields, ReadOptions};
 use crate::hooks::{Dims, Reduction, SampleView, Selection, Tap, TapSpec};
@@ -34,6 +35,12 @@ pub struct Job {
     /// Taps of an edited point take the value before its edits.
     #[serde(default)]
     pub tap_before_edits: bool,
+    /// What is computed in. The CPU computes in f32 whatever it is; rows are stored in it where `store_dtype` is `None`.
+    #[serde(default = "f32_dtype")]
+    pub dtype: Dtype,
+    /// The residual stream is kept in f32 beside a 16-bit `dtype`.
+    #[serde(default)]
+    pub f32_resid: bool,
     /// `None`: the compute dtype.
     pub store_dtype: Option<StoreDtype>,
     /// Which field holds the input: (`text`, `tokens` or `messages`; its name). `None`: decided per record.
@@ -62,6 +69,11 @@ pub struct Job {
     pub batch_tokens: usize,
 }
 
+/// Manifests from before there was a choice say nothing.
+fn f32_dtype() -> Dtype {
+    Dtype::F32
+}
+
 /// What an input field holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -81,6 +93,8 @@ impl Job {
             select: "all".into(),
             edits: Vec::new(),
             tap_before_edits: false,
+            dtype: Dtype::F32,
+            f32_resid: false,
             store_dtype: None,
             input_field: None,
             keep: Vec::new(),
@@ -105,6 +119,15 @@ impl Job {
                 self.input_field,
                 Some((InputKind::Text | InputKind::Tokens, _))
             )
+    }
+
+    /// Dtype of stored rows (`hook_scale`'s are f32 all the same).
+    pub fn stored(&self) -> StoreDtype {
+        self.store_dtype.unwrap_or(match self.dtype {
+            Dtype::F32 => StoreDtype::F32,
+            Dtype::F16 => StoreDtype::F16,
+            Dtype::BF16 => StoreDtype::BF16,
+        })
     }
 
     /// The dataset, opened anew.
@@ -228,7 +251,7 @@ impl Prepared {
             Use::Extract => check_selections(&selections, &job)?,
             Use::Generate => super::generate::check(&taps, &edits, &selections)?,
         }
-        let store_dtype = job.store_dtype.unwrap_or(StoreDtype::F32);
+        let store_dtype = job.stored();
         let (infos, specs) = describe(&taps, &dims, store_dtype)?;
         Ok(Prepared {
             plan,

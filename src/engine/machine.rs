@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Plan, Result, forward};
+use super::{Plan, Result, forward, trace};
 use crate::backend::cpu::{ATTENTION_TILE, Cpu, GEMM, instruction_set};
 use crate::backend::cuda::driver::Driver;
 use crate::backend::cuda::{Cuda, images};
@@ -47,6 +47,7 @@ impl Machine for Cpu<'_> {
         n_layers: usize,
         plan: &Plan,
     ) -> Result<Vec<Receipt>> {
+        let _span = trace::span("batch");
         let mut pass = self.begin(batch, sinks)?.with_edits(edits);
         forward(&mut pass, n_layers, plan);
         Ok(pass.receipts())
@@ -92,8 +93,10 @@ impl<D: Driver> Machine for Cuda<D> {
         n_layers: usize,
         plan: &Plan,
     ) -> Result<Vec<Receipt>> {
+        let _span = trace::span("batch");
         let mut pass = self.begin(batch, sinks, edits)?;
         forward(&mut pass, n_layers, plan);
+        let _waiting = trace::span("waiting for the device");
         Ok(pass.complete()?)
     }
 

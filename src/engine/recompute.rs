@@ -6,10 +6,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::extract::run_batch;
-use super::{Error, Job, Prepared, Result, Sample, numeric_record};
-use crate::backend::cpu::Cpu;
+use super::gate::{Gate, differences};
+use super::{Device, Error, Identity, Job, Machine, Place, Prepared, Result, Sample};
 use crate::model::Model;
 use crate::store::{Provenance, SampleRow, Store, StoreDtype, StoreWriter, Summary};
 
@@ -23,6 +24,10 @@ pub struct Recomputed {
     pub exact: bool,
     /// Why bits could not be compared.
     pub why_not_exact: Option<String>,
+    /// Which error was let pass then, in words.
+    pub gate: Option<String>,
+    /// What computed them again.
+    pub device: String,
     /// Largest relative L2 error of a tap's rows of one sample.
     pub worst: f64,
     /// How many taps of samples differ.
@@ -31,14 +36,49 @@ pub struct Recomputed {
     pub differences: Vec<String>,
 }
 
+impl Recomputed {
+    /// Nothing compared yet.
+    fn on(machine: &Identity, stored: &Value, place: &Place, job: &Job) -> Self {
+        let differ = differences(stored, &machine.numeric_record);
+        let exact = differ.is_empty();
+        let why = || match &place.why_cpu {
+            Some(why) => format!("{differ} ({why})"),
+            None => differ.clone(),
+        };
+        Recomputed {
+            exact,
+            why_not_exact: (!exact).then(why),
+            gate: (!exact).then(|| Gate::of(job.dtype).words()),
+            device: machine.device.clone(),
+            ..Recomputed::default()
+        }
+    }
+}
+
 /// Differences that are told apart.
 const TOLD: usize = 10;
 
-/// Runs `k` random samples of the store in `dir` again. `model` and `data` replace the paths in its manifest.
+/// Runs `k` random samples of the store in `dir` again, where it was made if that can be had. `model` and `data` replace the
+/// paths in its manifest.
 ///
 /// # Errors
 /// A store, model or dataset that cannot be opened, or is not the one that the store was made from.
 pub fn recompute(
+    dir: &Path,
+    k: usize,
+    seed: u64,
+    model: Option<&str>,
+    data: Option<&[String]>,
+) -> Result<Recomputed> {
+    recompute_on(Device::Auto, dir, k, seed, model, data)
+}
+
+/// As [`recompute`], on that device.
+///
+/// # Errors
+/// As there, and the device's.
+pub fn recompute_on(
+    device: Device,
     dir: &Path,
     k: usize,
     seed: u64,
@@ -96,20 +136,17 @@ pub fn recompute(
         same("the dataset", &found, stored, "--data")?;
     }
 
-    let record = numeric_record();
-    let mut result = Recomputed {
-        exact: manifest.provenance.numeric_record == record,
-        ..Recomputed::default()
-    };
-    if !result.exact {
-        result.why_not_exact = Some(format!(
-            "the store's numeric record is {}, this machine's is {record}",
-            manifest.provenance.numeric_record
-        ));
-    }
+    let place = Place::again(device, &manifest.provenance, &prepared.job);
+    let stored = &manifest.provenance.numeric_record;
+    // Where the store's products cannot be had, others are compared within a gate.
+    let opened = match place.open(&prepared, Some(stored)) {
+        Err(_) if stored["backend"] == "cuda" => place.open(&prepared, None),
+        opened => opened,
+    }?;
+    let mut machine = opened.machine;
+    let mut result = Recomputed::on(&machine.identity(), stored, &place, &prepared.job);
     let chosen = choose(&store, k, seed)?;
     let scratch = Scratch::new();
-    let mut cpu = prepared.cpu();
     let mut dataset = prepared.job.dataset(prepared.needs_spans())?;
     let mut left = chosen.clone();
     while let Some(&next) = left.first() {
@@ -125,7 +162,14 @@ pub fn recompute(
         left.remove(&next);
         let samples = prepared.tokenising.samples(record)?;
         let scratch = scratch.0.join(next.to_string());
-        compare(&prepared, &mut cpu, &store, &samples, &scratch, &mut result)?;
+        compare(
+            &prepared,
+            &mut *machine,
+            &store,
+            &samples,
+            &scratch,
+            &mut result,
+        )?;
         result.samples += 1;
     }
     Ok(result)
@@ -187,12 +231,13 @@ impl Drop for Scratch {
 /// Runs each chunk of one sample as a batch of its own, into a store of its own, and compares that with `store`.
 fn compare(
     prepared: &Prepared,
-    cpu: &mut Cpu<'_>,
+    machine: &mut dyn Machine,
     store: &Store,
     samples: &[Sample],
     scratch: &Path,
     result: &mut Recomputed,
 ) -> Result<()> {
+    let gate = (!result.exact).then(|| Gate::of(prepared.job.dtype));
     let selected = samples
         .iter()
         .map(|sample| Ok((sample.clone(), prepared.select(sample)?)))
@@ -214,7 +259,7 @@ fn compare(
     for chunk in 0..samples.len() {
         run_batch(
             prepared,
-            cpu,
+            machine,
             &selected[chunk..chunk + 1],
             shard.batch_slabs(chunk..chunk + 1),
         )?;
@@ -224,89 +269,76 @@ fn compare(
     writer.finish(Summary::default())?;
     let again = Store::open(scratch)?;
     for (tap, info) in prepared.infos.iter().enumerate() {
-        let stored = stored_bytes(store, tap, samples)?;
-        let fresh = stored_bytes(&again, tap, samples)?;
+        let stored = stored_rows(store, tap, samples)?;
+        let fresh = stored_rows(&again, tap, samples)?;
         result.rows += rows
             .iter()
             .map(|r| r[tap].positions.len() as u64)
             .sum::<u64>();
-        judge(
-            result,
-            &info.folder,
-            samples[0].row.sample,
-            &stored,
-            &fresh,
-            info.dtype,
-        );
+        let limit = gate.map(|gate| gate.limit(info.dtype));
+        let what = format!("{}, sample {}", info.folder, samples[0].row.sample);
+        judge(result, what, [&stored, &fresh], limit, info.dtype);
     }
     Ok(())
 }
 
-/// The bytes of a sample's rows, chunk after chunk, or of its ragged tensors; with a top-K tap's component numbers.
-fn stored_bytes(store: &Store, tap: usize, samples: &[Sample]) -> Result<Vec<u8>> {
+/// What a tap has of a sample.
+#[derive(Debug, Default, PartialEq)]
+struct Rows {
+    activations: Vec<u8>,
+    /// A top-K tap's component numbers. Where bits may differ so may these, among components that are nearly equal: the values say more.
+    index: Vec<i32>,
+}
+
+/// A sample's rows, chunk after chunk, or its ragged tensors.
+fn stored_rows(store: &Store, tap: usize, samples: &[Sample]) -> Result<Rows> {
     let reader = store.tap_at(tap);
-    let mut bytes = Vec::new();
+    let mut found = Rows::default();
     if reader.info().ragged {
         for sample in samples {
             if let Some(tensor) = reader.ragged(sample.row.sample, sample.row.chunk)? {
-                bytes.extend_from_slice(tensor.bytes());
+                found.activations.extend_from_slice(tensor.bytes());
             }
         }
-        return Ok(bytes);
+        return Ok(found);
     }
-    let rows = reader.for_sample(samples[0].row.sample)?;
-    for row in &rows {
-        bytes.extend_from_slice(row.bytes());
+    for row in &reader.for_sample(samples[0].row.sample)? {
+        found.activations.extend_from_slice(row.bytes());
+        found.index.extend(row.index().unwrap_or_default());
     }
-    for row in &rows {
-        bytes.extend(
-            row.index()
-                .unwrap_or_default()
-                .into_iter()
-                .flat_map(i32::to_le_bytes),
-        );
-    }
-    Ok(bytes)
+    Ok(found)
 }
 
+/// `limit`: the error that is let pass; `None`: no bit may differ.
 fn judge(
     result: &mut Recomputed,
-    folder: &str,
-    sample: u64,
-    stored: &[u8],
-    fresh: &[u8],
+    what: String,
+    [stored, fresh]: [&Rows; 2],
+    limit: Option<f64>,
     dtype: StoreDtype,
 ) {
     if stored == fresh {
         return;
     }
-    let error = if stored.len() == fresh.len() {
-        relative_error(stored, fresh, dtype)
+    let as_many = stored.activations.len() == fresh.activations.len();
+    let error = if as_many {
+        relative_error(&stored.activations, &fresh.activations, dtype)
     } else {
         f64::INFINITY
     };
     result.worst = result.worst.max(error);
-    // The gates of docs/fidelity.md: f32 on the CPU 1e-5; one rounding of 16 bits elsewhere.
-    let gate = match (result.exact, dtype) {
-        (true, _) => -1.0,
-        (false, StoreDtype::F32) => 1e-5,
-        (false, StoreDtype::F16) => 1e-3,
-        (false, StoreDtype::BF16) => 8e-3,
-    };
-    // Not `error > gate`: NaN is a difference.
-    if error <= gate {
+    // Not `error > limit`: NaN is a difference.
+    if limit.is_some_and(|limit| error <= limit) {
         return;
     }
     result.different += 1;
     if result.differences.len() < TOLD {
-        let what = if stored.len() == fresh.len() {
+        let how = if as_many {
             format!("relative L2 {error:.1e}")
         } else {
             "another number of rows".into()
         };
-        result
-            .differences
-            .push(format!("{folder}, sample {sample}: {what}"));
+        result.differences.push(format!("{what}: {how}"));
     }
 }
 

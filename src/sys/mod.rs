@@ -3,6 +3,7 @@
 pub mod lock;
 pub mod lost;
 pub mod map;
+pub mod probe;
 pub mod stop;
 pub mod writable;
 

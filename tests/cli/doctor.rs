@@ -16,7 +16,9 @@ fn doctor_names_what_is_missing_with_the_remedy() {
         "GFLOP/s",
         "/nowhere/hub",
         "offline",
-        "CUDA backend: this build computes on the CPU only: pass --device cpu",
+        "\nio_uring ",
+        "\ndriver ",
+        "\ncuBLASLt ",
         "\nkernels ",
         "\nGPUs ",
     ] {
@@ -24,7 +26,14 @@ fn doctor_names_what_is_missing_with_the_remedy() {
     }
     let found = done_json(streamgauge().args(["doctor", "--json"]));
     assert!(found["gemm_gflops"].as_f64().unwrap() > 0.0 && found["threads"].as_u64().unwrap() > 0);
-    assert_eq!(found["backends"], json!({ "cpu": true, "cuda": false }));
+    let computes =
+        found["cuda"]["why_no_kernels"].is_null() && found["cuda"]["why_no_gpu"].is_null();
+    assert_eq!(found["backends"], json!({ "cpu": true, "cuda": computes }));
+    let missing = found["missing"].as_array().unwrap();
+    assert_eq!(
+        missing.iter().any(|m| m["what"] == "CUDA backend"),
+        found["cuda"]["why_no_gpu"].is_string()
+    );
     // Each is there, or it is said why not.
     let cuda = &found["cuda"];
     assert_ne!(cuda["nvcc"].is_string(), cuda["why_no_kernels"].is_string());

@@ -5,6 +5,9 @@ mod common;
 
 mod analyze;
 mod bench;
+#[cfg(feature = "interpreter")]
+mod cuda;
+mod device;
 mod doctor;
 mod extract;
 mod inspect;
@@ -14,6 +17,8 @@ mod merge;
 mod model_info;
 mod plan;
 mod resume;
+#[cfg(feature = "interpreter")]
+mod stand_in_cuda;
 mod usage;
 mod verify;
 

@@ -69,3 +69,56 @@ fn a_plan_gives_the_rows_and_bytes_that_extraction_then_writes() {
         std::fs::remove_dir_all(&store).unwrap();
     }
 }
+
+#[test]
+fn ceilings_that_were_measured_before_are_planned_by_and_the_limiter_is_named() {
+    let bench = Bench::new(20);
+    let file = bench.path("ceilings.json");
+    let kept = done_json(
+        streamgauge()
+            .args(["bench", "ceilings", "--device", "cpu", "--json", "--out"])
+            .arg(&file)
+            .arg("--dir")
+            .arg(bench.path("")),
+    );
+    assert!(kept["cpu"]["gemm_flops"].as_f64().unwrap() > 0.0 && kept["device"].is_null());
+    let mut on_file: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(on_file, kept);
+    // Another machine, with a GPU that this one need not have.
+    on_file["device"] = serde_json::json!({
+        "device": "a GPU", "gemm_library": "cublasLt 13.0.2", "copy_bytes_per_s": 3e12, "upload_bytes_per_s": 5e10,
+        "gemm_flops": { "bf16": 8e14, "f16": 8e14, "f32": 5e13 },
+        "copy_out_bytes_per_s": 1e3, "copy_out_registered_bytes_per_s": 5e10,
+    });
+    on_file["disk"]["write_bytes_per_s"] = 1e9.into();
+    std::fs::write(&file, on_file.to_string()).unwrap();
+    let plan = |flags: &[&str]| {
+        done_json(
+            bench
+                .job("plan", &["blocks.*.hook_resid_post"])
+                .args(["--json", "--ceilings"])
+                .arg(&file)
+                .args(flags),
+        )
+    };
+    let on_gpu = plan(&["--device", "cuda"]);
+    assert_eq!(
+        (&on_gpu["limiter"], &on_gpu["compute_dtype"]),
+        (&"PCIe".into(), &"bf16".into())
+    );
+    let bytes = on_gpu["activation_bytes"].as_f64().unwrap();
+    assert_eq!(on_gpu["expected_s"].as_f64().unwrap(), bytes / 1e3);
+    assert_eq!(on_gpu["gemm_gflops"], 8e5);
+    let on_cpu = plan(&["--device", "cpu"]);
+    assert!(on_cpu["pcie_s"].is_null());
+    assert_eq!(
+        on_cpu["gemm_gflops"].as_f64().unwrap(),
+        kept["cpu"]["gemm_flops"].as_f64().unwrap() / 1e9
+    );
+    // A file that is none is not passed over.
+    std::fs::write(&file, "{}").unwrap();
+    let mut job = bench.job("plan", &["hook_embed"]);
+    let message = super::refused(job.arg("--ceilings").arg(&file), 1);
+    assert!(message.contains("bench ceilings"), "{message}");
+}

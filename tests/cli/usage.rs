@@ -18,6 +18,7 @@ fn every_command_has_help_and_nonsense_is_a_usage_error() {
         "bench",
         "bench gemm",
         "bench kernels",
+        "bench ceilings",
     ];
     for command in commands {
         let words: Vec<&str> = command.split_whitespace().collect();

@@ -1,6 +1,8 @@
 //! The CUDA backend: the model on the device, and memory that is used again from batch to batch. [`Cuda`] owns it all and
 //! begins a [`Pass`] per batch. Nothing is allocated after [`Cuda::open`].
 
+use std::time::{Duration, Instant};
+
 use super::arena::{Cutter, Ring};
 use super::driver::Driver;
 use super::gemm::{GemmRecord, GemmShape, Gemms, OWN};
@@ -15,8 +17,9 @@ use crate::backend::{Act, Batch, Edit, Error, Reduce, Result, Sink};
 /// Rows of logits or per-head results that are computed at a time; the engine asks for no more.
 pub const WIDE_ROWS: usize = 128;
 
-/// Rows of a chunk of a library's matrix products that are enough for its best rate.
-pub const GEMM_CHUNK: usize = 8192;
+/// Rows of a chunk of a library's matrix products. The same whatever a batch holds, since it decides bits; few enough that a
+/// batch's last chunk, which is multiplied whole, wastes little, and enough to fill a large GPU three times over.
+pub const GEMM_CHUNK: usize = 2048;
 
 /// The tap ring takes what is free, up to this.
 const RING_MOST: usize = 4 << 30;
@@ -66,6 +69,8 @@ pub struct Cuda<D: Driver> {
     allocation: DevicePtr,
     /// Bytes of the allocation.
     bytes: usize,
+    /// Bytes of weights, and how long they took to go over.
+    uploaded: (u64, Duration),
 }
 
 /// Where everything but the weights lies.
@@ -105,7 +110,7 @@ impl<D: Driver> Cuda<D> {
         weights: &dyn StoredWeights,
         options: CudaOptions,
     ) -> Result<Cuda<D>> {
-        check(&shape)?;
+        supports(&shape)?;
         let free = driver.free_bytes()?;
         let library = driver.gemm_library() != OWN;
         let needed = |rows: usize| {
@@ -145,9 +150,11 @@ impl<D: Driver> Cuda<D> {
         let device_weights = DeviceWeights::place(&mut cutter, &shape, options.dtype, weights);
         let places = Places::cut(&mut cutter, &shape, &options, library);
         let ring = Ring::new(cutter.take(0), ring_bytes);
+        let (uploading, mut uploaded) = (Instant::now(), (0, Duration::ZERO));
         let opened = device_weights
             .upload(&mut driver, &shape, options.dtype, weights)
-            .and_then(|_| places.upload_rope(&mut driver, &shape, &options))
+            .map(|bytes| uploaded = (bytes, uploading.elapsed()))
+            .and_then(|()| places.upload_rope(&mut driver, &shape, &options))
             .and_then(|()| places.clear_gemm_scratch(&mut driver))
             .and_then(|()| {
                 let chunk = gemm_chunk(&options);
@@ -173,6 +180,7 @@ impl<D: Driver> Cuda<D> {
             ring,
             allocation,
             bytes: without_ring + ring_bytes,
+            uploaded,
         })
     }
 
@@ -203,6 +211,11 @@ impl<D: Driver> Cuda<D> {
     /// Bytes of device memory taken.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Bytes of weights that were uploaded, and how long that took, their conversion included.
+    pub fn uploaded(&self) -> (u64, Duration) {
+        self.uploaded
     }
 
     /// The matrix products so far, for the numeric record.
@@ -294,7 +307,10 @@ impl<D: Driver> Drop for Cuda<D> {
 }
 
 /// Refuses what the kernels cannot do, by name.
-fn check(shape: &Shape) -> Result<()> {
+///
+/// # Errors
+/// A head dimension, a width or a hidden size that no kernel was compiled for.
+pub fn supports(shape: &Shape) -> Result<()> {
     let refuse = |what: String| Err(Error::Unsupported { what });
     if !HEAD_DIMS.contains(&(shape.head_dim as u32)) {
         return refuse(format!(

@@ -25,6 +25,8 @@ pub struct DeviceInfo {
     /// As `9.0`.
     pub compute_capability: String,
     pub memory_bytes: u64,
+    /// What can be allocated now; `None` where it was not asked.
+    pub free_bytes: Option<u64>,
     pub multiprocessors: u32,
 }
 
@@ -49,6 +51,12 @@ fn open_driver() -> Result<(), LaunchError> {
             "libcuda is not on this machine: install the NVIDIA driver, 580 or newer".into(),
         );
     }
+    if !has_symbols() {
+        return none(
+            "the libcuda on this machine is no NVIDIA driver's of release 580 or newer: install that, or take the other off the library path"
+                .into(),
+        );
+    }
     let mut version = 0;
     // SAFETY: writes one int; needs no cuInit.
     let known = unsafe { sys::cuDriverGetVersion(&mut version) };
@@ -68,6 +76,17 @@ fn open_driver() -> Result<(), LaunchError> {
     }
 }
 
+/// Whether the library has what a driver has: the driver crate would panic over each that is missing. (Releases before 580
+/// lack the newest of these, and are told apart by their version where they can say it.)
+fn has_symbols() -> bool {
+    // SAFETY: the library is present; a symbol is only looked up.
+    let has = |name: &[u8]| unsafe { sys::culib().get::<*const c_void>(name).is_ok() };
+    has(b"cuInit\0")
+        && has(b"cuDriverGetVersion\0")
+        && has(b"cuGetErrorName\0")
+        && has(b"cuGetErrorString\0")
+}
+
 fn info(device: sys::CUdevice) -> Result<DeviceInfo, DriverError> {
     use sys::CUdevice_attribute as A;
     // SAFETY: `device` came from cuDeviceGet; attributes are queries.
@@ -81,6 +100,7 @@ fn info(device: sys::CUdevice) -> Result<DeviceInfo, DriverError> {
         ),
         // SAFETY: as above.
         memory_bytes: unsafe { cu::device::total_mem(device)? } as u64,
+        free_bytes: None,
         multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
     })
 }
@@ -287,7 +307,17 @@ impl Launcher for CudaDevice {
         // SAFETY: the context is current. The driver refuses to allocate nothing.
         unsafe { cu::malloc_sync(bytes.max(1)) }
             .map(DevicePtr)
-            .map_err(|e| failed(&format!("allocating {bytes} bytes on the GPU"), e))
+            .map_err(|e| LaunchError::Device {
+                what: format!("allocating {bytes} bytes on the GPU"),
+                reason: if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                    format!(
+                        "{}: another process may have taken it meanwhile; see nvidia-smi, free it, or lower --batch-tokens",
+                        reason(e)
+                    )
+                } else {
+                    reason(e)
+                },
+            })
     }
 
     fn free(&mut self, ptr: DevicePtr) -> Result<(), LaunchError> {

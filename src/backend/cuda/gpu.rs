@@ -23,6 +23,16 @@ pub enum GemmChoice {
     Own,
 }
 
+impl std::fmt::Display for GemmChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            GemmChoice::Auto => "auto",
+            GemmChoice::CublasLt => "cublaslt",
+            GemmChoice::Own => OWN,
+        })
+    }
+}
+
 /// A GPU as the engine uses it.
 pub struct Gpu {
     device: CudaDevice,

@@ -1,6 +1,8 @@
 //! The compiled kernels that this binary carries: one fatbin per `.cu`, which the driver loads when the first kernel of it
 //! is wanted. (`build.rs` compiles each `.cu` by itself, so that a change recompiles one of them, and all cores help.)
 
+use super::launch::LaunchError;
+
 /// What nvcc made of one `.cu`.
 #[derive(Debug, Clone, Copy)]
 pub struct Image {
@@ -21,6 +23,18 @@ impl Image {
     pub fn of(source: &str) -> Option<&'static Image> {
         IMAGES.iter().find(|image| image.source == source)
     }
+}
+
+/// Refuses a build that has no kernels.
+///
+/// # Errors
+/// Why it has none, with the remedy.
+pub fn has_kernels() -> Result<(), LaunchError> {
+    NVCC.map(|_| ()).map_err(|why| {
+        LaunchError::NoDevice(format!(
+            "this build has no CUDA kernels, since {why}: run scripts/fetch-cuda and build again"
+        ))
+    })
 }
 
 // pub const NVCC: Result<&str, &str>    version of the nvcc that compiled the kernels, or why none did

@@ -7,6 +7,7 @@
 
 mod arena;
 mod backend;
+pub mod ceilings;
 mod cublaslt;
 pub mod device;
 pub mod driver;
@@ -19,13 +20,16 @@ pub mod interpreted;
 pub mod kernels;
 pub mod launch;
 mod pass;
+pub mod probe;
 mod taps;
 #[cfg(feature = "interpreter")]
 pub mod virtual_gpu;
 mod weights;
 pub mod workloads;
 
-pub use backend::{Cuda, CudaOptions, GEMM_CHUNK};
-pub use gemm::{GemmAlgorithm, GemmCall, GemmRecord, GemmShape};
+pub use backend::{Cuda, CudaOptions, GEMM_CHUNK, supports};
+pub use cublaslt::find as find_cublaslt;
+pub use gemm::{GemmAlgorithm, GemmCall, GemmRecord, GemmShape, OWN};
 pub use gpu::{GemmChoice, Gpu};
+pub use images::has_kernels;
 pub use launch::{DevicePtr, Dims, Dtype, Kernel, LaunchError, Launcher, launch};

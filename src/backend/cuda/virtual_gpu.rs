@@ -12,6 +12,9 @@ use super::gemm::{GemmAlgorithm, GemmCall, GemmShape, OWN, own_gemm};
 use super::interpreted::{Interpretation, Interpreted};
 use super::launch::{DevicePtr, Dims, Dtype, LaunchError, Launcher};
 
+/// Its name, for manifests.
+pub const NAME: &str = "PTX interpreter";
+
 /// What kind of device it is.
 #[derive(Debug, Clone, Copy)]
 pub struct VirtualGpuOptions {
@@ -138,7 +141,7 @@ impl Launcher for VirtualGpu {
 
 impl Driver for VirtualGpu {
     fn name(&self) -> String {
-        "PTX interpreter".into()
+        NAME.into()
     }
 
     fn free_bytes(&mut self) -> Result<usize, LaunchError> {

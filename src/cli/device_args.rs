@@ -1,0 +1,99 @@
+//! The flags that say where a job runs and in what arithmetic, and what is told of it.
+
+use clap::{Args, ValueEnum};
+
+use super::format;
+use crate::backend::cuda::{Dtype, GemmChoice};
+use crate::engine::{Compute, Device, Opened, Place};
+
+/// Where to run, and in what.
+#[derive(Debug, Clone, Args)]
+pub struct DeviceArgs {
+    /// Where to run: auto, cpu, cuda or cuda:N. `auto` is the first GPU that can run the model, else the CPU.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
+    /// Compute dtype [default: f32 on the CPU, which has no other; the checkpoint's on a GPU].
+    #[arg(long, value_enum)]
+    pub dtype: Option<DtypeArg>,
+    /// Dtype that the residual stream is kept in; `same` is the compute dtype. With f32 beside 16 bits the error halves, and
+    /// activations are not those of Hugging Face in 16 bits.
+    #[arg(long, value_enum, default_value = "same")]
+    pub residual: ResidualArg,
+    /// Matrix products of a GPU: cuBLASLt where it is found (auto), cuBLASLt or an error, or this project's own kernels.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub gemm: GemmArg,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArg {
+    F32,
+    Bf16,
+    F16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ResidualArg {
+    Same,
+    F32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GemmArg {
+    Auto,
+    Cublaslt,
+    Own,
+}
+
+impl From<DtypeArg> for Dtype {
+    fn from(arg: DtypeArg) -> Self {
+        match arg {
+            DtypeArg::F32 => Dtype::F32,
+            DtypeArg::Bf16 => Dtype::BF16,
+            DtypeArg::F16 => Dtype::F16,
+        }
+    }
+}
+
+impl From<GemmArg> for GemmChoice {
+    fn from(arg: GemmArg) -> Self {
+        match arg {
+            GemmArg::Auto => GemmChoice::Auto,
+            GemmArg::Cublaslt => GemmChoice::CublasLt,
+            GemmArg::Own => GemmChoice::Own,
+        }
+    }
+}
+
+impl DeviceArgs {
+    /// What these flags ask for.
+    pub fn compute(&self) -> Compute {
+        Compute {
+            device: self.device,
+            dtype: self.dtype.map(Into::into),
+            f32_resid: self.residual == ResidualArg::F32,
+            gemm: self.gemm.into(),
+        }
+    }
+}
+
+/// Where it runs, in a line: why not on a GPU, or how fast the weights went there.
+pub fn told(place: &Place, opened: &Opened<'_>) -> Option<String> {
+    let identity = opened.machine.identity();
+    match (&place.why_cpu, opened.upload) {
+        (Some(why), _) => Some(format!("running on the CPU: {why}")),
+        (None, None) => None,
+        (None, Some(upload)) => {
+            let rate = upload.bytes as f64 / upload.time.as_secs_f64().max(1e-9);
+            let library = &identity.numeric_record["gemm"]["library"];
+            Some(format!(
+                "running on {} in {}, products by {}; {} of weights uploaded in {} ({}/s)",
+                identity.device,
+                identity.compute_dtype,
+                library.as_str().unwrap_or("its own kernels"),
+                format::bytes(upload.bytes),
+                format::duration(upload.time.as_secs_f64()),
+                format::bytes(rate as u64),
+            ))
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! The CUDA path from the command line, on the interpreter's device: what the GPU would run, without one.
+
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use serde_json::{Value, json};
+
+use super::{Bench, common, done, done_json, refused, streamgauge};
+
+/// 2 layers each, d 64 or 80, heads of 64 and of 80.
+const BF16: &str = "mistral-bf16-h64";
+const F16: &str = "llama-f16-h80";
+
+const TAPS: [&str; 6] = [
+    "blocks.*.hook_resid_post",
+    "blocks.1.attn.hook_z[1]@-3..-1",
+    "blocks.1.hook_mlp_out|mean",
+    "blocks.0.attn.hook_pattern@last",
+    "logits@last|logprob:4",
+    "blocks.0.ln1.hook_scale@last",
+];
+
+fn job(bench: &Bench, command: &str, model: &str) -> Command {
+    job_on("interpreter", bench, command, model)
+}
+
+fn job_on(device: &str, bench: &Bench, command: &str, model: &str) -> Command {
+    let mut c = streamgauge();
+    c.arg(command)
+        .arg("--model")
+        .arg(common::fixtures().join("models").join(model))
+        .arg("--data")
+        .arg(bench.path("data.jsonl"))
+        .args(["--quiet", "--device", device]);
+    for tap in TAPS {
+        c.args(["--tap", tap]);
+    }
+    c
+}
+
+fn extract(bench: &Bench, model: &str, flags: &[&str]) -> PathBuf {
+    let store = bench.path("store");
+    done(
+        job(bench, "extract", model)
+            .arg("--out")
+            .arg(&store)
+            .args(flags),
+    );
+    store
+}
+
+fn verify(store: &Path, flags: &[&str]) -> Value {
+    done_json(
+        streamgauge()
+            .arg("verify")
+            .arg(store)
+            .args(["--recompute", "3", "--json"])
+            .args(flags),
+    )
+}
+
+#[test]
+fn a_store_says_what_computed_it_and_is_verified_bit_by_bit_there() {
+    for (model, flags, compute, residual, stored) in [
+        (BF16, &[][..], "bf16", "bf16", "bf16"),
+        (F16, &[], "f16", "f16", "f16"),
+        (BF16, &["--residual", "f32"], "bf16", "f32", "bf16"),
+        (BF16, &["--store-dtype", "f32"], "bf16", "bf16", "f32"),
+        (
+            F16,
+            &["--dtype", "f32", "--gemm", "own"],
+            "f32",
+            "f32",
+            "f32",
+        ),
+    ] {
+        let bench = Bench::new(8);
+        let store = extract(&bench, model, flags);
+        let held = done_json(streamgauge().arg("inspect").arg(&store).arg("--json"));
+        for (field, value) in [
+            ("backend", "cuda"),
+            ("device", "PTX interpreter"),
+            ("compute_dtype", compute),
+            ("store_dtype", stored),
+        ] {
+            assert_eq!(held[field], value, "{field} of {model} with {flags:?}");
+        }
+        assert_eq!(held["taps"][0]["dtype"], stored);
+        let manifest = std::fs::read(store.join("manifest.json")).unwrap();
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        let record = &manifest["numeric_record"];
+        assert_eq!(
+            (&record["compute"], &record["residual"]),
+            (&json!(compute), &json!(residual))
+        );
+        assert_eq!(record["gemm"]["library"], "own");
+        assert!(record["kernels"].as_str().unwrap().contains("nvcc"));
+        let checked = verify(&store, &[]);
+        let again = &checked["recomputed"];
+        assert_eq!(
+            (&checked["ok"], &again["exact"], &again["device"]),
+            (&json!(true), &json!(true), &json!("PTX interpreter")),
+            "{model} with {flags:?}"
+        );
+    }
+}
+
+#[test]
+fn verify_elsewhere_says_what_differs_and_which_gate_it_uses() {
+    let bench = Bench::new(6);
+    let store = extract(&bench, BF16, &[]);
+    let again = &verify(&store, &["--device", "cpu"])["recomputed"];
+    assert_eq!(again["exact"], false);
+    let (why, gate) = (&again["why_not_exact"], &again["gate"]);
+    assert!(
+        why.as_str()
+            .unwrap()
+            .contains("compute bf16 there and f32 here"),
+        "{why}"
+    );
+    assert!(gate.as_str().unwrap().contains("5.0e-2"), "{gate}");
+    // It computed something else indeed, and not by much.
+    let worst = again["worst"].as_f64().unwrap();
+    assert!(worst > 1e-4 && worst < 5e-2, "{worst}");
+    let said =
+        done(
+            streamgauge()
+                .arg("verify")
+                .arg(&store)
+                .args(["--recompute", "2", "--device", "cpu"]),
+        );
+    assert!(said.contains("the gate instead: relative L2"), "{said}");
+}
+
+#[test]
+fn a_store_of_the_cpu_can_be_computed_again_on_a_device() {
+    let bench = Bench::new(6);
+    let store = bench.path("store");
+    done(
+        job_on("cpu", &bench, "extract", F16)
+            .arg("--out")
+            .arg(&store),
+    );
+    assert_eq!(verify(&store, &[])["recomputed"]["exact"], true);
+    let again = &verify(&store, &["--device", "interpreter"])["recomputed"];
+    assert_eq!(again["exact"], false);
+    assert!(again["worst"].as_f64().unwrap() < 1e-5, "{again}");
+}
+
+#[test]
+fn what_runs_where_is_told() {
+    let bench = Bench::new(3);
+    let mut c = streamgauge();
+    c.args([
+        "extract",
+        "--tap",
+        "hook_embed",
+        "--device",
+        "interpreter",
+        "--model",
+    ])
+    .arg(common::fixtures().join("models").join(BF16))
+    .arg("--data")
+    .arg(bench.path("data.jsonl"))
+    .arg("--out")
+    .arg(bench.path("told"));
+    let output = c.assert().success().get_output().clone();
+    let said = String::from_utf8(output.stderr).unwrap();
+    for word in [
+        "PTX interpreter in bf16",
+        "products by own",
+        "of weights uploaded",
+        "/s)",
+    ] {
+        assert!(said.contains(word), "'{word}' in {said}");
+    }
+}
+
+#[test]
+fn a_plan_for_a_device_names_its_dtype() {
+    let bench = Bench::new(3);
+    let cache = bench.path("cache");
+    let plan = done_json(
+        job(&bench, "plan", BF16)
+            .arg("--json")
+            .env("XDG_CACHE_HOME", &cache),
+    );
+    assert_eq!(
+        (&plan["taps"][0]["dtype"], &plan["ceilings"]),
+        (&json!("bf16"), &json!("measured now"))
+    );
+    // What was measured once is not measured again.
+    let kept = done_json(
+        streamgauge()
+            .args([
+                "bench",
+                "ceilings",
+                "--json",
+                "--device",
+                "interpreter",
+                "--dir",
+            ])
+            .arg(bench.path(""))
+            .env("XDG_CACHE_HOME", &cache),
+    );
+    assert_eq!(kept["device"]["device"], "PTX interpreter");
+    let plan = done_json(
+        job(&bench, "plan", BF16)
+            .arg("--json")
+            .env("XDG_CACHE_HOME", &cache),
+    );
+    assert!(
+        plan["ceilings"]
+            .as_str()
+            .unwrap()
+            .ends_with("streamgauge/ceilings.json")
+    );
+    let rate = kept["device"]["gemm_flops"]["bf16"].as_f64().unwrap();
+    assert_eq!(plan["gemm_gflops"].as_f64().unwrap(), rate / 1e9);
+}
+
+#[test]
+fn generation_refuses_a_device_by_name() {
+    let mut c = streamgauge();
+    c.args([
+        "generate",
+        "--prompt",
+        "x",
+        "--device",
+        "interpreter",
+        "--model",
+    ])
+    .arg(common::fixtures().join("models").join(BF16));
+    assert!(refused(&mut c, 2).contains("--device interpreter"));
+}
+
+#[test]
+fn a_trace_names_every_op_and_the_wait_at_the_end_of_a_batch() {
+    let bench = Bench::new(4);
+    let trace = bench.path("trace.json");
+    extract(&bench, BF16, &["--trace", trace.to_str().unwrap()]);
+    let written: Value = serde_json::from_slice(&std::fs::read(&trace).unwrap()).unwrap();
+    let events = written["traceEvents"].as_array().unwrap();
+    let named = |name: &str| -> &Value {
+        let found = events.iter().find(|e| e["name"] == name);
+        found.unwrap_or_else(|| panic!("{name} in {written}"))
+    };
+    for name in [
+        "embed hook_embed",
+        "RMSNorm blocks.0.ln1.hook_out",
+        "linear blocks.1.attn.hook_q",
+        "attention blocks.1.attn.hook_z",
+        "SwiGLU blocks.0.mlp.hook_post",
+        "add blocks.1.hook_resid_post",
+        "waiting for the device",
+    ] {
+        let (op, batch) = (named(name), named("batch"));
+        let span = |e: &Value| {
+            let from = e["ts"].as_f64().unwrap();
+            (from, from + e["dur"].as_f64().unwrap())
+        };
+        // An op lies within its batch, on its thread.
+        assert!(
+            span(batch).0 <= span(op).0 && span(op).1 <= span(batch).1 + 1e-3,
+            "{name}"
+        );
+        assert_eq!((&op["ph"], &op["tid"]), (&json!("X"), &batch["tid"]));
+    }
+}
