@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use ptx_interpreter::Schedule;
 use safetensors::SafeTensors;
 use streamgauge::backend::cuda::interpreted::Interpretation;
-use streamgauge::backend::cuda::virtual_gpu::{VirtualGpu, VirtualGpuOptions};
+use streamgauge::backend::cuda::virtual_gpu::{StreamOrder, VirtualGpu, VirtualGpuOptions};
 use streamgauge::backend::cuda::{Cuda, CudaOptions, Dtype, GemmRecord};
 use streamgauge::backend::{Batch, Sink, SinkDtype, SinkSpec};
 use streamgauge::engine::{
@@ -34,6 +34,9 @@ fn gpu() -> VirtualGpuOptions {
         memory: 256 << 20,
         fail_at: None,
         fickle_gemm: None,
+        order: StreamOrder::LaunchesFirst,
+        mistake: None,
+        registers: true,
     }
 }
 

@@ -1,24 +1,31 @@
 //! Extraction: a dataset through the model into a store.
 //!
-//! A thread reads and tokenises ahead and plans whole shards ([`read_ahead`]); this thread lays a shard out, runs its
-//! batches straight into the mapped files, and hands it to a thread that makes it durable while the next one runs.
-//! Bounded channels between them give back-pressure, and each wait is counted by its cause.
+//! A thread reads and tokenises ahead and plans whole shards ([`read_ahead`]); another lays them out ([`lay_out`]); this one runs
+//! their batches, a few under way at a time where there is a device, and hands each shard to a thread that makes it durable while the
+//! next one runs. Bounded channels between them give back-pressure, and each wait is counted by its cause.
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 
-use super::read_ahead::{PlannedShard, ReadSummary, read_ahead};
+use super::lay_out::{LaidOut, lay_out};
+use super::live::{self, Consumer, LiveBatch, LiveTap};
+use super::read_ahead::{ReadSummary, read_ahead};
+use super::route::{Route, ring_bytes};
 use super::selected::{BatchRows, Part};
 use super::{EditReceipt, Error, Identity, Machine, Prepared, Result};
-use crate::backend::{Batch, Receipt, Sink};
+use crate::backend::cuda::Pinner;
+use crate::backend::{Batch, Landed, Receipt, Sink};
 use crate::store::{
-    DatasetInfo, ModelInfo, Provenance, ShardWriter, StoreWriter, Summary, TapSlab,
+    DatasetInfo, LentSlab, ModelInfo, Provenance, ShardWriter, StoreWriter, Summary, TapSlab,
 };
+use crate::sys::ring::SlabRing;
 
 /// How far a run is.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +40,9 @@ pub struct Progress {
     /// Time that the model waited for the tokeniser, and for the disk.
     pub waited_for_tokeniser: Duration,
     pub waited_for_disk: Duration,
+    /// Of the time in the forward pass: what was waited for a GPU to compute, and then for PCIe to bring its rows.
+    pub waited_for_gpu: Duration,
+    pub waited_for_pcie: Duration,
 }
 
 /// What a finished run did.
@@ -51,6 +61,8 @@ pub struct Extracted {
     pub shards: usize,
     /// What each edit did, at each of its hook points.
     pub receipts: Vec<EditReceipt>,
+    /// How rows got from the backend to where they went: `mapped`, `registered`, `io_uring`, `pwrite` or `live`.
+    pub write_path: &'static str,
 }
 
 /// Runs the job into `out`, which must be empty or not there; `report` hears of the progress after every batch.
@@ -77,43 +89,105 @@ pub fn extract_on(
 ) -> Result<Extracted> {
     let start = Instant::now();
     let started = SystemTime::now();
-    let mut writer = StoreWriter::create(
-        out,
-        provenance(prepared, machine.identity()),
-        prepared.infos.clone(),
-        &prepared.job.keep,
-    )?;
-    match run(prepared, machine, &mut writer, start, report) {
-        Ok((run, read, fingerprint)) => run.finish(writer, read, fingerprint, started),
+    let mut route = Route::choose(prepared, machine, out)?;
+    let provenance = Provenance {
+        write_path: route.record(),
+        ..provenance(prepared, machine.identity())
+    };
+    let mut writer =
+        StoreWriter::create(out, provenance, prepared.infos.clone(), &prepared.job.keep)?;
+    route.lead(&mut writer);
+    let pinner = route.pinner.take();
+    match run(prepared, &mut *machine, &mut writer, pinner, start, report) {
+        Ok((run, read, fingerprint)) => {
+            run.finish(Some(writer), route.name(), read, fingerprint, started)
+        }
         Err(error) => {
+            machine.give_up();
             writer.abandon();
             Err(error)
         }
     }
 }
 
-/// Runs the three threads; also returns what the dataset was.
+/// Runs the job's rows past `consumer`, batch by batch and in the dataset's order, and stores nothing.
+///
+/// # Errors
+/// Whatever is wrong with a record, the backend's, and the consumer's own.
+pub fn extract_live(
+    prepared: &Prepared,
+    machine: &mut dyn Machine,
+    consumer: &mut dyn Consumer,
+    report: &mut dyn FnMut(&Progress),
+) -> Result<Extracted> {
+    let (start, started) = (Instant::now(), SystemTime::now());
+    let no_memory = |e| crate::store::Error::Plan(format!("no memory for the tap ring: {e}"));
+    let ring = SlabRing::new(ring_bytes(prepared)).map_err(no_memory)?;
+    if let Some(pinner) = machine.pinner()? {
+        // Rows arrive in memory that cannot be registered too, only later.
+        let _ = pinner.pin(ring.memory());
+    }
+    let dataset = prepared.job.dataset(prepared.needs_spans())?;
+    let (shards_to, shards_from) = sync_channel(1);
+    let done = std::thread::scope(|scope| {
+        let reader = scope.spawn(move || read_ahead(prepared, dataset, &shards_to));
+        let mut run = Run::new(prepared, &mut *machine, start);
+        let computed = run.shards(
+            || shards_from.recv().ok().map(LaidOut::unstored),
+            Destination::Live { ring, consumer },
+            report,
+        );
+        // The reader goes on while anyone might listen.
+        drop(shards_from);
+        computed?;
+        let read = joined(reader, "the thread that reads the dataset")??;
+        run.check_rows()?;
+        run.check_edits()?;
+        run.finish(None, "live", read, None, started)
+    });
+    if done.is_err() {
+        machine.give_up();
+    }
+    done
+}
+
+/// Runs the threads; also returns what the dataset was.
 fn run<'p>(
     prepared: &'p Prepared,
     machine: &'p mut dyn Machine,
     writer: &mut StoreWriter,
+    pinner: Option<Pinner>,
     start: Instant,
     report: &mut dyn FnMut(&Progress),
 ) -> Result<(Run<'p>, ReadSummary, Option<String>)> {
     let dataset = prepared.job.dataset(prepared.needs_spans())?;
     let to_hash = prepared.job.dataset(false)?;
     let (shards_to, shards_from) = sync_channel(1);
+    let (laid_out_to, laid_out_from) = sync_channel(0);
     let (commits_to, commits_from) = sync_channel::<ShardWriter>(0);
     std::thread::scope(|scope| {
         let fingerprint = scope.spawn(move || to_hash.fingerprint());
         let reader = scope.spawn(move || read_ahead(prepared, dataset, &shards_to));
+        let layer = scope.spawn(move || {
+            lay_out(
+                prepared,
+                writer,
+                pinner.as_ref(),
+                &shards_from,
+                &laid_out_to,
+            )
+        });
         let committer =
             scope.spawn(move || commits_from.into_iter().try_for_each(ShardWriter::commit));
         let mut run = Run::new(prepared, machine, start);
-        let computed = run.shards(shards_from, writer, commits_to, report);
+        let to = Destination::Store(commits_to);
+        let computed = run.shards(|| laid_out_from.recv().ok(), to, report);
+        // Nobody takes what is laid out any more.
+        drop(laid_out_from);
         // A failed commit is why the computing thread could not hand its shard over: its error says more.
         joined(committer, "the thread that commits shards")??;
         computed?;
+        joined(layer, "the thread that lays out shards")??;
         let read = joined(reader, "the thread that reads the dataset")??;
         let fingerprint = joined(fingerprint, "the thread that hashes the dataset")??;
         run.check_rows()?;
@@ -196,6 +270,35 @@ struct Run<'p> {
     clipped: u64,
     shards: usize,
     receipts: Vec<Receipt>,
+    /// Shards with batches to come or under way, oldest first.
+    open: VecDeque<Open>,
+    /// Batches under way, oldest first.
+    flying: VecDeque<Flying>,
+}
+
+/// A shard whose batches are being computed.
+struct Open {
+    laid_out: LaidOut,
+    /// Samples whose rows are there.
+    landed: usize,
+}
+
+/// A batch under way.
+struct Flying {
+    samples: Range<usize>,
+    /// Rows of each tap.
+    rows: Vec<usize>,
+}
+
+/// Where rows go.
+enum Destination<'d> {
+    /// Into shards, which are committed by whoever receives them.
+    Store(SyncSender<ShardWriter>),
+    /// To a consumer, from slabs of this ring.
+    Live {
+        ring: SlabRing,
+        consumer: &'d mut dyn Consumer,
+    },
 }
 
 impl<'p> Run<'p> {
@@ -210,82 +313,170 @@ impl<'p> Run<'p> {
             computing: Duration::ZERO,
             clipped: 0,
             shards: 0,
+            open: VecDeque::new(),
+            flying: VecDeque::new(),
         }
     }
 
     fn shards(
         &mut self,
-        planned: Receiver<PlannedShard>,
-        writer: &mut StoreWriter,
-        commits: SyncSender<ShardWriter>,
+        next: impl Fn() -> Option<LaidOut>,
+        mut to: Destination<'_>,
         report: &mut dyn FnMut(&Progress),
     ) -> Result<()> {
         loop {
             let waiting = Instant::now();
-            let Ok(shard) = planned.recv() else {
-                return Ok(());
-            };
-            self.progress.waited_for_tokeniser += waiting.elapsed();
-            self.progress.expected_tokens = shard.expected_tokens;
-            let laid_out = self.shard(&shard, writer, report)?;
-            let waiting = Instant::now();
-            let handed_over = commits.send(laid_out);
-            self.progress.waited_for_disk += waiting.elapsed();
-            if handed_over.is_err() {
-                return Ok(()); // the committer's own error is reported
+            let Some(laid_out) = next() else { break };
+            let (reading, laying_out) = laid_out.waited(waiting);
+            self.progress.waited_for_tokeniser += reading;
+            self.progress.waited_for_disk += laying_out;
+            self.progress.expected_tokens = laid_out.planned.expected_tokens;
+            let batch_tokens = self.prepared.job.batch_tokens;
+            let batches: Vec<_> = laid_out.planned.batches(batch_tokens).collect();
+            self.open.push_back(Open {
+                laid_out,
+                landed: 0,
+            });
+            for batch in batches {
+                let slabs = self.lend(&batch, &mut to, report)?;
+                let landed = self.submit(batch, slabs)?;
+                if !self.landed(landed, &mut to, report)? {
+                    return Ok(()); // the committer's own error is reported
+                }
             }
-            self.shards += 1;
+        }
+        while !self.flying.is_empty() {
+            let landed = self.computing(|run| run.machine.land())?;
+            if !self.landed(landed, &mut to, report)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs something of the machine's, and counts its time.
+    fn computing<T>(&mut self, of: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let begun = Instant::now();
+        let waited = self.machine.waited();
+        let done = of(self);
+        self.computing += begun.elapsed();
+        let now = self.machine.waited();
+        self.progress.waited_for_gpu += now.launches - waited.launches;
+        self.progress.waited_for_pcie += now.copies - waited.copies;
+        done
+    }
+
+    /// Slabs for a batch of the newest shard; where there is no room for them, earlier batches land first.
+    fn lend(
+        &mut self,
+        batch: &Range<usize>,
+        to: &mut Destination<'_>,
+        report: &mut dyn FnMut(&Progress),
+    ) -> Result<Vec<LentSlab>> {
+        loop {
+            let waiting = Instant::now();
+            let newest = self.open.back_mut().map(|open| &mut open.laid_out);
+            let lent = match (newest, &mut *to) {
+                (Some(laid_out), Destination::Live { ring, .. }) => {
+                    let no_memory = |e| crate::store::Error::Plan(format!("no memory: {e}"));
+                    live::lend(self.prepared, ring, laid_out, batch.clone()).map_err(no_memory)?
+                }
+                (
+                    Some(LaidOut {
+                        shard: Some(shard), ..
+                    }),
+                    _,
+                ) => shard.lend(batch.clone())?,
+                _ => None,
+            };
+            self.progress.waited_for_disk += waiting.elapsed();
+            match lent {
+                Some(slabs) => return Ok(slabs),
+                None => {
+                    let landed = self.computing(|run| run.machine.land())?;
+                    if landed.is_none() {
+                        return Err(Error::Thread("no batch is under way to make room").into());
+                    }
+                    self.landed(landed, to, report)?;
+                }
+            }
         }
     }
 
-    /// Lays one shard out and runs all its batches.
-    fn shard(
+    /// Has the machine take up a batch of the newest shard.
+    fn submit(&mut self, samples: Range<usize>, slabs: Vec<LentSlab>) -> Result<Option<Landed>> {
+        self.flying.push_back(Flying {
+            samples: samples.clone(),
+            rows: slabs.iter().map(|slab| slab.rows.len()).collect(),
+        });
+        self.computing(|run| {
+            let prepared = run.prepared;
+            let Some(open) = run.open.back() else {
+                return Ok(None);
+            };
+            let (batch, parts) = packed(&open.laid_out.planned.samples[samples]);
+            let sinks = slabs
+                .into_iter()
+                .enumerate()
+                .map(|(tap, slab)| {
+                    let BatchRows { rows, per_sample } = prepared.tapped(&parts, tap);
+                    let spec = Arc::clone(&prepared.specs[tap]);
+                    Sink::owning(spec, rows, per_sample, slab.activations, slab.index)
+                })
+                .collect();
+            let edits = prepared.batch_edits(&parts);
+            let n_layers = prepared.model.config.n_layers;
+            run.machine
+                .submit(&batch, sinks, edits, n_layers, &prepared.plan)
+        })
+    }
+
+    /// Passes a landed batch's rows on, and its shard if it was the last of it; says whether there is still somebody to pass it to.
+    fn landed(
         &mut self,
-        planned: &PlannedShard,
-        writer: &mut StoreWriter,
+        landed: Option<Landed>,
+        to: &mut Destination<'_>,
         report: &mut dyn FnMut(&Progress),
-    ) -> Result<ShardWriter> {
-        let laying_out = Instant::now();
-        let rows: Vec<_> = planned
-            .samples
-            .iter()
-            .map(|(sample, selected)| self.prepared.tap_rows(sample, selected))
-            .collect();
-        let table: Vec<_> = planned
-            .samples
-            .iter()
-            .map(|(sample, _)| sample.row.clone())
-            .collect();
-        let mut shard = writer.begin_shard(&table, &rows)?;
-        drop((rows, table));
-        self.progress.waited_for_disk += laying_out.elapsed();
-        for batch in planned.batches(self.prepared.job.batch_tokens) {
-            let slabs = shard.batch_slabs(batch.clone());
-            for (rows, slab) in self.rows.iter_mut().zip(&slabs) {
-                *rows += slab.rows.len() as u64;
-            }
-            self.progress.bytes += slabs
-                .iter()
-                .map(|s| s.activations.len() as u64)
-                .sum::<u64>();
-            let computing = Instant::now();
-            let samples = &planned.samples[batch.clone()];
-            self.clipped += samples.iter().map(|(_, s)| s.clipped).sum::<u64>();
-            let receipts = run_batch(self.prepared, self.machine, samples, slabs)?;
-            for (sum, receipt) in self.receipts.iter_mut().zip(&receipts) {
-                sum.add(receipt);
-            }
-            self.computing += computing.elapsed();
-            shard.finish_batch(batch.clone())?;
-            self.progress.samples += batch.len() as u64;
-            self.progress.tokens += samples
-                .iter()
-                .map(|(s, _)| s.row.tokens.len() as u64)
-                .sum::<u64>();
-            self.progress.elapsed = self.start.elapsed();
-            report(&self.progress);
+    ) -> Result<bool> {
+        let Some(landed) = landed else {
+            return Ok(true);
+        };
+        let (Some(batch), Some(open)) = (self.flying.pop_front(), self.open.front_mut()) else {
+            return Err(Error::Thread("a batch came back that was not under way").into());
+        };
+        let samples = &open.laid_out.planned.samples[batch.samples.clone()];
+        for (sum, rows) in self.rows.iter_mut().zip(&batch.rows) {
+            *sum += *rows as u64;
         }
-        Ok(shard)
+        for (sum, receipt) in self.receipts.iter_mut().zip(&landed.receipts) {
+            sum.add(receipt);
+        }
+        self.clipped += samples.iter().map(|(_, s)| s.clipped).sum::<u64>();
+        self.progress.bytes += landed.slabs.iter().map(|s| s.0.len() as u64).sum::<u64>();
+        self.progress.samples += batch.samples.len() as u64;
+        let tokens = samples.iter().map(|(s, _)| s.row.tokens.len() as u64);
+        self.progress.tokens += tokens.sum::<u64>();
+        let passing_on = Instant::now();
+        match (&mut open.laid_out.shard, &mut *to) {
+            (Some(shard), _) => shard.take_back(landed.slabs)?,
+            (None, Destination::Live { consumer, .. }) => {
+                consumer.batch(&live_batch(self.prepared, samples, &landed))?;
+            }
+            (None, Destination::Store(_)) => {}
+        }
+        open.landed = batch.samples.end;
+        let whole = open.landed == open.laid_out.planned.samples.len();
+        let mut taken = true;
+        if whole && let Some(open) = self.open.pop_front() {
+            if let (Some(shard), Destination::Store(commits)) = (open.laid_out.shard, to) {
+                taken = commits.send(shard).is_ok();
+            }
+            self.shards += usize::from(taken);
+        }
+        self.progress.waited_for_disk += passing_on.elapsed();
+        self.progress.elapsed = self.start.elapsed();
+        report(&self.progress);
+        Ok(taken)
     }
 
     /// A selection that picks nothing anywhere is a mistake, not a result.
@@ -312,7 +503,8 @@ impl<'p> Run<'p> {
 
     fn finish(
         mut self,
-        writer: StoreWriter,
+        writer: Option<StoreWriter>,
+        write_path: &'static str,
         read: ReadSummary,
         fingerprint: Option<String>,
         started: SystemTime,
@@ -323,12 +515,14 @@ impl<'p> Run<'p> {
             elapsed,
             waited_for_tokeniser,
             waited_for_disk,
+            waited_for_gpu,
+            waited_for_pcie,
             ..
         } = self.progress;
         let seconds = |d: Duration| (d.as_secs_f64() * 1e3).round() / 1e3;
         let edits = self.prepared.edits.iter().zip(&self.receipts);
         let receipts: Vec<_> = edits.map(|(edit, done)| edit.receipt(done)).collect();
-        writer.finish(Summary {
+        let summary = Summary {
             receipts: receipts.iter().map(|r| json!(r)).collect(),
             timing: json!({
                 "started_unix": started.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
@@ -341,10 +535,21 @@ impl<'p> Run<'p> {
             stalls: json!({
                 "waited_for_tokeniser_s": seconds(waited_for_tokeniser),
                 "waited_for_disk_s": seconds(waited_for_disk),
+                "waited_for_gpu_s": seconds(waited_for_gpu),
+                "waited_for_pcie_s": seconds(waited_for_pcie),
             }),
-            dataset: Some(dataset_info(self.prepared, fingerprint, Some(read.records), read.skipped)),
-        })?;
+            dataset: Some(dataset_info(
+                self.prepared,
+                fingerprint,
+                Some(read.records),
+                read.skipped,
+            )),
+        };
+        if let Some(writer) = writer {
+            writer.finish(summary)?;
+        }
         Ok(Extracted {
+            write_path,
             receipts,
             progress: self.progress,
             computing: self.computing,
@@ -364,15 +569,7 @@ pub(super) fn run_batch(
     samples: &[(super::Sample, super::SelectedSample)],
     slabs: Vec<TapSlab<'_>>,
 ) -> Result<Vec<Receipt>> {
-    let batch = Batch::pack(samples.iter().map(|(s, _)| &s.row.tokens[..]));
-    let parts: Vec<Part<'_>> = samples
-        .iter()
-        .map(|(sample, selected)| Part {
-            sample: sample.row.sample,
-            selected,
-            positions: 0..sample.row.tokens.len() as u32,
-        })
-        .collect();
+    let (batch, parts) = packed(samples);
     let sinks = slabs
         .into_iter()
         .enumerate()
@@ -390,4 +587,43 @@ pub(super) fn run_batch(
     let edits = prepared.batch_edits(&parts);
     let n_layers = prepared.model.config.n_layers;
     machine.run(&batch, sinks, edits, n_layers, &prepared.plan)
+}
+
+/// Whole samples as a batch, and what the batch holds of each.
+fn packed(samples: &[(super::Sample, super::SelectedSample)]) -> (Batch, Vec<Part<'_>>) {
+    let batch = Batch::pack(samples.iter().map(|(s, _)| &s.row.tokens[..]));
+    let parts = samples
+        .iter()
+        .map(|(sample, selected)| Part {
+            sample: sample.row.sample,
+            selected,
+            positions: 0..sample.row.tokens.len() as u32,
+        })
+        .collect();
+    (batch, parts)
+}
+
+fn live_batch<'a>(
+    prepared: &'a Prepared,
+    samples: &'a [(super::Sample, super::SelectedSample)],
+    landed: &'a Landed,
+) -> LiveBatch<'a> {
+    let mut rows: Vec<Vec<_>> = prepared.infos.iter().map(|_| Vec::new()).collect();
+    for (sample, selected) in samples {
+        for (of_tap, rows) in rows.iter_mut().zip(prepared.tap_rows(sample, selected)) {
+            of_tap.push(rows);
+        }
+    }
+    let taps = prepared.infos.iter().zip(rows).zip(&landed.slabs);
+    LiveBatch {
+        samples: samples.iter().map(|(sample, _)| &sample.row).collect(),
+        taps: taps
+            .map(|((info, rows), (bytes, index))| LiveTap {
+                info,
+                rows,
+                bytes,
+                index: index.as_deref(),
+            })
+            .collect(),
+    }
 }

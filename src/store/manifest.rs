@@ -163,6 +163,9 @@ pub struct Provenance {
     /// What bit-exactness hangs on: instruction set, matrix product, its chunking.
     #[serde(default)]
     pub numeric_record: Value,
+    /// How rows got from the backend to the files.
+    #[serde(default)]
+    pub write_path: Value,
 }
 
 /// A column of the samples table that `--keep` asked for. Its type is settled by the first shard.

@@ -6,6 +6,7 @@
 mod error;
 mod format;
 mod layout;
+mod lend;
 mod manifest;
 mod reader;
 mod samples;
@@ -20,6 +21,7 @@ mod writer;
 pub use error::{Error, Result};
 pub use format::{ALIGN, StoreDtype};
 pub use layout::{ShardFill, ShardLayout, ShardLimits, TapRows, sample_bytes};
+pub use lend::{LentSlab, RingToDisk};
 pub use manifest::{
     Checksum, DatasetInfo, FORMAT_VERSION, KeptColumn, Manifest, ModelInfo, Provenance,
     SamplesFile, ShardEntry, State, TapFile, TapInfo, Xxh3,

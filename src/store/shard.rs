@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::error::{Error, Result};
 use super::layout::{ShardLayout, TapLayout};
+use super::lend::Lent;
 use super::manifest::{
     Checksum, KeptColumn, SAMPLES, SamplesFile, ShardEntry, TapFile, TapInfo, Xxh3, sync_dir,
 };
@@ -27,6 +28,14 @@ pub struct TapSlab<'a> {
     pub activations: &'a mut [u8],
     /// Bytes of the I32 [rows, K] component numbers of a top-K tap.
     pub index: Option<&'a mut [u8]>,
+}
+
+/// Checksums of one tap's rows of a batch.
+#[derive(Debug)]
+pub(super) struct BatchSum {
+    pub rows: u64,
+    pub activations: Xxh3,
+    pub index: Option<Xxh3>,
 }
 
 /// Checksums of the batches finished so far, for one tap.
@@ -59,8 +68,9 @@ pub struct ShardWriter {
     pub(super) writeback: Writeback,
     sums: Vec<BatchSums>,
     batches: Vec<u64>,
+    pub(super) lent: Lent,
     /// Samples in finished batches, and of these the ones whose pages were given back.
-    finished: usize,
+    pub(super) finished: usize,
     released: usize,
 }
 
@@ -112,6 +122,7 @@ impl ShardWriter {
             writeback,
             sums,
             batches: Vec::new(),
+            lent: Lent::default(),
             finished: 0,
             released: 0,
         }
@@ -221,19 +232,8 @@ impl ShardWriter {
                 self.finished, self.n_samples
             )));
         }
-        let taps = self.maps.par_iter().zip(&self.layout.taps);
-        taps.zip(&mut self.sums).for_each(|((map, layout), sums)| {
-            sums.rows
-                .push((layout.row_starts[samples.end] - layout.row_starts[samples.start]) as u64);
-            sums.activations
-                .push(Xxh3::of(&map.bytes()[layout.activations(samples.clone())]));
-            if layout.index_row_bytes > 0 {
-                sums.index
-                    .push(Xxh3::of(&map.bytes()[layout.index(samples.clone())]));
-            }
-        });
-        self.batches.push(samples.len() as u64);
-        self.finished = samples.end;
+        let sums = self.sum(samples.clone());
+        self.add(samples, sums);
 
         let done = self.released..self.finished;
         let bytes = |l: &TapLayout| l.activations(done.clone()).len() + l.index(done.clone()).len();
@@ -253,12 +253,36 @@ impl ShardWriter {
         Ok(())
     }
 
+    /// Each tap's checksums of the rows of some samples, none of which is lent.
+    fn sum(&self, samples: Range<usize>) -> Vec<BatchSum> {
+        let taps = self.maps.par_iter().zip(&self.layout.taps);
+        taps.map(|(map, layout)| BatchSum {
+            rows: (layout.row_starts[samples.end] - layout.row_starts[samples.start]) as u64,
+            activations: Xxh3::of(map.part(layout.activations(samples.clone()))),
+            index: (layout.index_row_bytes > 0)
+                .then(|| Xxh3::of(map.part(layout.index(samples.clone())))),
+        })
+        .collect()
+    }
+
+    /// Adds a batch to those finished.
+    pub(super) fn add(&mut self, samples: Range<usize>, taps: Vec<BatchSum>) {
+        for (sums, tap) in self.sums.iter_mut().zip(taps) {
+            sums.rows.push(tap.rows);
+            sums.activations.push(tap.activations);
+            sums.index.extend(tap.index);
+        }
+        self.batches.push(samples.len() as u64);
+        self.finished = samples.end;
+    }
+
     /// Makes the shard part of the store: its files are made durable, renamed into their folders, the folders made durable, then
     /// the manifest that lists them takes the old one's place, which is the commit.
     ///
     /// # Errors
     /// A batch is unfinished, an earlier shard is not committed, or the disk fails; the store is then as it was before.
-    pub fn commit(self) -> Result<()> {
+    pub fn commit(mut self) -> Result<()> {
+        self.finish_written(true)?;
         if self.finished != self.n_samples {
             return Err(Error::Plan(format!(
                 "shard {} has {} of its {} samples finished",
@@ -350,7 +374,7 @@ impl ShardWriter {
         let of_tap = |((map, layout), sums): ((&WritableMap, &TapLayout), &BatchSums)| {
             let plain = |part: &str, bytes: Range<usize>| Checksum {
                 part: part.into(),
-                xxh3: Xxh3::of(&map.bytes()[bytes]),
+                xxh3: Xxh3::of(map.part(bytes)),
                 batches: None,
             };
             let batched = |part: &str, batches: &[Xxh3]| Checksum {

@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::Xxh3 as Hasher;
 
 use super::error::{Error, Result};
 use super::layout::{ShardLayout, TapRows, write_fixed};
+use super::lend::RingToDisk;
 use super::manifest::{
     DatasetInfo, FORMAT_VERSION, KeptColumn, MANIFEST, Manifest, PARTIAL, Provenance, SAMPLES,
     SamplesFile, State, TapInfo, Xxh3, check_taps, sync_dir,
@@ -54,6 +55,8 @@ pub struct StoreWriter {
     /// Shards begun, and samples in them.
     begun: usize,
     samples: u64,
+    /// What lent rows pass through on their way to the disk, if not the mapped files themselves.
+    ring: Option<Arc<RingToDisk>>,
 }
 
 impl StoreWriter {
@@ -118,7 +121,13 @@ impl StoreWriter {
             model_fingerprint,
             begun: 0,
             samples: 0,
+            ring: None,
         })
+    }
+
+    /// Has the shards begun from here on lend slabs of this ring, which the disk is written from, instead of mapped files.
+    pub fn write_from(&mut self, ring: RingToDisk) {
+        self.ring = Some(Arc::new(ring));
     }
 
     /// The taps, in the order that slabs come in.
@@ -210,7 +219,7 @@ impl StoreWriter {
         let first = self.samples;
         self.begun += 1;
         self.samples += samples.len() as u64;
-        Ok(ShardWriter::new(Begun {
+        let mut shard = ShardWriter::new(Begun {
             shared: self.shared.clone(),
             taps: self.taps.clone(),
             index,
@@ -223,7 +232,11 @@ impl StoreWriter {
             table_path,
             table,
             keep: self.keep.clone(),
-        }))
+        });
+        if let Some(ring) = &self.ring {
+            shard.write_from(ring)?;
+        }
+        Ok(shard)
     }
 
     /// Ends the store: its manifest says `complete`, and `.partial/` goes.

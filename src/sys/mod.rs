@@ -1,7 +1,11 @@
 //! The operating system behind safe faces: mappings, locks, signals.
 
+pub mod disk;
 pub mod lock;
 pub mod map;
+pub mod ring;
+pub mod slab;
+pub mod uring;
 pub mod writable;
 
 /// Bytes of memory that can be had without swapping (`MemAvailable`); 0 where the system does not say.

@@ -11,6 +11,7 @@ mod cublaslt;
 pub mod device;
 pub mod driver;
 mod edits;
+mod flight;
 mod gemm;
 mod gpu;
 pub mod images;
@@ -19,9 +20,12 @@ pub mod interpreted;
 pub mod kernels;
 pub mod launch;
 mod pass;
+mod pinned;
 mod taps;
 #[cfg(feature = "interpreter")]
 pub mod virtual_gpu;
+#[cfg(feature = "interpreter")]
+mod virtual_streams;
 mod weights;
 pub mod workloads;
 
@@ -29,3 +33,4 @@ pub use backend::{Cuda, CudaOptions, GEMM_CHUNK};
 pub use gemm::{GemmAlgorithm, GemmCall, GemmRecord, GemmShape};
 pub use gpu::{GemmChoice, Gpu};
 pub use launch::{DevicePtr, Dims, Dtype, Kernel, LaunchError, Launcher, launch};
+pub use pinned::Pinner;

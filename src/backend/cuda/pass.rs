@@ -9,7 +9,7 @@
 use super::arena::{Full, PieceId};
 use super::backend::{Cuda, View, WIDE_ROWS};
 use super::driver::{Driver, Fence, Pitched};
-use super::edits::Norms;
+use super::edits::{Norms, receipts};
 use super::gemm::{GemmCall, GemmShape};
 use super::kernels::add::{Add, AddArgs};
 use super::kernels::attention::AttentionArgs;
@@ -96,11 +96,23 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
     /// # Errors
     /// The first launch or copy that failed.
     pub fn complete(mut self) -> Result<Vec<Receipt>> {
-        Ops::finish(&mut self);
-        match self.error.take() {
-            Some(error) => Err(error.into()),
-            None => Ok(self.receipts()),
-        }
+        self.end()?;
+        self.wait()?;
+        Ok(receipts(&self.norms, self.edits.len()))
+    }
+
+    /// Calls what was put off; nothing is bound any more.
+    ///
+    /// # Errors
+    /// The first launch or copy that could not be called.
+    pub(super) fn end(&mut self) -> Launched {
+        Ops::finish(self);
+        self.error.take().map_or(Ok(()), Err)
+    }
+
+    /// The sinks are another's to wait for.
+    pub(super) fn left(&mut self) {
+        self.finished = true;
     }
 
     /// Waits for every launch and copy.
@@ -177,7 +189,7 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
     /// Copies a piece to the host and lets it go.
     ///
     /// # Safety
-    /// As [`Driver::copy_out`]'s; the pass waits for the copy before it ends.
+    /// As [`Driver::copy_out`]'s; whoever ends the pass waits for the copy.
     pub(super) unsafe fn send(
         &mut self,
         piece: PieceId,
@@ -185,6 +197,7 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
         to: *mut u8,
         bytes: usize,
     ) -> Launched {
+        self.cuda.driver.copies_follow()?;
         // SAFETY: the caller's.
         unsafe { self.cuda.driver.copy_out(from, to, bytes)? };
         let fence = self.cuda.driver.fence()?;
@@ -723,7 +736,6 @@ impl<D: Driver> Ops for Pass<'_, '_, D> {
         for act in Act::ALL {
             self.let_go(act);
         }
-        self.attempt(Self::wait);
     }
 
     fn edit(&mut self, act: Act, edit: EditId) {
@@ -758,6 +770,7 @@ impl<D: Driver> Pass<'_, '_, D> {
         bytes: usize,
     ) -> Launched {
         let from = self.view(act).at;
+        self.cuda.driver.copies_follow()?;
         // SAFETY: the caller's.
         unsafe { self.cuda.driver.copy_out(from, to, bytes)? };
         let fence: Fence = self.cuda.driver.fence()?;
@@ -776,8 +789,7 @@ impl<D: Driver> Drop for Pass<'_, '_, D> {
             self.let_go(act);
         }
         if self.wait().is_err() {
-            self.cuda.driver.drain();
-            self.cuda.ring.clear();
+            self.cuda.give_up();
         }
     }
 }
