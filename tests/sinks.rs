@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use ptx_interpreter::Schedule;
@@ -12,9 +13,13 @@ use streamgauge::backend::cuda::virtual_gpu::{
 };
 use streamgauge::backend::cuda::{Cuda, CudaOptions, Dtype};
 use streamgauge::backend::{Batch, Landed, Sink, SinkDtype, SinkSpec};
-use streamgauge::engine::{Machine, Plan, dims, shape};
+use streamgauge::engine::{
+    LiveBatch, Machine, Plan, Prepared, dims, extract_live, extract_on, shape,
+};
 use streamgauge::hooks::HookPoint;
 use streamgauge::model::Model;
+use streamgauge::store::{Manifest, Store, StoreDtype, verify};
+use streamgauge::sys::disk::file_system;
 use streamgauge::sys::slab::{Lender, Slab};
 
 const BF16: &str = "mistral-bf16-h64";
@@ -44,7 +49,7 @@ fn open(model: &Model, gpu: VirtualGpuOptions, ring: usize) -> Cuda<VirtualGpu> 
         f32_resid: false,
         rows: 64,
         positions: 64,
-        means: 1,
+        means: 2,
         ring_bytes: Some(ring),
         gemm_chunk: 128,
         gemm: None,
@@ -233,4 +238,221 @@ fn a_call_that_fails_while_batches_are_under_way_is_told_and_the_next_run_goes_w
         assert_eq!(cuda.in_flight(), 0);
         job.run(&mut cuda, 3).unwrap();
     }
+}
+
+/// A dataset, and jobs over it whose shards and batches are small: several of each.
+struct Extraction {
+    memory: tempfile::TempDir,
+    disk: tempfile::TempDir,
+}
+
+const TAPS: [&str; 6] = [
+    "blocks.*.hook_resid_post",
+    "blocks.0.hook_mlp_out@last",
+    "blocks.1.mlp.hook_post|norm",
+    "blocks.1.hook_attn_out|top:3",
+    "blocks.0.attn.hook_pattern[1]@every:5",
+    "blocks.1.hook_resid_pre|mean",
+];
+
+impl Extraction {
+    fn new() -> Extraction {
+        let at = |dir: &str| tempfile::tempdir_in(dir);
+        let disk = at(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let memory = at("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap());
+        let lines: String = (0..14u32)
+            .map(|i| {
+                let n = 5 + i * 5 % 23;
+                let tokens: Vec<u32> = (0..n).map(|t| (t * 31 + i * 17 + 3) % 160).collect();
+                format!("{{\"tokens\": {tokens:?}}}\n")
+            })
+            .collect();
+        std::fs::write(disk.path().join("data.jsonl"), lines).unwrap();
+        Extraction { memory, disk }
+    }
+
+    fn prepared(&self) -> Prepared {
+        let data = self.disk.path().join("data.jsonl").display().to_string();
+        let model = common::fixtures().join("models").join(BF16);
+        Prepared::open(streamgauge::engine::Job {
+            batch_tokens: 40,
+            shard_bytes: 60_000,
+            store_dtype: Some(StoreDtype::BF16),
+            ..streamgauge::engine::Job::new(
+                model.display().to_string(),
+                vec![data],
+                TAPS.map(String::from).to_vec(),
+            )
+        })
+        .unwrap()
+    }
+
+    fn cuda(&self, prepared: &Prepared, gpu: VirtualGpuOptions) -> Cuda<VirtualGpu> {
+        let mut cuda = open(&prepared.model, gpu, 256 << 10);
+        cuda.set_depth(3);
+        cuda
+    }
+}
+
+/// The activations' bytes of every file, and how the store says it was written.
+fn content(dir: &Path) -> (Vec<(String, Vec<u8>)>, String) {
+    assert!(verify(dir, &|_| ()).unwrap().ok(), "{}", dir.display());
+    let manifest = Manifest::read(dir).unwrap();
+    let files = manifest.shards.iter().flat_map(|shard| &shard.taps);
+    let files = files
+        .map(|f| (f.file.clone(), std::fs::read(dir.join(&f.file)).unwrap()))
+        .collect();
+    let path = &manifest.provenance.write_path["path"];
+    for counter in ["gpu", "pcie", "disk", "tokeniser"] {
+        let waited = &manifest.stalls[format!("waited_for_{counter}_s")];
+        assert!(waited.as_f64().is_some_and(|s| s >= 0.0), "{counter}");
+    }
+    (files, path.as_str().unwrap().to_owned())
+}
+
+#[test]
+fn every_way_to_a_store_writes_the_same_bytes() {
+    let bench = Extraction::new();
+    let prepared = bench.prepared();
+    let plain = VirtualGpuOptions {
+        registers: false,
+        ..gpu()
+    };
+    let mut stores = Vec::new();
+    for (name, dir, gpu) in [
+        ("unregistered", &bench.memory, plain),
+        ("registered", &bench.memory, gpu()),
+        ("disk", &bench.disk, gpu()),
+        ("disk, unregistered", &bench.disk, plain),
+    ] {
+        let mut cuda = bench.cuda(&prepared, gpu);
+        let out = dir.path().join(name);
+        let done = extract_on(&prepared, &mut cuda, &out, &mut |_| ()).unwrap();
+        let (files, path) = content(&out);
+        assert!(done.shards > 2, "{} shards", done.shards);
+        assert_eq!(path, done.write_path);
+        let (registrations, copies) = {
+            let driver = cuda.driver();
+            (driver.registrations(), driver.unregistered_copies())
+        };
+        assert_eq!(registrations, 0, "{name}");
+        assert_eq!(copies > 0, !gpu.registers, "{name}: {copies} copies");
+        stores.push((name, files, path));
+    }
+    let tmpfs = file_system(bench.memory.path()).is_memory();
+    if tmpfs {
+        assert_eq!(
+            (&stores[0].2[..], &stores[1].2[..]),
+            ("mapped", "registered")
+        );
+    }
+    assert!(["io_uring", "pwrite"].contains(&&stores[2].2[..]));
+    for (name, files, _) in &stores[1..] {
+        for (a, b) in files.iter().zip(&stores[0].1) {
+            assert!(a == b, "{name}: {}", a.0);
+        }
+        assert_eq!(files.len(), stores[0].1.len());
+    }
+    // Nothing was left beside the stores by what was tried.
+    let names = |dir: &tempfile::TempDir| std::fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!((names(&bench.memory), names(&bench.disk)), (2, 3));
+}
+
+#[test]
+fn a_live_consumer_is_lent_what_a_store_would_hold() {
+    let bench = Extraction::new();
+    let prepared = bench.prepared();
+    let out = bench.disk.path().join("store");
+    let mut live: Vec<Vec<u8>> = vec![Vec::new(); prepared.taps.len()];
+    let mut positions: Vec<Vec<i32>> = vec![Vec::new(); prepared.taps.len()];
+    let mut samples = 0;
+    let mut cuda = bench.cuda(&prepared, gpu());
+    let mut take = |batch: &LiveBatch<'_>| {
+        samples += batch.samples.len();
+        for (t, tap) in batch.taps.iter().enumerate() {
+            let rows = tap.as_bf16().unwrap();
+            assert!(tap.as_f32().is_none() && !batch.samples[0].tokens.is_empty());
+            live[t].extend_from_slice(bytemuck::cast_slice(rows));
+            for (s, of) in tap.rows.iter().enumerate() {
+                assert_eq!(tap.rows_of(s).len(), of.positions.len());
+                positions[t].extend_from_slice(&of.positions);
+            }
+            assert_eq!(tap.index().is_some(), tap.info.top_k.is_some());
+        }
+        Ok(())
+    };
+    let done = extract_live(&prepared, &mut cuda, &mut take, &mut |_| ()).unwrap();
+    assert_eq!((done.write_path, samples), ("live", 14));
+    assert_eq!(cuda.driver().unregistered_copies(), 0);
+    assert_eq!(cuda.driver().registrations(), 0);
+    extract_on(&prepared, &mut cuda, &out, &mut |_| ()).unwrap();
+    let store = Store::open(&out).unwrap();
+    for (t, info) in store.taps().iter().enumerate() {
+        let tap = store.tap_at(t);
+        let mut stored = Vec::new();
+        if info.ragged {
+            for sample in store.samples() {
+                if let Some(tensor) = tap.ragged(sample.unwrap().sample, 0).unwrap() {
+                    stored.extend_from_slice(tensor.bytes());
+                }
+            }
+        } else {
+            for i in 0..tap.rows() {
+                stored.extend_from_slice(tap.row(i).unwrap().bytes());
+                assert_eq!(tap.row(i).unwrap().position(), positions[t][i]);
+            }
+        }
+        assert!(stored == live[t], "{}", info.folder);
+    }
+}
+
+#[test]
+fn a_consumer_that_has_seen_enough_ends_the_run_with_its_error_on_the_cpu_too() {
+    let bench = Extraction::new();
+    let prepared = bench.prepared();
+    let mut batches = 0;
+    let mut take = |batch: &LiveBatch<'_>| {
+        batches += 1;
+        assert!(batch.taps[0].as_bf16().is_some());
+        match batches {
+            1 => Ok(()),
+            _ => Err(streamgauge::store::Error::Plan("seen enough".into()).into()),
+        }
+    };
+    let done = extract_live(&prepared, &mut prepared.cpu(), &mut take, &mut |_| ());
+    assert_eq!(done.unwrap_err().to_string(), "seen enough");
+    assert_eq!(batches, 2);
+}
+
+#[test]
+fn a_driver_that_fails_anywhere_leaves_no_store_that_looks_finished_and_no_registration() {
+    let bench = Extraction::new();
+    let prepared = bench.prepared();
+    let (first, all) = {
+        let mut cuda = bench.cuda(&prepared, gpu());
+        let opened = cuda.driver().calls();
+        let out = bench.memory.path().join("whole");
+        extract_on(&prepared, &mut cuda, &out, &mut |_| ()).unwrap();
+        (opened, cuda.driver().calls())
+    };
+    let mut failed = 0;
+    // The first calls register; what comes after repeats itself from batch to batch.
+    for call in (first..first + 12).chain((first + 12..all).step_by(41)) {
+        for dir in [&bench.memory, &bench.disk] {
+            let gpu = VirtualGpuOptions {
+                fail_at: Some(call),
+                ..gpu()
+            };
+            let mut cuda = bench.cuda(&prepared, gpu);
+            let out = dir.path().join(format!("failed at {call}"));
+            let done = extract_on(&prepared, &mut cuda, &out, &mut |_| ());
+            let whole = Store::open(&out).is_ok();
+            // Memory that cannot be registered only makes copies slower.
+            assert_eq!(done.is_ok(), whole, "call {call}");
+            failed += u32::from(!whole);
+            assert_eq!(cuda.driver().registrations(), 0, "call {call}");
+            assert_eq!(cuda.in_flight(), 0);
+        }
+    }
+    assert!(failed > 20, "{failed} runs failed");
 }
