@@ -14,7 +14,7 @@ use streamgauge::backend::cuda::virtual_gpu::{
 use streamgauge::backend::cuda::{Cuda, CudaOptions, Dtype};
 use streamgauge::backend::{Batch, Landed, Sink, SinkDtype, SinkSpec};
 use streamgauge::engine::{
-    LiveBatch, Machine, Plan, Prepared, dims, extract_live, extract_on, shape,
+    LiveBatch, Machine, Plan, Prepared, Trace, dims, extract_live, extract_on, shape,
 };
 use streamgauge::hooks::HookPoint;
 use streamgauge::model::Model;
@@ -143,8 +143,8 @@ fn rows_are_the_same_however_many_batches_are_under_way_and_in_whatever_order_co
         (2, StreamOrder::CopiesFirst, 2 << 20),
         (3, StreamOrder::Seeded(1), 2 << 20),
         // A ring that holds about one batch: its pieces are waited for in the middle of the next.
-        (3, StreamOrder::LaunchesFirst, 40 << 10),
-        (2, StreamOrder::Seeded(2), 40 << 10),
+        (3, StreamOrder::LaunchesFirst, 4 << 10),
+        (2, StreamOrder::Seeded(2), 4 << 10),
     ] {
         let gpu = VirtualGpuOptions { order, ..gpu() };
         let mut cuda = open(&job.model, gpu, ring);
@@ -176,7 +176,7 @@ fn memory_that_is_used_again_before_it_was_copied_is_seen() {
         mistake: Some(Mistake::PiecesAreNotWaitedFor),
         ..gpu()
     };
-    let found = job.run(&mut open(&job.model, gpu, 40 << 10), 1);
+    let found = job.run(&mut open(&job.model, gpu, 4 << 10), 1);
     assert!(found.is_err() || found != Ok(expected.clone()));
     let gpu = VirtualGpuOptions {
         mistake: Some(Mistake::FencesAreNotWaitedFor),
@@ -224,8 +224,8 @@ fn a_call_that_fails_while_batches_are_under_way_is_told_and_the_next_run_goes_w
         job.run(&mut cuda, 3).unwrap();
         opened..cuda.driver().calls()
     };
-    // Every seventh call: each kind of them is among these.
-    for call in whole.step_by(7) {
+    // Each kind of call is among these.
+    for call in whole.step_by(11) {
         let gpu = VirtualGpuOptions {
             fail_at: Some(call),
             ..gpu()
@@ -276,7 +276,7 @@ impl Extraction {
         let model = common::fixtures().join("models").join(BF16);
         Prepared::open(streamgauge::engine::Job {
             batch_tokens: 40,
-            shard_bytes: 60_000,
+            shard_bytes: 25_000,
             store_dtype: Some(StoreDtype::BF16),
             ..streamgauge::engine::Job::new(
                 model.display().to_string(),
@@ -437,22 +437,69 @@ fn a_driver_that_fails_anywhere_leaves_no_store_that_looks_finished_and_no_regis
     };
     let mut failed = 0;
     // The first calls register; what comes after repeats itself from batch to batch.
-    for call in (first..first + 12).chain((first + 12..all).step_by(41)) {
-        for dir in [&bench.memory, &bench.disk] {
-            let gpu = VirtualGpuOptions {
-                fail_at: Some(call),
-                ..gpu()
-            };
-            let mut cuda = bench.cuda(&prepared, gpu);
-            let out = dir.path().join(format!("failed at {call}"));
-            let done = extract_on(&prepared, &mut cuda, &out, &mut |_| ());
-            let whole = Store::open(&out).is_ok();
-            // Memory that cannot be registered only makes copies slower.
-            assert_eq!(done.is_ok(), whole, "call {call}");
-            failed += u32::from(!whole);
-            assert_eq!(cuda.driver().registrations(), 0, "call {call}");
-            assert_eq!(cuda.in_flight(), 0);
-        }
+    let later = (first + 8..all).step_by((all - first) as usize / 9);
+    let dirs = [&bench.memory, &bench.disk];
+    for (call, dir) in (first..first + 8)
+        .chain(later)
+        .zip(dirs.into_iter().cycle())
+    {
+        let gpu = VirtualGpuOptions {
+            fail_at: Some(call),
+            ..gpu()
+        };
+        let mut cuda = bench.cuda(&prepared, gpu);
+        let out = dir.path().join(format!("failed at {call}"));
+        let done = extract_on(&prepared, &mut cuda, &out, &mut |_| ());
+        let whole = Store::open(&out).is_ok();
+        // Memory that cannot be registered only makes copies slower.
+        assert_eq!(done.is_ok(), whole, "call {call}");
+        failed += u32::from(!whole);
+        assert_eq!(cuda.driver().registrations(), 0, "call {call}");
+        assert_eq!(cuda.in_flight(), 0);
     }
-    assert!(failed > 20, "{failed} runs failed");
+    assert!(failed > 8, "{failed} runs failed");
+}
+
+#[test]
+fn a_timeline_is_a_chrome_trace_with_every_stage_each_op_and_its_copies() {
+    let bench = Extraction::new();
+    let mut prepared = bench.prepared();
+    prepared.trace = Some(Trace::default());
+    let mut cuda = bench.cuda(&prepared, gpu());
+    let out = bench.disk.path().join("traced");
+    extract_on(&prepared, &mut cuda, &out, &mut |_| ()).unwrap();
+    assert_eq!(cuda.driver().open_events(), 0, "stamps are used again");
+    let file = bench.disk.path().join("trace.json");
+    prepared.trace.as_ref().unwrap().write(&file).unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let trace: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let thread = |event: &serde_json::Value| event["tid"].as_u64().unwrap();
+    let mut stages: Vec<u64> = Vec::new();
+    for event in events.iter().filter(|e| e["ph"] == "X") {
+        assert!(event["ts"].as_f64().unwrap() >= 0.0 && event["dur"].as_f64().unwrap() >= 0.0);
+        assert!(event["name"].is_string() && event["pid"] == 1);
+        stages.push(thread(event));
+    }
+    let named = events.iter().filter(|e| e["ph"] == "M").count();
+    stages.sort_unstable();
+    stages.dedup();
+    assert_eq!(stages.len(), named, "each stage has spans");
+    let on = |tid: u64, name: &str| {
+        let here = |e: &&serde_json::Value| e["tid"] == tid && e["name"] == name;
+        events.iter().filter(here).count()
+    };
+    for tid in [4, 5] {
+        assert!(on(tid, "blocks.1.hook_resid_post") > 1, "on {tid}");
+    }
+    // Device spans follow one another, and lie within the run.
+    let mut ends = 0.0;
+    for event in events.iter().filter(|e| e["tid"] == 4 && e["ph"] == "X") {
+        let (ts, dur) = (
+            event["ts"].as_f64().unwrap(),
+            event["dur"].as_f64().unwrap(),
+        );
+        assert!(ts >= ends - 0.01, "{event}");
+        ends = ts + dur;
+    }
 }

@@ -5,7 +5,7 @@ use clap::Args;
 use super::job_args::JobArgs;
 use super::progress::Meter;
 use super::{CliResult, Usage, format, out};
-use crate::engine::{EditReceipt, Extracted, Prepared, extract};
+use crate::engine::{EditReceipt, Extracted, Prepared, Trace, extract};
 
 /// Run a dataset through a model and store activations.
 ///
@@ -15,6 +15,9 @@ use crate::engine::{EditReceipt, Extracted, Prepared, extract};
 pub struct ExtractArgs {
     #[command(flatten)]
     job: JobArgs,
+    /// Write a timeline of the run to FILE, for chrome://tracing or Perfetto.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<std::path::PathBuf>,
     /// No progress, no summary.
     #[arg(long)]
     quiet: bool,
@@ -27,10 +30,21 @@ pub fn run(args: &ExtractArgs) -> CliResult {
     let Some(dir) = &args.job.out else {
         return Err(Usage("--out DIR is missing: say where the store goes".into()).into());
     };
-    let prepared = Prepared::open(args.job.job()?)?;
+    let mut prepared = Prepared::open(args.job.job()?)?;
+    prepared.trace = args.trace.as_ref().map(|_| Trace::default());
     let mut meter = Meter::new(args.quiet);
     let result = extract(&prepared, dir, &mut |progress| meter.show(progress));
     meter.done();
+    if let (Some(path), Some(trace)) = (&args.trace, &prepared.trace) {
+        let failed = |source| crate::store::Error::Io {
+            what: "write",
+            path: path.clone(),
+            source,
+        };
+        trace
+            .write(path)
+            .map_err(|e| crate::Error::from(failed(e)))?;
+    }
     let done = result?;
     if done.skipped > 0 {
         eprintln!("skipped {}:", format::counted(done.skipped, "bad record"));
@@ -57,9 +71,16 @@ fn summary(done: &Extracted, dir: &std::path::Path) -> String {
     let seconds = p.elapsed.as_secs_f64();
     let share =
         |d: std::time::Duration| format!("{:.0} %", 100.0 * d.as_secs_f64() / seconds.max(1e-9));
+    let on_device = !(p.waited_for_gpu + p.waited_for_pcie).is_zero();
+    let device = if on_device {
+        let (gpu, pcie) = (share(p.waited_for_gpu), share(p.waited_for_pcie));
+        format!(" (of it waiting for the GPU {gpu}, for PCIe {pcie})")
+    } else {
+        String::new()
+    };
     format!(
         "{}, {}, {} in {}, {}, {} in {} ({} tokens/s)\n\
-         time: model {}, waiting for the tokeniser {}, waiting for the disk {}\n\
+         time: model {}{}, waiting for the tokeniser {}, waiting for the disk {}; rows {}\n\
          {}{}\n",
         format::counted(p.samples, "sample"),
         format::counted(p.tokens, "token"),
@@ -70,11 +91,24 @@ fn summary(done: &Extracted, dir: &std::path::Path) -> String {
         format::duration(seconds),
         format::count((p.tokens as f64 / seconds.max(1e-9)) as u64),
         share(done.computing),
+        device,
         share(p.waited_for_tokeniser),
         share(p.waited_for_disk),
+        way(done.write_path),
         receipts(&done.receipts),
         dir.display(),
     )
+}
+
+/// How rows got to the store, in words.
+fn way(write_path: &str) -> &'static str {
+    match write_path {
+        "registered" => "copied into registered memory",
+        "io_uring" => "written past the page cache (io_uring)",
+        "pwrite" => "written by pwrite",
+        "live" => "given to the consumer",
+        _ => "written into mapped files",
+    }
 }
 
 /// A line for each edit: what it was, what it touched.
@@ -109,6 +143,9 @@ fn summary_json(done: &Extracted, dir: &std::path::Path) -> serde_json::Value {
         "compute_s": done.computing.as_secs_f64(),
         "waited_for_tokeniser_s": p.waited_for_tokeniser.as_secs_f64(),
         "waited_for_disk_s": p.waited_for_disk.as_secs_f64(),
+        "waited_for_gpu_s": p.waited_for_gpu.as_secs_f64(),
+        "waited_for_pcie_s": p.waited_for_pcie.as_secs_f64(),
+        "write_path": done.write_path,
         "skipped": done.skipped,
         "skip_reasons": done.skip_reasons,
         "clipped_rows": done.clipped,

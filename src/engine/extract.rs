@@ -15,16 +15,17 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::json;
 
 use super::lay_out::{LaidOut, lay_out};
-use super::live::{self, Consumer, LiveBatch, LiveTap};
+use super::live::{self, Consumer, LiveBatch};
+use super::provenance::{dataset_info, provenance};
 use super::read_ahead::{ReadSummary, read_ahead};
 use super::route::{Route, ring_bytes};
 use super::selected::{BatchRows, Part};
-use super::{EditReceipt, Error, Identity, Machine, Prepared, Result};
-use crate::backend::cuda::Pinner;
+use super::trace::{Stage, since};
+use super::{EditReceipt, Error, Machine, Prepared, Result};
+use crate::backend::cuda::driver::Track;
+use crate::backend::cuda::{Pinner, Timed};
 use crate::backend::{Batch, Landed, Receipt, Sink};
-use crate::store::{
-    DatasetInfo, LentSlab, ModelInfo, Provenance, ShardWriter, StoreWriter, Summary, TapSlab,
-};
+use crate::store::{LentSlab, Provenance, ShardWriter, StoreWriter, Summary, TapSlab};
 use crate::sys::ring::SlabRing;
 
 /// How far a run is.
@@ -162,6 +163,7 @@ fn run<'p>(
 ) -> Result<(Run<'p>, ReadSummary, Option<String>)> {
     let dataset = prepared.job.dataset(prepared.needs_spans())?;
     let to_hash = prepared.job.dataset(false)?;
+    let trace = prepared.trace.as_ref();
     let (shards_to, shards_from) = sync_channel(1);
     let (laid_out_to, laid_out_from) = sync_channel(0);
     let (commits_to, commits_from) = sync_channel::<ShardWriter>(0);
@@ -177,8 +179,14 @@ fn run<'p>(
                 &laid_out_to,
             )
         });
-        let committer =
-            scope.spawn(move || commits_from.into_iter().try_for_each(ShardWriter::commit));
+        let committer = scope.spawn(move || {
+            commits_from.into_iter().try_for_each(|shard| {
+                let (begun, n) = (Instant::now(), shard.index());
+                let committed = shard.commit();
+                since(trace, Stage::Commit, begun, || format!("shard {n}"));
+                committed
+            })
+        });
         let mut run = Run::new(prepared, machine, start);
         let to = Destination::Store(commits_to);
         let computed = run.shards(|| laid_out_from.recv().ok(), to, report);
@@ -198,65 +206,6 @@ fn run<'p>(
 
 fn joined<T>(thread: ScopedJoinHandle<'_, T>, name: &'static str) -> Result<T, Error> {
     thread.join().map_err(|_| Error::Thread(name))
-}
-
-/// Everything that is known before the first row.
-pub(super) fn provenance(prepared: &Prepared, machine: Identity) -> Provenance {
-    let Prepared {
-        job,
-        model,
-        tokenising,
-        ..
-    } = prepared;
-    Provenance {
-        engine_version: env!("CARGO_PKG_VERSION").into(),
-        model: ModelInfo {
-            id: job.model.clone(),
-            path: absolute(&model.dir),
-            fingerprint: model.fingerprint.clone(),
-        },
-        tokenizer_fingerprint: tokenising.tokenizer.as_ref().map(|t| t.fingerprint()),
-        dataset: dataset_info(prepared, None, None, 0),
-        chat_template: (prepared.may_be_chat())
-            .then(|| tokenising.template.as_ref().map(|t| t.source().to_owned()))
-            .flatten(),
-        compute_dtype: machine.compute_dtype,
-        store_dtype: job.store_dtype.map_or("f32".into(), |d| d.to_string()),
-        backend: machine.backend,
-        device: machine.device,
-        kernel_build: machine.kernel_build,
-        batch_tokens: job.batch_tokens as u64,
-        job: json!(job),
-        edits: prepared.edits.iter().map(|e| e.record()).collect(),
-        numeric_record: machine.numeric_record,
-        ..Provenance::default()
-    }
-}
-
-pub(super) fn dataset_info(
-    prepared: &Prepared,
-    fingerprint: Option<String>,
-    samples: Option<u64>,
-    skipped: u64,
-) -> DatasetInfo {
-    let job = &prepared.job;
-    DatasetInfo {
-        paths: job.data.iter().map(|p| absolute(Path::new(p))).collect(),
-        fields: json!({ "input": job.input_field, "keep": job.keep }),
-        fingerprint,
-        samples,
-        skipped,
-    }
-}
-
-fn absolute(path: &Path) -> String {
-    if path == Path::new("-") {
-        return "-".into();
-    }
-    std::path::absolute(path)
-        .unwrap_or_else(|_| path.into())
-        .display()
-        .to_string()
 }
 
 /// The computing side of a run.
@@ -303,6 +252,7 @@ enum Destination<'d> {
 
 impl<'p> Run<'p> {
     fn new(prepared: &'p Prepared, machine: &'p mut dyn Machine, start: Instant) -> Self {
+        machine.set_tracing(prepared.trace.is_some());
         Run {
             machine,
             rows: vec![0; prepared.taps.len()],
@@ -339,7 +289,11 @@ impl<'p> Run<'p> {
             });
             for batch in batches {
                 let slabs = self.lend(&batch, &mut to, report)?;
+                let begun = Instant::now();
+                let n = batch.len();
                 let landed = self.submit(batch, slabs)?;
+                let trace = self.prepared.trace.as_ref();
+                since(trace, Stage::Compute, begun, || format!("{n} samples"));
                 if !self.landed(landed, &mut to, report)? {
                     return Ok(()); // the committer's own error is reported
                 }
@@ -444,6 +398,21 @@ impl<'p> Run<'p> {
         let (Some(batch), Some(open)) = (self.flying.pop_front(), self.open.front_mut()) else {
             return Err(Error::Thread("a batch came back that was not under way").into());
         };
+        if let Some(trace) = &self.prepared.trace {
+            for Timed {
+                track,
+                name,
+                begin,
+                end,
+            } in self.machine.timeline()
+            {
+                let stage = match track {
+                    Track::Launches => Stage::Device,
+                    Track::Copies => Stage::Copies,
+                };
+                trace.span(stage, name, begin, end);
+            }
+        }
         let samples = &open.laid_out.planned.samples[batch.samples.clone()];
         for (sum, rows) in self.rows.iter_mut().zip(&batch.rows) {
             *sum += *rows as u64;
@@ -460,7 +429,7 @@ impl<'p> Run<'p> {
         match (&mut open.laid_out.shard, &mut *to) {
             (Some(shard), _) => shard.take_back(landed.slabs)?,
             (None, Destination::Live { consumer, .. }) => {
-                consumer.batch(&live_batch(self.prepared, samples, &landed))?;
+                consumer.batch(&LiveBatch::of(self.prepared, samples, &landed))?;
             }
             (None, Destination::Store(_)) => {}
         }
@@ -469,11 +438,14 @@ impl<'p> Run<'p> {
         let mut taken = true;
         if whole && let Some(open) = self.open.pop_front() {
             if let (Some(shard), Destination::Store(commits)) = (open.laid_out.shard, to) {
+                let handing_over = Instant::now();
                 taken = commits.send(shard).is_ok();
+                self.progress.waited_for_disk += handing_over.elapsed();
             }
             self.shards += usize::from(taken);
         }
-        self.progress.waited_for_disk += passing_on.elapsed();
+        let trace = self.prepared.trace.as_ref();
+        since(trace, Stage::Compute, passing_on, || "pass rows on".into());
         self.progress.elapsed = self.start.elapsed();
         report(&self.progress);
         Ok(taken)
@@ -601,29 +573,4 @@ fn packed(samples: &[(super::Sample, super::SelectedSample)]) -> (Batch, Vec<Par
         })
         .collect();
     (batch, parts)
-}
-
-fn live_batch<'a>(
-    prepared: &'a Prepared,
-    samples: &'a [(super::Sample, super::SelectedSample)],
-    landed: &'a Landed,
-) -> LiveBatch<'a> {
-    let mut rows: Vec<Vec<_>> = prepared.infos.iter().map(|_| Vec::new()).collect();
-    for (sample, selected) in samples {
-        for (of_tap, rows) in rows.iter_mut().zip(prepared.tap_rows(sample, selected)) {
-            of_tap.push(rows);
-        }
-    }
-    let taps = prepared.infos.iter().zip(rows).zip(&landed.slabs);
-    LiveBatch {
-        samples: samples.iter().map(|(sample, _)| &sample.row).collect(),
-        taps: taps
-            .map(|((info, rows), (bytes, index))| LiveTap {
-                info,
-                rows,
-                bytes,
-                index: index.as_deref(),
-            })
-            .collect(),
-    }
 }

@@ -109,6 +109,7 @@ impl<'a, O: Ops> Flow<'a, O> {
         act: Act,
         op: impl FnOnce(&mut O, Act),
     ) -> ControlFlow<()> {
+        self.ops.label(&HookPoint { site, layer });
         self.destine(site, layer, act);
         op(self.ops, act);
         self.here(site, layer, act)
@@ -135,6 +136,8 @@ impl<'a, O: Ops> Flow<'a, O> {
 
     /// RMSNorm and its three hook points.
     fn norm(&mut self, sites: [Site; 3], layer: usize, x: Act, gain: Weight) -> ControlFlow<()> {
+        let site = sites[2];
+        self.ops.label(&HookPoint { site, layer });
         let acts = [Act::NormScale, Act::Normalized, Act::Normed];
         for (&site, act) in sites.iter().zip(acts) {
             self.destine(site, layer, act);
@@ -153,6 +156,8 @@ impl<'a, O: Ops> Flow<'a, O> {
         layer: usize,
         op: impl FnOnce(&mut O, Act, AttentionHooks<'_>),
     ) -> ControlFlow<()> {
+        let site = Site::Z;
+        self.ops.label(&HookPoint { site, layer });
         self.destine(Site::Z, layer, Act::Z);
         let hooks = AttentionHooks {
             scores: self.sinks(Site::AttnScores, layer),
@@ -183,6 +188,9 @@ impl<'a, O: Ops> Flow<'a, O> {
         rows.sort_unstable();
         rows.dedup();
         self.ops.unbind(act);
+        if !rows.is_empty() {
+            self.ops.label(&HookPoint { site, layer });
+        }
         for rows in rows.chunks(WIDE_ROWS) {
             op(self.ops, rows, act);
             let (before, after) = self.sinks_before_and_after_edits(site, layer);

@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
 use super::read_ahead::PlannedShard;
+use super::trace::{Stage, since};
 use super::{Prepared, Result};
 use crate::backend::cuda::Pinner;
 use crate::store::{ShardWriter, StoreWriter};
@@ -53,6 +54,8 @@ pub fn lay_out(
             // What cannot be registered after all is copied to all the same, and waited for.
             let _ = shard.memories().try_for_each(|memory| pinner.pin(memory));
         }
+        let (trace, n) = (prepared.trace.as_ref(), planned.samples.len());
+        since(trace, Stage::LayOut, planned_at, || format!("{n} samples"));
         let shard = LaidOut {
             planned,
             shard: Some(shard),

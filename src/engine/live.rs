@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use super::lay_out::LaidOut;
-use super::{Prepared, Result};
+use super::{Prepared, Result, Sample, SelectedSample};
+use crate::backend::Landed;
 use crate::store::{LentSlab, SampleRow, StoreDtype, TapInfo, TapRows, sample_bytes};
 use crate::sys::ring::{BLOCK, SlabRing};
 
@@ -45,6 +46,34 @@ pub struct LiveTap<'a> {
     pub bytes: &'a [u8],
     /// Of a top-K tap: which components the values are, I32 `[rows, K]`.
     pub index: Option<&'a [u8]>,
+}
+
+impl<'a> LiveBatch<'a> {
+    /// What landed of a job's batch.
+    pub(super) fn of(
+        prepared: &'a Prepared,
+        samples: &'a [(Sample, SelectedSample)],
+        landed: &'a Landed,
+    ) -> Self {
+        let mut rows: Vec<Vec<_>> = prepared.infos.iter().map(|_| Vec::new()).collect();
+        for (sample, selected) in samples {
+            for (of_tap, rows) in rows.iter_mut().zip(prepared.tap_rows(sample, selected)) {
+                of_tap.push(rows);
+            }
+        }
+        let taps = prepared.infos.iter().zip(rows).zip(&landed.slabs);
+        LiveBatch {
+            samples: samples.iter().map(|(sample, _)| &sample.row).collect(),
+            taps: taps
+                .map(|((info, rows), (bytes, index))| LiveTap {
+                    info,
+                    rows,
+                    bytes,
+                    index: index.as_deref(),
+                })
+                .collect(),
+        }
+    }
 }
 
 impl LiveTap<'_> {

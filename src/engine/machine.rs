@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{Plan, Result, forward};
 use crate::backend::cpu::{ATTENTION_TILE, Cpu, GEMM, instruction_set};
 use crate::backend::cuda::driver::{Driver, Waited};
-use crate::backend::cuda::{Cuda, Pinner, images};
+use crate::backend::cuda::{Cuda, Pinner, Timed, images};
 use crate::backend::{Batch, Edit, Landed, Receipt, Sink};
 
 /// A backend with a model, as a job uses it.
@@ -51,6 +51,14 @@ pub trait Machine {
     /// How long it has waited for its device so far: for launches, and for copies out after them.
     fn waited(&self) -> Waited {
         Waited::default()
+    }
+
+    /// Has it time its ops, if they run on a device.
+    fn set_tracing(&mut self, _on: bool) {}
+
+    /// What its device has run in the batches that landed since it was last asked.
+    fn timeline(&mut self) -> Vec<Timed> {
+        Vec::new()
     }
 
     /// What registers memory with its device, if it has one that copies.
@@ -175,6 +183,14 @@ impl<D: Driver> Machine for Cuda<D> {
 
     fn waited(&self) -> Waited {
         Cuda::waited(self)
+    }
+
+    fn set_tracing(&mut self, on: bool) {
+        Cuda::set_tracing(self, on);
+    }
+
+    fn timeline(&mut self) -> Vec<Timed> {
+        Cuda::timeline(self)
     }
 
     fn pinner(&self) -> Result<Option<Pinner>> {

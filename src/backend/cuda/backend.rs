@@ -11,6 +11,7 @@ use super::kernels::attention::{Attention, AttentionTile, HEAD_DIMS};
 use super::kernels::rms_norm::WIDTH_MAX;
 use super::launch::{DevicePtr, Dtype, LaunchError};
 use super::pass::Pass;
+use super::timeline::Timed;
 use super::weights::{DeviceWeights, padded_vocab};
 use crate::backend::cpu::{Shape, StoredWeights};
 use crate::backend::{Act, Batch, Edit, Error, Reduce, Result, Sink};
@@ -70,6 +71,9 @@ pub struct Cuda<D: Driver> {
     pub(super) flights: VecDeque<Flight>,
     /// Most of them at a time.
     pub(super) depth: usize,
+    /// Whether ops and copies are timed, and what was.
+    pub(super) tracing: bool,
+    pub(super) timeline: Vec<Timed>,
     allocation: DevicePtr,
     /// Bytes of the allocation.
     bytes: usize,
@@ -180,6 +184,8 @@ impl<D: Driver> Cuda<D> {
             ring,
             flights: VecDeque::new(),
             depth: DEPTH,
+            tracing: false,
+            timeline: Vec::new(),
             allocation,
             bytes: without_ring + ring_bytes,
         })

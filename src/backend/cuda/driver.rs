@@ -6,7 +6,7 @@
 //! ([`Driver::copies_follow`]). A [`Fence`] is how the end of both is told.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::gemm::{GemmAlgorithm, GemmCall, GemmShape};
 use super::launch::{DevicePtr, LaunchError, Launcher};
@@ -108,8 +108,11 @@ pub trait Driver: Launcher {
     /// Notes when the track comes to this point; free to be used again once it was read.
     fn stamp(&mut self, track: Track) -> Result<Stamp, LaunchError>;
 
-    /// When that was, counted from a moment that stays the same. A fence set after the stamp was waited for.
+    /// When that was, counted from [`stamps_from`](Self::stamps_from). A fence set after the stamp was waited for.
     fn read_stamp(&mut self, stamp: Stamp) -> Result<Duration, LaunchError>;
+
+    /// The moment that stamps are counted from, as the host sees it.
+    fn stamps_from(&self) -> Instant;
 
     /// The matrix-product library and its version; `own` where products are kernels of `gemm.cu`.
     fn gemm_library(&self) -> String;

@@ -6,6 +6,7 @@ use super::driver::{Driver, Fence, Waited};
 use super::edits::{Norms, receipts};
 use super::pass::Pass;
 use super::pinned::Pinner;
+use super::timeline::Marks;
 use crate::backend::{Landed, Result, Sink};
 
 /// Batches under way at a time, unless set otherwise: one that is copied out, one that is computed, one whose launches are called.
@@ -18,6 +19,7 @@ pub(super) struct Flight {
     sinks: Vec<Sink<'static>>,
     norms: Vec<Norms>,
     edits: usize,
+    marks: Marks,
 }
 
 impl<D: Driver> Pass<'_, 'static, D> {
@@ -27,6 +29,7 @@ impl<D: Driver> Pass<'_, 'static, D> {
     /// The first launch or copy that could not be called; the batch is then given up.
     pub fn leave(mut self) -> Result<()> {
         self.end()?;
+        let marks = std::mem::take(&mut self.marks);
         let fence = self.cuda.driver.fence()?;
         let flight = Flight {
             fence,
@@ -36,6 +39,7 @@ impl<D: Driver> Pass<'_, 'static, D> {
                 .collect(),
             norms: std::mem::take(&mut self.norms),
             edits: self.edits.len(),
+            marks,
         };
         self.cuda.flights.push_back(flight);
         self.left();
@@ -72,6 +76,10 @@ impl<D: Driver> Cuda<D> {
             return Err(error.into());
         }
         self.ring.pop(flight.fence);
+        if let Err(error) = self.read_marks(flight.marks) {
+            self.give_up();
+            return Err(error.into());
+        }
         let done = receipts(&flight.norms, flight.edits);
         Ok(Some(Landed::new(flight.sinks, done)))
     }

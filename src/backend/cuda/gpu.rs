@@ -43,8 +43,9 @@ pub struct Gpu {
 /// Events that tell the time, made when the first is asked for.
 #[derive(Default)]
 struct Timing {
-    /// What times are counted from.
+    /// What times are counted from, and when the host saw it reached.
     zero: Option<sys::CUevent>,
+    zero_at: Option<Instant>,
     last: u64,
     /// By their stamps' numbers.
     set: HashMap<u64, sys::CUevent>,
@@ -333,6 +334,8 @@ impl Driver for Gpu {
         let _ = unsafe { cu::stream::synchronize(self.copies) };
         let reached = self.fences.drain(..).flat_map(|(_, events)| events);
         self.spare.extend(reached);
+        let lost = self.timing.set.drain().map(|(_, event)| event);
+        self.timing.spare.extend(lost);
     }
 
     fn registrar(&self) -> Result<Arc<dyn Registrar>, LaunchError> {
@@ -345,6 +348,10 @@ impl Driver for Gpu {
         if self.timing.zero.is_none() {
             let zero = self.timed_event(Track::Launches)?;
             self.timing.zero = Some(zero);
+            // SAFETY: recorded just now.
+            unsafe { cu::event::synchronize(zero) }
+                .map_err(|e| failed("waiting for the GPU", e))?;
+            self.timing.zero_at = Some(Instant::now());
         }
         let event = self.timed_event(track)?;
         self.timing.last += 1;
@@ -366,6 +373,10 @@ impl Driver for Gpu {
         unsafe { cu::event::elapsed(zero, event) }
             .map(|milliseconds| Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
             .map_err(|e| failed("timing kernels", e))
+    }
+
+    fn stamps_from(&self) -> Instant {
+        self.timing.zero_at.unwrap_or_else(Instant::now)
     }
 
     fn gemm_library(&self) -> String {

@@ -22,6 +22,7 @@ pub mod launch;
 mod pass;
 mod pinned;
 mod taps;
+mod timeline;
 #[cfg(feature = "interpreter")]
 pub mod virtual_gpu;
 #[cfg(feature = "interpreter")]
@@ -34,3 +35,4 @@ pub use gemm::{GemmAlgorithm, GemmCall, GemmRecord, GemmShape};
 pub use gpu::{GemmChoice, Gpu};
 pub use launch::{DevicePtr, Dims, Dtype, Kernel, LaunchError, Launcher, launch};
 pub use pinned::Pinner;
+pub use timeline::Timed;

@@ -382,8 +382,12 @@ impl Driver for VirtualGpu {
     }
 
     fn drain(&mut self) {
+        // What was launched runs to its end, well or not; copies that are still under way then are lost.
+        let _ = self.run_launches();
         self.streams.clear();
         self.fences.clear();
+        self.stamps.reached.clear();
+        self.stamps.read = self.stamps.last;
     }
 
     fn registrar(&self) -> Result<Arc<dyn Registrar>, LaunchError> {
@@ -413,6 +417,10 @@ impl Driver for VirtualGpu {
             what: "reading a stamp".into(),
             reason: "it is not reached".into(),
         })
+    }
+
+    fn stamps_from(&self) -> Instant {
+        self.opened
     }
 
     fn gemm_library(&self) -> String {
