@@ -11,7 +11,7 @@ mod edit;
 mod sink;
 
 pub use edit::{Change, Edit, EditSpec, Receipt};
-pub use sink::{Reduce, Sink, SinkDtype, SinkSpec};
+pub use sink::{Landed, Reduce, Sink, SinkBytes, SinkDtype, SinkSpec};
 
 /// What can go wrong while ops run.
 #[derive(Debug, thiserror::Error)]
@@ -277,6 +277,10 @@ pub trait Ops {
     /// Changes those of the edit's rows that are among `rows`; `act` holds just these, in this (rising) order.
     fn edit_rows(&mut self, act: Act, rows: &[u32], edit: EditId);
 
-    /// Returns when every op so far has run and the sinks hold their rows: a backend may put ops off until then.
+    /// What comes is the computing of this hook point: its name in a timeline, if the backend makes one.
+    fn label(&mut self, _point: &dyn std::fmt::Display) {}
+
+    /// Nothing is put off any more: every op so far has run and the sinks hold their rows, or, on a device, will without anything
+    /// more being called.
     fn finish(&mut self);
 }

@@ -1,6 +1,10 @@
 //! Where one tap's rows of one batch go, and what is done to a row on its way.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+
+use super::Receipt;
+use crate::sys::slab::Slab;
 
 /// What a row is stored as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +84,35 @@ impl SinkSpec {
     }
 }
 
+/// Memory that a sink's rows go to.
+#[derive(Debug)]
+pub enum SinkBytes<'s> {
+    /// The caller's, who waits for the batch.
+    Lent(&'s mut [u8]),
+    /// The sink's own: nobody need wait.
+    Own(Slab),
+}
+
+impl Deref for SinkBytes<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            SinkBytes::Lent(bytes) => bytes,
+            SinkBytes::Own(slab) => slab,
+        }
+    }
+}
+
+impl DerefMut for SinkBytes<'_> {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            SinkBytes::Lent(bytes) => bytes,
+            SinkBytes::Own(slab) => slab,
+        }
+    }
+}
+
 /// One tap's share of one batch: which rows, and the memory they go to.
 #[derive(Debug)]
 pub struct Sink<'s> {
@@ -89,9 +122,9 @@ pub struct Sink<'s> {
     /// How many of `rows` belong to each sample of the batch, in order. Sums to `rows.len()`.
     pub per_sample: Vec<u32>,
     /// The stored rows, `[rows or samples, …]`; for ragged points each sample's `[heads, rows, tokens]` in turn.
-    pub bytes: &'s mut [u8],
+    pub bytes: SinkBytes<'s>,
     /// For `TopK` and `LogProbTopK`: the indices, I32 `[rows, K]`.
-    pub index: Option<&'s mut [u8]>,
+    pub index: Option<SinkBytes<'s>>,
     /// How far the sink is written (rows seen); `emit_rows` goes on from here.
     pub(super) seen: usize,
     /// Running sum of the sample whose mean is being taken.
@@ -106,6 +139,22 @@ impl<'s> Sink<'s> {
         per_sample: Vec<u32>,
         bytes: &'s mut [u8],
         index: Option<&'s mut [u8]>,
+    ) -> Self {
+        Sink::with(
+            spec,
+            rows,
+            per_sample,
+            SinkBytes::Lent(bytes),
+            index.map(SinkBytes::Lent),
+        )
+    }
+
+    fn with(
+        spec: Arc<SinkSpec>,
+        rows: Vec<u32>,
+        per_sample: Vec<u32>,
+        bytes: SinkBytes<'s>,
+        index: Option<SinkBytes<'s>>,
     ) -> Self {
         debug_assert_eq!(per_sample.iter().sum::<u32>() as usize, rows.len());
         Sink {
@@ -126,5 +175,46 @@ impl<'s> Sink<'s> {
             && self.spec.dtype == SinkDtype::F32
             && matches!(self.spec.reduce, Reduce::None)
             && self.bytes.as_ptr().addr().is_multiple_of(align_of::<f32>())
+    }
+}
+
+/// A batch whose rows are in the memory that its sinks owned, and what each edit did.
+#[derive(Debug)]
+pub struct Landed {
+    /// Of each sink, its stored rows, and its indices.
+    pub slabs: Vec<(Slab, Option<Slab>)>,
+    pub receipts: Vec<Receipt>,
+}
+
+impl Landed {
+    pub(super) fn new(sinks: Vec<Sink<'static>>, receipts: Vec<Receipt>) -> Self {
+        let owned = |bytes| match bytes {
+            SinkBytes::Own(slab) => Some(slab),
+            SinkBytes::Lent(_) => None,
+        };
+        let slabs = |sink: Sink<'static>| Some((owned(sink.bytes)?, sink.index.and_then(owned)));
+        Landed {
+            slabs: sinks.into_iter().filter_map(slabs).collect(),
+            receipts,
+        }
+    }
+}
+
+impl Sink<'static> {
+    /// As [`new`](Self::new), with memory of its own.
+    pub fn owning(
+        spec: Arc<SinkSpec>,
+        rows: Vec<u32>,
+        per_sample: Vec<u32>,
+        bytes: Slab,
+        index: Option<Slab>,
+    ) -> Self {
+        Sink::with(
+            spec,
+            rows,
+            per_sample,
+            SinkBytes::Own(bytes),
+            index.map(SinkBytes::Own),
+        )
     }
 }

@@ -10,8 +10,8 @@ use super::job_args::JobArgs;
 use super::progress::Meter;
 use super::{CliResult, Failure, Usage, format, out};
 use crate::engine::{
-    EditReceipt, Ending, Error, Extracted, Machine, Options, Prepared, Progress, extract_with,
-    trace,
+    EditReceipt, Ending, Error, Extracted, Machine, Options, Prepared, Progress, Trace,
+    extract_with,
 };
 use crate::store::{Manifest, verify};
 use crate::sys::stop;
@@ -28,7 +28,7 @@ pub struct ExtractArgs {
     /// Make finished batches durable at least this often, in seconds: what a crash can lose. 0: every batch.
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = seconds)]
     commit_every: f64,
-    /// Write a timeline of what the host does, as Chrome's tracing and Perfetto read it: batches, each hook point's op, waits.
+    /// Write a timeline of the run to FILE, for chrome://tracing or Perfetto.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// No progress, no summary.
@@ -43,7 +43,8 @@ pub fn run(args: &ExtractArgs) -> CliResult {
     let Some(dir) = &args.job.out else {
         return Err(Usage("--out DIR is missing: say where the store goes".into()).into());
     };
-    let (prepared, place) = args.job.open()?;
+    let (mut prepared, place) = args.job.open()?;
+    prepared.trace = args.trace.as_ref().map(|_| Trace::default());
     // What is gone on with is computed as it was begun: by the same library's algorithm, on a GPU.
     let begun = args.job.resume.then(|| Manifest::read(dir).ok()).flatten();
     let record = begun.map(|manifest| manifest.provenance.numeric_record);
@@ -51,18 +52,15 @@ pub fn run(args: &ExtractArgs) -> CliResult {
     if let Some(line) = told(&place, &opened).filter(|_| !args.quiet) {
         eprintln!("{line}");
     }
-    if args.trace.is_some() {
-        trace::start();
-    }
     let mut meter = Meter::new(args.quiet);
     let machine = &mut *opened.machine;
     let ending = run_job(args, &prepared, machine, dir, &mut |progress| {
         meter.show(progress)
     });
     meter.done();
-    if let Some(path) = &args.trace {
+    if let (Some(path), Some(trace)) = (&args.trace, &prepared.trace) {
         let told = |e| Failure::Refused(format!("--trace {}: {e}", path.display()));
-        trace::finish(path).map_err(told)?;
+        trace.write(path).map_err(told)?;
     }
     let done = match ending? {
         Ending::Done(done) => done,
@@ -161,9 +159,16 @@ fn summary(done: &Extracted, dir: &Path) -> String {
     let p = &done.progress;
     let seconds = p.elapsed.as_secs_f64();
     let share = |d: Duration| format!("{:.0} %", 100.0 * d.as_secs_f64() / seconds.max(1e-9));
+    let on_device = !(p.waited_for_gpu + p.waited_for_pcie).is_zero();
+    let device = if on_device {
+        let (gpu, pcie) = (share(p.waited_for_gpu), share(p.waited_for_pcie));
+        format!(" (of it waiting for the GPU {gpu}, for PCIe {pcie})")
+    } else {
+        String::new()
+    };
     format!(
         "{}, {}, {} in {}, {}, {} in {} ({} tokens/s)\n\
-         time: model {}, waiting for the tokeniser {}, waiting for the disk {}\n\
+         time: model {}{}, waiting for the tokeniser {}, waiting for the disk {}; rows {}\n\
          {}{}\n",
         format::counted(p.samples, "sample"),
         format::counted(p.tokens, "token"),
@@ -174,8 +179,10 @@ fn summary(done: &Extracted, dir: &Path) -> String {
         format_args!("{}{}", format::duration(seconds), before(p)),
         format::count((p.tokens.saturating_sub(p.resumed.1) as f64 / seconds.max(1e-9)) as u64),
         share(done.computing),
+        device,
         share(p.waited_for_tokeniser),
         share(p.waited_for_disk),
+        way(done.write_path),
         receipts(&done.receipts),
         dir.display(),
     )
@@ -186,6 +193,17 @@ fn before(p: &Progress) -> String {
     match p.resumed.0 {
         0 => String::new(),
         n => format!(", {} of them before", format::count(n)),
+    }
+}
+
+/// How rows got to the store, in words.
+fn way(write_path: &str) -> &'static str {
+    match write_path {
+        "registered" => "copied into registered memory",
+        "io_uring" => "written past the page cache (io_uring)",
+        "pwrite" => "written by pwrite",
+        "live" => "given to the consumer",
+        _ => "written into mapped files",
     }
 }
 
@@ -222,6 +240,9 @@ fn summary_json(done: &Extracted, dir: &Path) -> serde_json::Value {
         "compute_s": done.computing.as_secs_f64(),
         "waited_for_tokeniser_s": p.waited_for_tokeniser.as_secs_f64(),
         "waited_for_disk_s": p.waited_for_disk.as_secs_f64(),
+        "waited_for_gpu_s": p.waited_for_gpu.as_secs_f64(),
+        "waited_for_pcie_s": p.waited_for_pcie.as_secs_f64(),
+        "write_path": done.write_path,
         "skipped": done.skipped,
         "skip_reasons": done.skip_reasons,
         "clipped_rows": done.clipped,

@@ -101,7 +101,7 @@ mod tests {
             bytes: 4 << 20,
             elapsed: Duration::from_secs(10),
             waited_for_tokeniser: Duration::from_secs(1),
-            waited_for_disk: Duration::ZERO,
+            ..Progress::default()
         }
     }
 

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::ops::Range;
 
-use super::{Plan, trace};
+use super::{Plan, ranges};
 use crate::backend::{Act, AttentionHooks, EditId, Ops, SinkId, Weight};
 use crate::hooks::{HookPoint, Site};
 
@@ -109,7 +109,8 @@ impl<'a, O: Ops> Flow<'a, O> {
         act: Act,
         op: impl FnOnce(&mut O, Act),
     ) -> ControlFlow<()> {
-        let _span = trace::at(site, layer, act);
+        let _range = ranges::at(site, layer, act);
+        self.ops.label(&HookPoint { site, layer });
         self.destine(site, layer, act);
         op(self.ops, act);
         self.here(site, layer, act)
@@ -136,7 +137,9 @@ impl<'a, O: Ops> Flow<'a, O> {
 
     /// RMSNorm and its three hook points.
     fn norm(&mut self, sites: [Site; 3], layer: usize, x: Act, gain: Weight) -> ControlFlow<()> {
-        let _span = trace::at(sites[2], layer, Act::Normed);
+        let site = sites[2];
+        let _range = ranges::at(site, layer, Act::Normed);
+        self.ops.label(&HookPoint { site, layer });
         let acts = [Act::NormScale, Act::Normalized, Act::Normed];
         for (&site, act) in sites.iter().zip(acts) {
             self.destine(site, layer, act);
@@ -155,7 +158,9 @@ impl<'a, O: Ops> Flow<'a, O> {
         layer: usize,
         op: impl FnOnce(&mut O, Act, AttentionHooks<'_>),
     ) -> ControlFlow<()> {
-        let _span = trace::at(Site::Z, layer, Act::Z);
+        let site = Site::Z;
+        let _range = ranges::at(site, layer, Act::Z);
+        self.ops.label(&HookPoint { site, layer });
         self.destine(Site::Z, layer, Act::Z);
         let hooks = AttentionHooks {
             scores: self.sinks(Site::AttnScores, layer),
@@ -186,7 +191,10 @@ impl<'a, O: Ops> Flow<'a, O> {
         rows.sort_unstable();
         rows.dedup();
         self.ops.unbind(act);
-        let _span = trace::at(site, layer, act);
+        let _range = ranges::at(site, layer, act);
+        if !rows.is_empty() {
+            self.ops.label(&HookPoint { site, layer });
+        }
         for rows in rows.chunks(WIDE_ROWS) {
             op(self.ops, rows, act);
             let (before, after) = self.sinks_before_and_after_edits(site, layer);

@@ -6,8 +6,8 @@ use std::path::Path;
 use serde_json::json;
 
 use super::choose::Choosing;
-use super::extract::{dataset_info, provenance};
 use super::generate::{Generated, Stops};
+use super::provenance::{dataset_info, provenance};
 use super::{EditReceipt, Error, Identity, Prepared, Result, Sample};
 use crate::store::{SampleRow, StoreWriter, Summary, TapRows};
 

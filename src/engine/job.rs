@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::edits::{self, OpenEdit};
 use super::sample::{OnLong, Sample, Tokenising};
 use super::selected::{BatchRows, Part, SelectedSample};
-use super::{Error, Plan, Result, dims, shape};
+use super::{Error, Plan, Result, Trace, dims, shape};
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Dtype;
 use crate::backend::{Edit, Reduce, SinkDtype, SinkSpec};
@@ -176,6 +176,8 @@ pub struct Prepared {
     /// What the backend does to each tap's rows.
     pub specs: Vec<Arc<SinkSpec>>,
     pub edits: Vec<OpenEdit>,
+    /// Where a run notes what it does when, if it is to.
+    pub trace: Option<Trace>,
     /// The selections that differ, and which of them each tap and each edit has.
     selections: Vec<Selection>,
     selection_of: Vec<usize>,
@@ -263,6 +265,7 @@ impl Prepared {
             infos,
             specs,
             edits,
+            trace: None,
             selections,
             selection_of,
             selection_of_edit,

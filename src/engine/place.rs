@@ -235,6 +235,9 @@ pub fn interpreter() -> VirtualGpu {
         memory: 1 << 30,
         fail_at: None,
         fickle_gemm: None,
+        order: cuda::virtual_gpu::StreamOrder::LaunchesFirst,
+        mistake: None,
+        registers: true,
     })
 }
 

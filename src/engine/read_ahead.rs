@@ -3,10 +3,12 @@
 
 use std::ops::Range;
 use std::sync::mpsc::SyncSender;
+use std::time::Instant;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::trace::{Stage, since};
 use super::{Error, Prepared, Result, Sample, SelectedSample};
 use crate::data::Dataset;
 use crate::store::{ShardFill, sample_bytes};
@@ -129,11 +131,14 @@ pub fn read_ahead(
             break;
         }
         summary.records += records.len() as u64;
+        let (tokenising, n) = (Instant::now(), records.len());
         let tokenised: Vec<_> = records
             .into_par_iter()
             .filter(|record| record.index >= from.0)
             .map(|record| select_all(prepared, record))
             .collect();
+        let trace = prepared.trace.as_ref();
+        since(trace, Stage::Read, tokenising, || format!("{n} records"));
         for samples in tokenised {
             let samples = match samples {
                 Ok(samples) => samples,

@@ -1,157 +1,112 @@
-//! A timeline of what the host does, in the format that Chrome's tracing and Perfetto read: `--trace FILE`.
-//!
-//! There is one timeline for the process, off until [`start`]. A span is the time between two lines of code on one thread. Where ops
-//! are launched on a device, or put off as on the CPU, a hook point's span is the time that asking took; what the device does
-//! meanwhile is nsys's to show, to which the feature `nvtx` gives the same names.
+//! A timeline of a run, in the form that `chrome://tracing` and Perfetto read: what each stage of the host did when, and what a device
+//! did, op by op.
 
-use std::borrow::Cow;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::backend::Act;
-use crate::hooks::{HookPoint, Site};
-
-static ON: AtomicBool = AtomicBool::new(false);
-static EVENTS: Mutex<Option<Events>> = Mutex::new(None);
-
-/// A run of some hours has some millions; what comes later is counted and left out.
-const MOST: usize = 4 << 20;
-
-struct Events {
-    start: Instant,
-    spans: Vec<Event>,
-    left_out: u64,
+/// Which line of the timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    Read,
+    LayOut,
+    Compute,
+    Commit,
+    /// A device's launches.
+    Device,
+    /// A device's copies to the host.
+    Copies,
 }
 
-struct Event {
-    name: Cow<'static, str>,
-    from: Instant,
-    to: Instant,
-    thread: u64,
+impl Stage {
+    const ALL: [(Stage, &str); 6] = [
+        (Stage::Read, "read and tokenise"),
+        (Stage::LayOut, "lay out shards"),
+        (Stage::Compute, "compute (host)"),
+        (Stage::Commit, "commit shards"),
+        (Stage::Device, "device: launches"),
+        (Stage::Copies, "device: copies out"),
+    ];
 }
 
-/// Threads by number, the main thread first.
-static THREADS: AtomicU64 = AtomicU64::new(1);
-
-thread_local! {
-    static THREAD: u64 = THREADS.fetch_add(1, Ordering::Relaxed);
+/// Records spans, from any thread.
+#[derive(Debug)]
+pub struct Trace {
+    zero: Instant,
+    spans: Mutex<Vec<Span>>,
 }
 
-/// Begins the timeline.
-pub fn start() {
-    let events = Events {
-        start: Instant::now(),
-        spans: Vec::new(),
-        left_out: 0,
-    };
-    *EVENTS.lock().unwrap_or_else(PoisonError::into_inner) = Some(events);
-    ON.store(true, Ordering::Relaxed);
+#[derive(Debug)]
+struct Span {
+    stage: Stage,
+    name: String,
+    begin: Duration,
+    length: Duration,
 }
 
-/// Ends the timeline and writes it.
-///
-/// # Errors
-/// The file cannot be written.
-pub fn finish(path: &Path) -> io::Result<()> {
-    ON.store(false, Ordering::Relaxed);
-    let Some(events) = EVENTS.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-        return Ok(());
-    };
-    let mut out = io::BufWriter::new(std::fs::File::create(path)?);
-    let us = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1e6;
-    write!(
-        out,
-        "{{\"displayTimeUnit\": \"ms\", \"left_out\": {}, \"traceEvents\": [",
-        events.left_out
-    )?;
-    for (i, event) in events.spans.iter().enumerate() {
-        let line = json!({
-            "name": event.name,
-            "ph": "X",
-            "pid": std::process::id(),
-            "tid": event.thread,
-            "ts": us(events.start, event.from),
-            "dur": us(event.from, event.to),
-        });
-        write!(out, "{}\n{line}", if i == 0 { "" } else { "," })?;
-    }
-    writeln!(out, "\n]}}")?;
-    out.flush()
-}
-
-/// A span that ends when it is dropped.
-#[must_use]
-pub struct Span(Option<(Cow<'static, str>, Instant)>);
-
-/// Begins a span.
-pub fn span(name: &'static str) -> Span {
-    Span::named(|| Cow::Borrowed(name))
-}
-
-/// Begins the span of an op that writes a hook point, and of the point's taps and edits: `linear blocks.3.attn.hook_q`.
-pub(super) fn at(site: Site, layer: usize, act: Act) -> Span {
-    Span::named(|| Cow::Owned(format!("{} {}", op(act), HookPoint { site, layer })))
-}
-
-/// The op that writes an activation.
-fn op(act: Act) -> &'static str {
-    match act {
-        Act::ResidPre => "embed",
-        Act::Q
-        | Act::K
-        | Act::V
-        | Act::AttnOut
-        | Act::Gate
-        | Act::Up
-        | Act::MlpOut
-        | Act::Logits => "linear",
-        Act::RotQ | Act::RotK => "RoPE",
-        Act::NormScale | Act::Normalized | Act::Normed => "RMSNorm",
-        Act::Z => "attention",
-        Act::HeadOut => "linear by head",
-        Act::Post => "SwiGLU",
-        Act::ResidMid | Act::ResidPost => "add",
-    }
-}
-
-impl Span {
-    fn named(name: impl FnOnce() -> Cow<'static, str>) -> Span {
-        if !ON.load(Ordering::Relaxed) && !cfg!(feature = "nvtx") {
-            return Span(None);
+impl Default for Trace {
+    fn default() -> Self {
+        Trace {
+            zero: Instant::now(),
+            spans: Mutex::new(Vec::new()),
         }
-        let name = name();
-        #[cfg(feature = "nvtx")]
-        nvtx::range_push!("{name}");
-        Span(Some((name, Instant::now())))
     }
 }
 
-impl Drop for Span {
-    fn drop(&mut self) {
-        let Some((name, from)) = self.0.take() else {
-            return;
+impl Trace {
+    /// Adds a span.
+    pub fn span(&self, stage: Stage, name: impl Into<String>, begin: Instant, end: Instant) {
+        let span = Span {
+            stage,
+            name: name.into(),
+            begin: begin.saturating_duration_since(self.zero),
+            length: end.saturating_duration_since(begin),
         };
-        let to = Instant::now();
-        #[cfg(feature = "nvtx")]
-        nvtx::range_pop!();
-        let mut events = EVENTS.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(events) = events.as_mut() else {
-            return;
-        };
-        if events.spans.len() == MOST {
-            events.left_out += 1;
-            return;
-        }
-        events.spans.push(Event {
-            name,
-            from,
-            to,
-            thread: THREAD.with(|&number| number),
+        let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        spans.push(span);
+    }
+
+    /// The timeline in the Trace Event Format: complete events, times in microseconds, a thread per stage.
+    pub fn to_json(&self) -> Value {
+        let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = Stage::ALL.iter().map(|&(stage, name)| {
+            json!({"ph": "M", "name": "thread_name", "pid": 1, "tid": stage as u32, "args": {"name": name}})
         });
+        let micros = |d: Duration| d.as_nanos() as f64 / 1e3;
+        let events = spans.iter().map(|span| {
+            json!({
+                "ph": "X",
+                "name": span.name,
+                "cat": Stage::ALL[span.stage as usize].1,
+                "pid": 1,
+                "tid": span.stage as u32,
+                "ts": micros(span.begin),
+                "dur": micros(span.length),
+            })
+        });
+        json!({"displayTimeUnit": "ms", "traceEvents": named.chain(events).collect::<Vec<_>>()})
+    }
+
+    /// Writes it to a file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        std::fs::write(path, format!("{}\n", self.to_json()))
+    }
+}
+
+/// Adds what lasted until now, where there is a timeline.
+pub(super) fn since(
+    trace: Option<&Trace>,
+    stage: Stage,
+    begin: Instant,
+    name: impl FnOnce() -> String,
+) {
+    if let Some(trace) = trace {
+        trace.span(stage, name(), begin, Instant::now());
     }
 }

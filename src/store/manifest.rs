@@ -167,6 +167,9 @@ pub struct Provenance {
     /// What bit-exactness hangs on: instruction set, matrix product, its chunking.
     #[serde(default)]
     pub numeric_record: Value,
+    /// How rows got from the backend to the files.
+    #[serde(default)]
+    pub write_path: Value,
 }
 
 /// A run of the dataset's records: one of several that follow one another and together are the dataset.

@@ -7,6 +7,7 @@ mod error;
 mod format;
 mod journal;
 mod layout;
+mod lend;
 mod manifest;
 mod merge;
 mod reader;
@@ -24,6 +25,7 @@ mod writer;
 pub use error::{Error, Result};
 pub use format::{ALIGN, StoreDtype};
 pub use layout::{ShardFill, ShardLayout, ShardLimits, TapRows, sample_bytes};
+pub use lend::{LentSlab, RingToDisk};
 pub use manifest::{
     Checksum, DatasetInfo, FORMAT_VERSION, KeptColumn, Manifest, ModelInfo, Provenance,
     SamplesFile, ShardEntry, Slice, State, TapFile, TapInfo, Xxh3,

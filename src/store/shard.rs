@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::error::{Error, Result};
 use super::journal::{Found, Journal, Line, TapLine, sync_all};
 use super::layout::{ShardLayout, TapLayout};
+use super::lend::Lent;
 use super::manifest::{
     Checksum, KeptColumn, SAMPLES, SamplesFile, ShardEntry, TapFile, TapInfo, Xxh3, sync_dir,
 };
@@ -68,9 +69,10 @@ pub struct ShardWriter {
     sums: Vec<BatchSums>,
     batches: Vec<u64>,
     /// What the engine gave with the last finished batch.
-    carry: Value,
+    pub(super) carry: Value,
+    pub(super) lent: Lent,
     /// Samples in finished batches, and of these the ones whose pages were given back.
-    finished: usize,
+    pub(super) finished: usize,
     released: usize,
 }
 
@@ -128,6 +130,7 @@ impl ShardWriter {
             sums,
             batches: Vec::new(),
             carry: Value::Null,
+            lent: Lent::default(),
             finished: 0,
             released: 0,
         }
@@ -172,20 +175,20 @@ impl ShardWriter {
         files.zip(self.tap_paths.iter().cloned()).collect()
     }
 
-    /// Each tap's checksums of the rows of some samples.
+    /// Each tap's checksums of the rows of some samples, none of which is lent.
     fn sum(&self, samples: Range<usize>) -> Vec<TapLine> {
         let taps = self.maps.par_iter().zip(&self.layout.taps);
         taps.map(|(map, layout)| TapLine {
             rows: (layout.row_starts[samples.end] - layout.row_starts[samples.start]) as u64,
-            activations: Xxh3::of(&map.bytes()[layout.activations(samples.clone())]),
+            activations: Xxh3::of(map.part(layout.activations(samples.clone()))),
             index: (layout.index_row_bytes > 0)
-                .then(|| Xxh3::of(&map.bytes()[layout.index(samples.clone())])),
+                .then(|| Xxh3::of(map.part(layout.index(samples.clone())))),
         })
         .collect()
     }
 
     /// Adds a batch to those finished.
-    fn add(&mut self, samples: Range<usize>, taps: Vec<TapLine>) {
+    pub(super) fn add(&mut self, samples: Range<usize>, taps: Vec<TapLine>) {
         for (sums, tap) in self.sums.iter_mut().zip(taps) {
             sums.rows.push(tap.rows);
             sums.activations.push(tap.activations);
@@ -359,6 +362,7 @@ impl ShardWriter {
     /// # Errors
     /// A batch is unfinished, an earlier shard is not committed, or the disk fails; the store is then as it was before.
     pub fn commit(mut self) -> Result<()> {
+        self.finish_written(true)?;
         if self.finished != self.n_samples {
             return Err(Error::Plan(format!(
                 "shard {} has {} of its {} samples finished",
@@ -432,7 +436,7 @@ impl ShardWriter {
         let of_tap = |((map, layout), sums): ((&WritableMap, &TapLayout), &BatchSums)| {
             let plain = |part: &str, bytes: Range<usize>| Checksum {
                 part: part.into(),
-                xxh3: Xxh3::of(&map.bytes()[bytes]),
+                xxh3: Xxh3::of(map.part(bytes)),
                 batches: None,
             };
             let batched = |part: &str, batches: &[Xxh3]| Checksum {

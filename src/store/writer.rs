@@ -15,6 +15,7 @@ use xxhash_rust::xxh3::Xxh3 as Hasher;
 use super::error::{Error, Result};
 use super::journal::{self, Behind, Head, Journal};
 use super::layout::{ShardLayout, TapRows, write_fixed};
+use super::lend::RingToDisk;
 use super::manifest::{
     DatasetInfo, FORMAT_VERSION, KeptColumn, MANIFEST, Manifest, PARTIAL, Provenance, SAMPLES,
     SamplesFile, State, TapInfo, Xxh3, check_taps, sync_dir,
@@ -63,6 +64,8 @@ pub struct StoreWriter {
     begun: usize,
     samples: u64,
     commit_every: Duration,
+    /// What lent rows pass through on their way to the disk, if not the mapped files themselves.
+    ring: Option<Arc<RingToDisk>>,
 }
 
 /// Tells the manifest what becomes known of the dataset while the writer is busy.
@@ -157,6 +160,7 @@ impl StoreWriter {
             samples: manifest.samples,
             commit_every: COMMIT_EVERY,
             shared: Arc::new(Mutex::new(shared)),
+            ring: None,
         }
     }
 
@@ -173,6 +177,11 @@ impl StoreWriter {
     /// What tells the manifest of the dataset.
     pub fn dataset_record(&self) -> DatasetRecord {
         DatasetRecord(Arc::clone(&self.shared))
+    }
+
+    /// Has the shards begun from here on lend slabs of this ring, which the disk is written from, instead of mapped files.
+    pub fn write_from(&mut self, ring: RingToDisk) {
+        self.ring = Some(Arc::new(ring));
     }
 
     /// The taps, in the order that slabs come in.
@@ -296,6 +305,9 @@ impl StoreWriter {
             journaled,
         };
         shard.journal = Some(Journal::start(journal_path, behind)?);
+        if let Some(ring) = &self.ring {
+            shard.write_from(ring)?;
+        }
         self.begun += 1;
         self.samples += samples.len() as u64;
         Ok(shard)

@@ -1,10 +1,14 @@
 //! The operating system behind safe faces: mappings, locks, signals.
 
+pub mod disk;
 pub mod lock;
 pub mod lost;
 pub mod map;
 pub mod probe;
+pub mod ring;
+pub mod slab;
 pub mod stop;
+pub mod uring;
 pub mod writable;
 
 /// Bytes of memory that can be had without swapping (`MemAvailable`); 0 where the system does not say.

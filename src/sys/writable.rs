@@ -10,15 +10,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
-use memmap2::{MmapMut, MmapOptions, UncheckedAdvice};
+use memmap2::{MmapOptions, UncheckedAdvice};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
+
+use super::slab::{Lender, Memory, Slab};
 
 /// A file whose blocks are all reserved, and its shared mapping. Starts as zeros.
 #[derive(Debug)]
 pub struct WritableMap {
     file: Arc<File>,
-    map: MmapMut,
+    map: Lender,
 }
 
 impl WritableMap {
@@ -64,11 +66,11 @@ impl WritableMap {
     fn map(file: File, len: u64) -> io::Result<Self> {
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
         // SAFETY: the file was made by us and is this long. It lies in a directory that our lock keeps other writers out of,
-        // so nobody else changes the bytes that `bytes_mut` lends out.
+        // so nobody else changes the bytes that the lender lends out.
         let map = unsafe { MmapOptions::new().len(len).map_mut(&file)? };
         Ok(Self {
             file: Arc::new(file),
-            map,
+            map: Lender::of(map.into()),
         })
     }
 
@@ -77,12 +79,43 @@ impl WritableMap {
         Arc::clone(&self.file)
     }
 
+    /// All bytes.
+    ///
+    /// # Panics
+    /// Some of them are lent.
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        self.part(0..self.map.memory().len())
     }
 
+    /// As [`bytes`](Self::bytes), to be written to.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.map
+        self.map.part_mut(0..self.map.memory().len())
+    }
+
+    /// Some bytes, of which none is lent.
+    ///
+    /// # Panics
+    /// Some are, or there are fewer.
+    pub fn part(&self, range: Range<usize>) -> &[u8] {
+        self.map.part(range)
+    }
+
+    /// As [`part`](Self::part), to be written to.
+    pub fn part_mut(&mut self, range: Range<usize>) -> &mut [u8] {
+        self.map.part_mut(range)
+    }
+
+    /// Makes a slab of some bytes, which are its owner's until it is dropped.
+    ///
+    /// # Panics
+    /// Some of them are lent, or there are fewer.
+    pub fn lend(&mut self, range: Range<usize>) -> Slab {
+        self.map.lend(range)
+    }
+
+    /// The mapping.
+    pub fn memory(&self) -> &Arc<Memory> {
+        self.map.memory()
     }
 
     /// Takes the pages of `range` out of this process's memory. The bytes stay: they are the file's, and come back when touched.
@@ -92,14 +125,15 @@ impl WritableMap {
     pub fn drop_pages(&mut self, range: Range<usize>) -> io::Result<()> {
         let page = rustix::param::page_size();
         let start = range.start / page * page;
-        let end = range.end.min(self.map.len());
+        let end = range.end.min(self.map.memory().len());
         if start >= end {
             return Ok(());
         }
         // SAFETY: the mapping is shared and backed by the file, so MADV_DONTNEED loses no byte: dirty pages stay in the page
-        // cache. `&mut self` means that no slice of the mapping is lent out meanwhile.
+        // cache, and whoever reads or writes them meanwhile finds them there.
         unsafe {
             self.map
+                .map()
                 .unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start)
         }
     }
@@ -109,7 +143,7 @@ impl WritableMap {
     /// # Errors
     /// The disk failed to take the bytes.
     pub fn sync(&self) -> io::Result<()> {
-        self.map.flush()?;
+        self.map.map().flush()?;
         self.file.sync_all()
     }
 }

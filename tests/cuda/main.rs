@@ -16,7 +16,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use ptx_interpreter::Schedule;
 use streamgauge::backend::cuda::interpreted::Interpretation;
-use streamgauge::backend::cuda::virtual_gpu::{VirtualGpu, VirtualGpuOptions};
+use streamgauge::backend::cuda::virtual_gpu::{StreamOrder, VirtualGpu, VirtualGpuOptions};
 use streamgauge::backend::cuda::{Cuda, CudaOptions, Dtype};
 use streamgauge::backend::{Batch, Sink, SinkDtype, SinkSpec};
 use streamgauge::engine::{Plan, dims, forward, shape};
@@ -35,6 +35,9 @@ fn gpu() -> VirtualGpuOptions {
         memory: 256 << 20,
         fail_at: None,
         fickle_gemm: None,
+        order: StreamOrder::LaunchesFirst,
+        mistake: None,
+        registers: true,
     }
 }
 

@@ -14,7 +14,7 @@ use super::packing::{Lines, PackedMatrix};
 use super::weights::{PackedWeights, StoredWeights};
 use super::{edit, emit};
 use crate::backend::{
-    Act, AttentionHooks, Batch, Edit, EditId, Ops, Receipt, Result, Sink, SinkId, Weight,
+    Act, AttentionHooks, Batch, Edit, EditId, Landed, Ops, Receipt, Result, Sink, SinkId, Weight,
 };
 
 /// The model's sizes and constants, as ops need them.
@@ -330,13 +330,22 @@ impl<'c, 's> Pass<'c, '_, 's> {
     }
 }
 
+impl Pass<'_, '_, 'static> {
+    /// What its sinks hold, when nothing is put off any more.
+    pub fn landed(self) -> Landed {
+        debug_assert!(self.put_off.is_empty(), "ops wait for `finish`");
+        let receipts = self.receipts();
+        Landed::new(self.sinks.into_iter().flatten().collect(), receipts)
+    }
+}
+
 impl Ops for Pass<'_, '_, '_> {
     fn bind(&mut self, act: Act, sink: SinkId) -> bool {
         let (rows, width) = (self.rows(), self.width(act));
         let Some(taken) = self.sinks[sink].as_mut().filter(|s| s.is_direct(rows)) else {
             return false;
         };
-        let memory: &mut [f32] = bytemuck::cast_slice_mut(taken.bytes);
+        let memory: &mut [f32] = bytemuck::cast_slice_mut(&mut taken.bytes);
         assert_eq!(memory.len(), rows * width, "a direct sink takes every row");
         // SAFETY: the sink's memory is borrowed for longer than this pass, and from here on used through the view alone.
         let view = unsafe { View::new(memory.as_mut_ptr(), rows, width) };

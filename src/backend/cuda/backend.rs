@@ -1,15 +1,18 @@
 //! The CUDA backend: the model on the device, and memory that is used again from batch to batch. [`Cuda`] owns it all and
 //! begins a [`Pass`] per batch. Nothing is allocated after [`Cuda::open`].
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::arena::{Cutter, Ring};
 use super::driver::Driver;
+use super::flight::{DEPTH, Flight};
 use super::gemm::{GemmRecord, GemmShape, Gemms, OWN};
 use super::kernels::attention::{Attention, AttentionTile, HEAD_DIMS};
 use super::kernels::rms_norm::WIDTH_MAX;
 use super::launch::{DevicePtr, Dtype, LaunchError};
 use super::pass::Pass;
+use super::timeline::Timed;
 use super::weights::{DeviceWeights, padded_vocab};
 use crate::backend::cpu::{Shape, StoredWeights};
 use crate::backend::{Act, Batch, Edit, Error, Reduce, Result, Sink};
@@ -66,6 +69,13 @@ pub struct Cuda<D: Driver> {
     pub(super) gemms: Gemms,
     pub(super) places: Places,
     pub(super) ring: Ring,
+    /// Batches whose rows are on their way, oldest first.
+    pub(super) flights: VecDeque<Flight>,
+    /// Most of them at a time.
+    pub(super) depth: usize,
+    /// Whether ops and copies are timed, and what was.
+    pub(super) tracing: bool,
+    pub(super) timeline: Vec<Timed>,
     allocation: DevicePtr,
     /// Bytes of the allocation.
     bytes: usize,
@@ -178,6 +188,10 @@ impl<D: Driver> Cuda<D> {
             gemms,
             places,
             ring,
+            flights: VecDeque::new(),
+            depth: DEPTH,
+            tracing: false,
+            timeline: Vec::new(),
             allocation,
             bytes: without_ring + ring_bytes,
             uploaded,
@@ -301,6 +315,9 @@ impl<D: Driver> Cuda<D> {
 
 impl<D: Driver> Drop for Cuda<D> {
     fn drop(&mut self) {
+        if !self.flights.is_empty() {
+            self.give_up();
+        }
         // What cannot be freed is the driver's to clear away with the process; there is no one left to tell.
         let _ = self.driver.free(self.allocation);
     }

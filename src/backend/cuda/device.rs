@@ -235,6 +235,14 @@ impl CudaDevice {
         self.stream
     }
 
+    /// The device and its context, retained once more: the caller releases it.
+    pub(super) fn retain(&self) -> Result<(sys::CUdevice, sys::CUcontext), LaunchError> {
+        // SAFETY: a valid device, whose primary context is retained already.
+        unsafe { cu::primary_ctx::retain(self.device) }
+            .map(|context| (self.device, context))
+            .map_err(|e| failed("using the GPU", e))
+    }
+
     /// Driver calls act on the calling thread's context.
     pub(super) fn bind(&self) -> Result<(), LaunchError> {
         // SAFETY: retained in `open`, released in drop.

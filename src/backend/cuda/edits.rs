@@ -187,21 +187,21 @@ impl<D: Driver> Pass<'_, '_, D> {
         }
         Ok(())
     }
+}
 
-    /// What every edit has done, once all norms are here.
-    pub(super) fn receipts(&self) -> Vec<Receipt> {
-        let mut receipts = vec![Receipt::default(); self.edits.len()];
-        for norms in &self.norms {
-            let length = |squares: &[f64], row: usize| {
-                let parts = squares.iter().skip(row).step_by(norms.rows);
-                parts.sum::<f64>().sqrt()
-            };
-            for row in 0..norms.rows {
-                receipts[norms.edit].row(length(&norms.before, row), length(&norms.after, row));
-            }
+/// What every edit of `edits` has done, once all norms are here.
+pub(super) fn receipts(norms: &[Norms], edits: usize) -> Vec<Receipt> {
+    let mut receipts = vec![Receipt::default(); edits];
+    for norms in norms {
+        let length = |squares: &[f64], row: usize| {
+            let parts = squares.iter().skip(row).step_by(norms.rows);
+            parts.sum::<f64>().sqrt()
+        };
+        for row in 0..norms.rows {
+            receipts[norms.edit].row(length(&norms.before, row), length(&norms.after, row));
         }
-        receipts
     }
+    receipts
 }
 
 /// Columns `[part.start, part.end)` of the edited ones, as ranges of the row's.

@@ -1,15 +1,17 @@
 //! The [`Driver`] that is a GPU: [`CudaDevice`]'s stream for launches, a second one for copies out, and events between them; matrix
 //! products by cuBLASLt where it is found.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::c_void;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cudarc::driver::result as cu;
 use cudarc::driver::sys;
 
 use super::cublaslt::{self, CublasLt};
 use super::device::{CudaDevice, failed};
-use super::driver::{Driver, Fence, Pitched};
+use super::driver::{Driver, Fence, Pitched, Registrar, Stamp, Track, Waited};
 use super::gemm::{GemmAlgorithm, GemmCall, GemmShape, OWN, own_gemm};
 use super::launch::{DevicePtr, Dims, LaunchError, Launcher};
 
@@ -37,13 +39,27 @@ impl std::fmt::Display for GemmChoice {
 pub struct Gpu {
     device: CudaDevice,
     copies: sys::CUstream,
-    /// Fences that may not be reached yet, with their events.
-    fences: VecDeque<(Fence, sys::CUevent)>,
+    /// Fences that may not be reached yet, with an event on each stream: launches, copies.
+    fences: VecDeque<(Fence, [sys::CUevent; 2])>,
     /// Events to use again.
     spare: Vec<sys::CUevent>,
     last_fence: u64,
+    waited: Waited,
+    timing: Timing,
     /// Taken before `device` goes.
     gemm: Option<(CublasLt, DevicePtr)>,
+}
+
+/// Events that tell the time, made when the first is asked for.
+#[derive(Default)]
+struct Timing {
+    /// What times are counted from, and when the host saw it reached.
+    zero: Option<sys::CUevent>,
+    zero_at: Option<Instant>,
+    last: u64,
+    /// By their stamps' numbers.
+    set: HashMap<u64, sys::CUevent>,
+    spare: Vec<sys::CUevent>,
 }
 
 impl Gpu {
@@ -77,6 +93,8 @@ impl Gpu {
             fences: VecDeque::new(),
             spare: Vec::new(),
             last_fence: 0,
+            waited: Waited::default(),
+            timing: Timing::default(),
             gemm,
         })
     }
@@ -89,21 +107,80 @@ impl Gpu {
         }
     }
 
-    /// The copies' stream goes on when the launches so far are done.
-    fn copies_follow_launches(&mut self) -> Result<(), LaunchError> {
+    fn record(&mut self, track: Track) -> Result<sys::CUevent, LaunchError> {
         let event = self.event()?;
-        // SAFETY: event and streams are this device's and live. The wait takes the event's state now, so it can be used again.
-        let ordered = unsafe {
-            cu::event::record(event, self.device.stream()).and_then(|()| {
-                cu::stream::wait_event(
-                    self.copies,
-                    event,
-                    sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT,
-                )
-            })
+        // SAFETY: event and stream are this device's and live.
+        let recorded = unsafe { cu::event::record(event, self.stream(track)) };
+        match recorded {
+            Ok(()) => Ok(event),
+            Err(e) => {
+                self.spare.push(event);
+                Err(failed("recording an event", e))
+            }
+        }
+    }
+
+    fn stream(&self, track: Track) -> sys::CUstream {
+        match track {
+            Track::Launches => self.device.stream(),
+            Track::Copies => self.copies,
+        }
+    }
+
+    fn timed_event(&mut self, track: Track) -> Result<sys::CUevent, LaunchError> {
+        let event = match self.timing.spare.pop() {
+            Some(event) => event,
+            None => cu::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
+                .map_err(|e| failed("making an event", e))?,
         };
-        self.spare.push(event);
-        ordered.map_err(|e| failed("ordering a copy behind kernels", e))
+        // SAFETY: event and stream are this device's and live.
+        match unsafe { cu::event::record(event, self.stream(track)) } {
+            Ok(()) => Ok(event),
+            Err(e) => {
+                self.timing.spare.push(event);
+                Err(failed("recording an event", e))
+            }
+        }
+    }
+}
+
+/// Registers memory with one GPU, whose context it keeps.
+struct GpuRegistrar {
+    context: sys::CUcontext,
+    device: sys::CUdevice,
+}
+
+// SAFETY: contexts may be made current on any thread, and registering is thread-safe in the driver.
+unsafe impl Send for GpuRegistrar {}
+// SAFETY: as above.
+unsafe impl Sync for GpuRegistrar {}
+
+impl Registrar for GpuRegistrar {
+    unsafe fn register(&self, at: *mut u8, bytes: usize) -> Result<(), LaunchError> {
+        // SAFETY: retained by this struct.
+        unsafe { cu::ctx::set_current(self.context) }
+            .map_err(|e| failed("using the GPU from this thread", e))?;
+        // SAFETY: the caller keeps the memory mapped; the driver refuses what it cannot pin.
+        unsafe {
+            sys::cuMemHostRegister_v2(at.cast::<c_void>(), bytes, sys::CU_MEMHOSTREGISTER_PORTABLE)
+        }
+        .result()
+        .map_err(|e| failed(&format!("registering {bytes} bytes of memory"), e))
+    }
+
+    fn unregister(&self, at: *mut u8) {
+        // SAFETY: as above. What is not registered is refused; there is no one to tell.
+        unsafe {
+            let _ = cu::ctx::set_current(self.context);
+            let _ = sys::cuMemHostUnregister(at.cast::<c_void>());
+        }
+    }
+}
+
+impl Drop for GpuRegistrar {
+    fn drop(&mut self) {
+        // SAFETY: retained where this was made.
+        let _ = unsafe { cu::primary_ctx::release(self.device) };
     }
 }
 
@@ -201,38 +278,63 @@ impl Driver for Gpu {
         bytes: usize,
     ) -> Result<(), LaunchError> {
         self.device.bind()?;
-        self.copies_follow_launches()?;
         // SAFETY: the caller keeps `to` good, and to the copy alone, until a fence set later was waited for.
         unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast::<c_void>(), from.0, bytes, self.copies) }
             .result()
             .map_err(|e| failed("copying from the GPU", e))
     }
 
+    fn copies_follow(&mut self) -> Result<(), LaunchError> {
+        self.device.bind()?;
+        let event = self.record(Track::Launches)?;
+        // SAFETY: event and stream are this device's and live. The wait takes the event's state now, so it can be used again.
+        let ordered = unsafe {
+            cu::stream::wait_event(
+                self.copies,
+                event,
+                sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT,
+            )
+        };
+        self.spare.push(event);
+        ordered.map_err(|e| failed("ordering a copy behind kernels", e))
+    }
+
     fn fence(&mut self) -> Result<Fence, LaunchError> {
         self.device.bind()?;
-        self.copies_follow_launches()?;
-        let event = self.event()?;
-        // SAFETY: event and stream are this device's and live.
-        unsafe { cu::event::record(event, self.copies) }
-            .map_err(|e| failed("recording an event", e))?;
+        let launches = self.record(Track::Launches)?;
+        let copies = self
+            .record(Track::Copies)
+            .inspect_err(|_| self.spare.push(launches))?;
         self.last_fence += 1;
         let fence = Fence(self.last_fence);
-        self.fences.push_back((fence, event));
+        self.fences.push_back((fence, [launches, copies]));
         Ok(fence)
     }
 
     fn wait(&mut self, fence: Fence) -> Result<(), LaunchError> {
         self.device.bind()?;
-        while let Some(&(first, event)) = self.fences.front()
-            && first <= fence
-        {
+        // The last of those to be reached stands for all before it.
+        let until = self.fences.partition_point(|&(set, _)| set <= fence);
+        if let Some(&(_, events)) = until.checked_sub(1).and_then(|last| self.fences.get(last)) {
+            let begun = Instant::now();
             // SAFETY: recorded in `fence`.
-            unsafe { cu::event::synchronize(event) }
+            let wait = |event| unsafe { cu::event::synchronize(event) };
+            let launched = wait(events[0]);
+            let between = Instant::now();
+            let copied = wait(events[1]);
+            self.waited.launches += between - begun;
+            self.waited.copies += between.elapsed();
+            launched
+                .and(copied)
                 .map_err(|e| failed("waiting for the GPU", e))?;
-            self.spare.push(event);
-            self.fences.pop_front();
         }
+        let reached = self.fences.drain(..until).flat_map(|(_, events)| events);
+        self.spare.extend(reached);
         Ok(())
+    }
+
+    fn waited(&self) -> Waited {
+        self.waited
     }
 
     fn drain(&mut self) {
@@ -240,6 +342,51 @@ impl Driver for Gpu {
         let _ = self.device.synchronize();
         // SAFETY: this device's stream. Where it fails the device is lost, and writes nothing either.
         let _ = unsafe { cu::stream::synchronize(self.copies) };
+        let reached = self.fences.drain(..).flat_map(|(_, events)| events);
+        self.spare.extend(reached);
+        let lost = self.timing.set.drain().map(|(_, event)| event);
+        self.timing.spare.extend(lost);
+    }
+
+    fn registrar(&self) -> Result<Arc<dyn Registrar>, LaunchError> {
+        let (device, context) = self.device.retain()?;
+        Ok(Arc::new(GpuRegistrar { context, device }))
+    }
+
+    fn stamp(&mut self, track: Track) -> Result<Stamp, LaunchError> {
+        self.device.bind()?;
+        if self.timing.zero.is_none() {
+            let zero = self.timed_event(Track::Launches)?;
+            self.timing.zero = Some(zero);
+            // SAFETY: recorded just now.
+            unsafe { cu::event::synchronize(zero) }
+                .map_err(|e| failed("waiting for the GPU", e))?;
+            self.timing.zero_at = Some(Instant::now());
+        }
+        let event = self.timed_event(track)?;
+        self.timing.last += 1;
+        self.timing.set.insert(self.timing.last, event);
+        Ok(Stamp(self.timing.last))
+    }
+
+    fn read_stamp(&mut self, stamp: Stamp) -> Result<Duration, LaunchError> {
+        self.device.bind()?;
+        let known = self.timing.set.remove(&stamp.0).zip(self.timing.zero);
+        let Some((event, zero)) = known else {
+            return Err(LaunchError::Device {
+                what: "reading a stamp".into(),
+                reason: "there is no such stamp".into(),
+            });
+        };
+        self.timing.spare.push(event);
+        // SAFETY: both were recorded; the driver says so if one is not reached.
+        unsafe { cu::event::elapsed(zero, event) }
+            .map(|milliseconds| Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
+            .map_err(|e| failed("timing kernels", e))
+    }
+
+    fn stamps_from(&self) -> Instant {
+        self.timing.zero_at.unwrap_or_else(Instant::now)
     }
 
     fn gemm_library(&self) -> String {
@@ -280,7 +427,10 @@ impl Drop for Gpu {
             drop(library);
             let _ = self.device.free(workspace);
         }
-        let events = self.fences.drain(..).map(|(_, event)| event);
+        let timing = std::mem::take(&mut self.timing);
+        let events = self.fences.drain(..).flat_map(|(_, events)| events);
+        let timed = timing.set.into_values().chain(timing.zero);
+        let events = events.chain(timed).chain(timing.spare);
         // SAFETY: made here, destroyed once; the stream's work is waited for first.
         unsafe {
             let _ = cu::stream::synchronize(self.copies);

@@ -12,6 +12,7 @@ mod cublaslt;
 pub mod device;
 pub mod driver;
 mod edits;
+mod flight;
 mod gemm;
 mod gpu;
 pub mod images;
@@ -20,10 +21,14 @@ pub mod interpreted;
 pub mod kernels;
 pub mod launch;
 mod pass;
+mod pinned;
 pub mod probe;
 mod taps;
+mod timeline;
 #[cfg(feature = "interpreter")]
 pub mod virtual_gpu;
+#[cfg(feature = "interpreter")]
+mod virtual_streams;
 mod weights;
 pub mod workloads;
 
@@ -33,3 +38,5 @@ pub use gemm::{GemmAlgorithm, GemmCall, GemmRecord, GemmShape, OWN};
 pub use gpu::{GemmChoice, Gpu};
 pub use images::has_kernels;
 pub use launch::{DevicePtr, Dims, Dtype, Kernel, LaunchError, Launcher, launch};
+pub use pinned::Pinner;
+pub use timeline::Timed;

@@ -12,9 +12,10 @@ mod rows;
 use self::rows::PendingAdd;
 use super::arena::{Full, PieceId};
 use super::backend::{Cuda, View};
-use super::driver::Driver;
-use super::edits::Norms;
+use super::driver::{Driver, Track};
+use super::edits::{Norms, receipts};
 use super::launch::{DevicePtr, Dtype, LaunchError};
+use super::timeline::Marks;
 use crate::backend::{Act, Batch, Edit, Error, Ops, Receipt, Reduce, Result, Sink, SinkId};
 
 type Launched<T = ()> = Result<T, LaunchError>;
@@ -37,6 +38,7 @@ pub struct Pass<'c, 's, D: Driver> {
     n_tiles: u32,
     error: Option<LaunchError>,
     finished: bool,
+    pub(super) marks: Marks,
 }
 
 impl<'c, 's, D: Driver> Pass<'c, 's, D> {
@@ -70,6 +72,7 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
             n_tiles,
             error: None,
             finished: false,
+            marks: Marks::default(),
         }
     }
 
@@ -78,11 +81,26 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
     /// # Errors
     /// The first launch or copy that failed.
     pub fn complete(mut self) -> Result<Vec<Receipt>> {
-        Ops::finish(&mut self);
-        match self.error.take() {
-            Some(error) => Err(error.into()),
-            None => Ok(self.receipts()),
-        }
+        self.end()?;
+        self.wait()?;
+        let marks = std::mem::take(&mut self.marks);
+        self.cuda.read_marks(marks)?;
+        Ok(receipts(&self.norms, self.edits.len()))
+    }
+
+    /// Calls what was put off; nothing is bound any more.
+    ///
+    /// # Errors
+    /// The first launch or copy that could not be called.
+    pub(super) fn end(&mut self) -> Launched {
+        Ops::finish(self);
+        self.mark(String::new());
+        self.error.take().map_or(Ok(()), Err)
+    }
+
+    /// The sinks are another's to wait for.
+    pub(super) fn left(&mut self) {
+        self.finished = true;
     }
 
     /// Waits for every launch and copy.
@@ -159,7 +177,7 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
     /// Copies a piece to the host and lets it go.
     ///
     /// # Safety
-    /// As [`Driver::copy_out`]'s; the pass waits for the copy before it ends.
+    /// As [`Driver::copy_out`]'s; whoever ends the pass waits for the copy.
     pub(super) unsafe fn send(
         &mut self,
         piece: PieceId,
@@ -168,11 +186,44 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
         bytes: usize,
     ) -> Launched {
         // SAFETY: the caller's.
-        unsafe { self.cuda.driver.copy_out(from, to, bytes)? };
-        let fence = self.cuda.driver.fence()?;
-        self.cuda.ring.until(piece, fence);
+        unsafe { self.copy_out(piece, from, to, bytes)? };
         self.release(piece);
         Ok(())
+    }
+
+    /// Copies a piece to the host, after what was launched so far and beside what comes.
+    ///
+    /// # Safety
+    /// As [`send`](Self::send)'s.
+    unsafe fn copy_out(
+        &mut self,
+        piece: PieceId,
+        from: DevicePtr,
+        to: *mut u8,
+        bytes: usize,
+    ) -> Launched {
+        let driver = &mut self.cuda.driver;
+        driver.copies_follow()?;
+        let begin = match self.cuda.tracing {
+            true => Some(driver.stamp(Track::Copies)?),
+            false => None,
+        };
+        // SAFETY: the caller's.
+        unsafe { driver.copy_out(from, to, bytes)? };
+        if let Some(begin) = begin {
+            let end = driver.stamp(Track::Copies)?;
+            self.marks.copy(begin, end);
+        }
+        let fence = driver.fence()?;
+        self.cuda.ring.until(piece, fence);
+        Ok(())
+    }
+
+    /// What is launched from here on is called so in the timeline, if there is to be one.
+    fn mark(&mut self, name: String) {
+        if self.cuda.tracing {
+            self.attempt(|p| p.marks.op(&mut p.cuda.driver, name));
+        }
     }
 }
 
@@ -195,8 +246,7 @@ impl<D: Driver> Drop for Pass<'_, '_, D> {
             self.let_go(act);
         }
         if self.wait().is_err() {
-            self.cuda.driver.drain();
-            self.cuda.ring.clear();
+            self.cuda.give_up();
         }
     }
 }

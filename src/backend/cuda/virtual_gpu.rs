@@ -1,16 +1,21 @@
-//! A [`Driver`] without a GPU: kernels run in the interpreter, and everything that a GPU may do late is done as late as it may.
-//! Copies out happen when their fence is waited for, so memory that is used again too early gives wrong rows, as it would on
-//! a device, only every time. Calls can be made to fail, memory to be short, and matrix products to come from a library whose
-//! every algorithm sums in another order.
+//! A [`Driver`] without a GPU: kernels run in the interpreter, and nothing runs before somebody waits for it. Launches and copies
+//! out then run in the worst order that the events between them allow ([`StreamOrder`]), so that a copy of what is not there yet, and memory that
+//! is used again too early, give wrong rows as they would on a device, only every time. Calls can be made to fail, memory to be
+//! short, events to be forgotten, and matrix products to come from a library whose every algorithm sums in another order.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use half::{bf16, f16};
 
-use super::driver::{Driver, Fence, Pitched};
+use super::driver::{Driver, Fence, Pitched, Registrar, Stamp, Track, Waited};
 use super::gemm::{GemmAlgorithm, GemmCall, GemmShape, OWN, own_gemm};
 use super::interpreted::{Interpretation, Interpreted};
 use super::launch::{DevicePtr, Dims, Dtype, LaunchError, Launcher};
+pub use super::virtual_streams::StreamOrder;
+use super::virtual_streams::{Copy, Step, Streams, Task};
 
 /// Its name, for manifests.
 pub const NAME: &str = "PTX interpreter";
@@ -25,6 +30,23 @@ pub struct VirtualGpuOptions {
     pub fail_at: Option<u64>,
     /// A fickle library: each choice of an algorithm is another one, drawn from this seed. `None`: the kernels of `gemm.cu`.
     pub fickle_gemm: Option<u64>,
+    /// How launches and copies out interleave.
+    pub order: StreamOrder,
+    /// A mistake that the driver makes, to show that it would be seen.
+    pub mistake: Option<Mistake>,
+    /// Whether host memory can be registered.
+    pub registers: bool,
+}
+
+/// A synchronisation that is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mistake {
+    /// Copies out do not wait for the launches before them.
+    CopiesDoNotFollow,
+    /// Whoever waits for a fence goes on at once.
+    FencesAreNotWaitedFor,
+    /// So does whoever waits for one that others were set after, as whoever uses memory again does.
+    PiecesAreNotWaitedFor,
 }
 
 /// A device that is none.
@@ -33,19 +55,25 @@ pub struct VirtualGpu {
     options: VirtualGpuOptions,
     allocated: usize,
     sizes: Vec<(DevicePtr, usize)>,
-    copies: VecDeque<CopyOut>,
-    fences: u64,
-    calls: u64,
+    streams: Streams,
+    /// What the fences not waited for yet stand for, in order.
+    fences: HashMap<u64, (u64, u64)>,
+    last_fence: u64,
+    calls: Arc<AtomicU64>,
     choices: u64,
+    registered: Arc<Mutex<HashMap<usize, usize>>>,
+    unregistered_copies: u64,
+    opened: Instant,
+    stamps: Stamps,
+    waited: Waited,
 }
 
-struct CopyOut {
-    /// The first fence after it.
-    until: Fence,
-    from: DevicePtr,
-    /// Address in this process.
-    to: usize,
-    bytes: usize,
+/// When stamps were reached, by their numbers.
+#[derive(Default)]
+struct Stamps {
+    last: u64,
+    read: u64,
+    reached: HashMap<u64, Duration>,
 }
 
 impl VirtualGpu {
@@ -55,16 +83,22 @@ impl VirtualGpu {
             options,
             allocated: 0,
             sizes: Vec::new(),
-            copies: VecDeque::new(),
-            fences: 0,
-            calls: 0,
+            streams: Streams::new(options.order),
+            fences: HashMap::new(),
+            last_fence: 0,
+            calls: Arc::new(AtomicU64::new(0)),
             choices: options.fickle_gemm.unwrap_or(0),
+            registered: Arc::default(),
+            unregistered_copies: 0,
+            opened: Instant::now(),
+            stamps: Stamps::default(),
+            waited: Waited::default(),
         }
     }
 
     /// Calls so far, failed ones included.
     pub fn calls(&self) -> u64 {
-        self.calls
+        self.calls.load(Ordering::Relaxed)
     }
 
     /// Bytes allocated now.
@@ -72,16 +106,127 @@ impl VirtualGpu {
         self.allocated
     }
 
+    /// Registrations of host memory that are in force.
+    pub fn registrations(&self) -> usize {
+        lock(&self.registered).len()
+    }
+
+    /// Copies out to memory that was not registered: on a GPU each would have made the host wait.
+    pub fn unregistered_copies(&self) -> u64 {
+        self.unregistered_copies
+    }
+
+    /// Fences and stamps that nobody has waited for or read: events that cannot be used again.
+    pub fn open_events(&self) -> usize {
+        self.fences.len() + (self.stamps.last - self.stamps.read) as usize
+    }
+
     fn call(&mut self, what: &str) -> Result<(), LaunchError> {
-        let number = self.calls;
-        self.calls += 1;
-        if self.options.fail_at == Some(number) {
+        called(&self.calls, self.options.fail_at, what)
+    }
+
+    /// Runs what was called until so many tasks and copies are done; the first failure of what ran.
+    fn run(&mut self, until: (u64, u64)) -> Result<(), LaunchError> {
+        let mut failed = Ok(());
+        while let Some(step) = self.streams.next(until) {
+            let done = match step {
+                Step::Task(task) => self.run_task(task),
+                Step::Copy(copy) => self.run_copy(copy),
+            };
+            failed = failed.and(done);
+        }
+        failed
+    }
+
+    fn run_launches(&mut self) -> Result<(), LaunchError> {
+        self.run((self.streams.called().0, 0))
+    }
+
+    fn run_task(&mut self, task: Task) -> Result<(), LaunchError> {
+        match task {
+            Task::Upload { to, bytes } => self.interpreted.upload(to, &bytes),
+            Task::Fill { at, value, bytes } => self.interpreted.fill(at, value, bytes),
+            Task::Launch {
+                source,
+                name,
+                dims,
+                args,
+            } => self.interpreted.launch_raw(&source, &name, dims, &args),
+            Task::Multiply { step, shape, call } => self.multiply_by_steps(step, &shape, &call),
+            Task::Stamp(stamp) => self.reached(stamp),
+            Task::CopyRows {
+                from,
+                to,
+                row_bytes,
+                rows,
+            } => {
+                let mut row = vec![0; row_bytes];
+                (0..rows).try_for_each(|r| {
+                    let (from, to) = (from.at.offset(r * from.pitch), to.at.offset(r * to.pitch));
+                    self.interpreted.download(from, &mut row)?;
+                    self.interpreted.upload(to, &row)
+                })
+            }
+        }
+    }
+
+    fn run_copy(&mut self, copy: Copy) -> Result<(), LaunchError> {
+        match copy {
+            Copy::Out { from, to, bytes } => {
+                // SAFETY: `copy_out`'s caller keeps the memory good and to us alone until a fence after it was waited for, or
+                // `drain` has thrown the copy away.
+                let into = unsafe { std::slice::from_raw_parts_mut(to as *mut u8, bytes) };
+                self.interpreted.download(from, into)
+            }
+            Copy::Follow(_) => Ok(()),
+            Copy::Stamp(stamp) => self.reached(stamp),
+        }
+    }
+
+    fn reached(&mut self, stamp: u64) -> Result<(), LaunchError> {
+        self.stamps.reached.insert(stamp, self.opened.elapsed());
+        Ok(())
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn called(calls: &AtomicU64, fail_at: Option<u64>, what: &str) -> Result<(), LaunchError> {
+    let number = calls.fetch_add(1, Ordering::Relaxed);
+    if fail_at == Some(number) {
+        return Err(LaunchError::Device {
+            what: what.to_owned(),
+            reason: format!("call {number} was made to fail"),
+        });
+    }
+    Ok(())
+}
+
+/// Registers memory with a virtual GPU, which only notes it.
+struct VirtualRegistrar {
+    calls: Arc<AtomicU64>,
+    options: VirtualGpuOptions,
+    registered: Arc<Mutex<HashMap<usize, usize>>>,
+}
+
+impl Registrar for VirtualRegistrar {
+    unsafe fn register(&self, at: *mut u8, bytes: usize) -> Result<(), LaunchError> {
+        called(&self.calls, self.options.fail_at, "registering memory")?;
+        let known = !self.options.registers || lock(&self.registered).contains_key(&at.addr());
+        if known {
             return Err(LaunchError::Device {
-                what: what.to_owned(),
-                reason: format!("call {number} was made to fail"),
+                what: format!("registering {bytes} bytes"),
+                reason: "the memory cannot be registered".into(),
             });
         }
+        lock(&self.registered).insert(at.addr(), bytes);
         Ok(())
+    }
+
+    fn unregister(&self, at: *mut u8) {
+        lock(&self.registered).remove(&at.addr());
     }
 }
 
@@ -101,6 +246,7 @@ impl Launcher for VirtualGpu {
     }
 
     fn free(&mut self, ptr: DevicePtr) -> Result<(), LaunchError> {
+        self.run_launches()?;
         self.interpreted.free(ptr)?;
         if let Some(place) = self.sizes.iter().position(|&(at, _)| at == ptr) {
             self.allocated -= self.sizes.swap_remove(place).1;
@@ -110,17 +256,21 @@ impl Launcher for VirtualGpu {
 
     fn upload(&mut self, to: DevicePtr, bytes: &[u8]) -> Result<(), LaunchError> {
         self.call("copying to the device")?;
-        self.interpreted.upload(to, bytes)
+        let bytes = bytes.to_vec();
+        self.streams.push_task(Task::Upload { to, bytes });
+        Ok(())
     }
 
     fn download(&mut self, from: DevicePtr, into: &mut [u8]) -> Result<(), LaunchError> {
         self.call("copying from the device")?;
+        self.run_launches()?;
         self.interpreted.download(from, into)
     }
 
     fn fill(&mut self, at: DevicePtr, value: u8, bytes: usize) -> Result<(), LaunchError> {
         self.call("filling device memory")?;
-        self.interpreted.fill(at, value, bytes)
+        self.streams.push_task(Task::Fill { at, value, bytes });
+        Ok(())
     }
 
     fn launch_raw(
@@ -131,11 +281,18 @@ impl Launcher for VirtualGpu {
         args: &[u8],
     ) -> Result<(), LaunchError> {
         self.call("launching a kernel")?;
-        self.interpreted.launch_raw(source, name, dims, args)
+        self.streams.push_task(Task::Launch {
+            source: source.into(),
+            name: name.into(),
+            dims,
+            args: args.to_vec(),
+        });
+        Ok(())
     }
 
     fn synchronize(&mut self) -> Result<(), LaunchError> {
-        self.call("waiting for the device")
+        self.call("waiting for the device")?;
+        self.run_launches()
     }
 }
 
@@ -161,12 +318,12 @@ impl Driver for VirtualGpu {
         rows: usize,
     ) -> Result<(), LaunchError> {
         self.call("copying within the device")?;
-        let mut row = vec![0; row_bytes];
-        for r in 0..rows {
-            self.interpreted
-                .download(from.at.offset(r * from.pitch), &mut row)?;
-            self.interpreted.upload(to.at.offset(r * to.pitch), &row)?;
-        }
+        self.streams.push_task(Task::CopyRows {
+            from,
+            to,
+            row_bytes,
+            rows,
+        });
         Ok(())
     }
 
@@ -177,37 +334,96 @@ impl Driver for VirtualGpu {
         bytes: usize,
     ) -> Result<(), LaunchError> {
         self.call("copying from the device")?;
-        self.copies.push_back(CopyOut {
-            until: Fence(self.fences + 1),
-            from,
-            to: to as usize,
-            bytes,
-        });
+        let to = to.addr();
+        let registered = lock(&self.registered);
+        let inside = |(&at, &len): (&usize, &usize)| at <= to && to + bytes <= at + len;
+        self.unregistered_copies += u64::from(!registered.iter().any(inside));
+        drop(registered);
+        self.streams.push_copy(Copy::Out { from, to, bytes });
+        Ok(())
+    }
+
+    fn copies_follow(&mut self) -> Result<(), LaunchError> {
+        self.call("ordering copies behind launches")?;
+        if self.options.mistake != Some(Mistake::CopiesDoNotFollow) {
+            let launched = self.streams.called().0;
+            self.streams.push_copy(Copy::Follow(launched));
+        }
         Ok(())
     }
 
     fn fence(&mut self) -> Result<Fence, LaunchError> {
         self.call("setting a fence")?;
-        self.fences += 1;
-        Ok(Fence(self.fences))
+        self.last_fence += 1;
+        self.fences.insert(self.last_fence, self.streams.called());
+        Ok(Fence(self.last_fence))
     }
 
     fn wait(&mut self, fence: Fence) -> Result<(), LaunchError> {
         let called = self.call("waiting for a fence");
-        while let Some(copy) = self.copies.front()
-            && copy.until <= fence
-        {
-            // SAFETY: `copy_out`'s caller keeps the memory good and to us alone until a fence after it was waited for.
-            let into = unsafe { std::slice::from_raw_parts_mut(copy.to as *mut u8, copy.bytes) };
-            let done = self.interpreted.download(copy.from, into);
-            self.copies.pop_front();
-            done?;
+        let until = self.fences.get(&fence.0).copied().unwrap_or_default();
+        self.fences.retain(|&number, _| number > fence.0);
+        let goes_on = match self.options.mistake {
+            Some(Mistake::FencesAreNotWaitedFor) => true,
+            Some(Mistake::PiecesAreNotWaitedFor) => fence.0 < self.last_fence,
+            Some(Mistake::CopiesDoNotFollow) | None => false,
+        };
+        if goes_on {
+            return called;
         }
-        called
+        let begun = Instant::now();
+        let ran = self.run((until.0, 0));
+        let launched = Instant::now();
+        let copied = self.run(until);
+        self.waited.launches += launched - begun;
+        self.waited.copies += launched.elapsed();
+        called.and(ran).and(copied)
+    }
+
+    fn waited(&self) -> Waited {
+        self.waited
     }
 
     fn drain(&mut self) {
-        self.copies.clear();
+        // What was launched runs to its end, well or not; copies that are still under way then are lost.
+        let _ = self.run_launches();
+        self.streams.clear();
+        self.fences.clear();
+        self.stamps.reached.clear();
+        self.stamps.read = self.stamps.last;
+    }
+
+    fn registrar(&self) -> Result<Arc<dyn Registrar>, LaunchError> {
+        Ok(Arc::new(VirtualRegistrar {
+            calls: Arc::clone(&self.calls),
+            options: self.options,
+            registered: Arc::clone(&self.registered),
+        }))
+    }
+
+    fn stamp(&mut self, track: Track) -> Result<Stamp, LaunchError> {
+        self.call("setting a stamp")?;
+        self.stamps.last += 1;
+        let number = self.stamps.last;
+        match track {
+            Track::Launches => self.streams.push_task(Task::Stamp(number)),
+            Track::Copies => self.streams.push_copy(Copy::Stamp(number)),
+        }
+        Ok(Stamp(number))
+    }
+
+    fn read_stamp(&mut self, stamp: Stamp) -> Result<Duration, LaunchError> {
+        self.call("reading a stamp")?;
+        let reached = self.stamps.reached.remove(&stamp.0);
+        self.stamps.read += u64::from(reached.is_some());
+        reached.ok_or_else(|| LaunchError::Device {
+            what: "reading a stamp".into(),
+            reason: "it is not reached".into(),
+        })
+    }
+
+    fn stamps_from(&self) -> Instant {
+        self.opened
     }
 
     fn gemm_library(&self) -> String {
@@ -244,7 +460,12 @@ impl Driver for VirtualGpu {
             what: "multiplying matrices".into(),
             reason: format!("there is no algorithm {}", algorithm.0),
         })?;
-        self.multiply_by_steps(step, shape, call)
+        self.streams.push_task(Task::Multiply {
+            step,
+            shape: *shape,
+            call: *call,
+        });
+        Ok(())
     }
 }
 

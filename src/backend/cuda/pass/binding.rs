@@ -3,7 +3,7 @@
 use super::{Launched, Pass};
 use crate::backend::cuda::arena::{Full, PieceId};
 use crate::backend::cuda::backend::View;
-use crate::backend::cuda::driver::{Driver, Fence, Pitched};
+use crate::backend::cuda::driver::{Driver, Pitched};
 use crate::backend::cuda::launch::Dtype;
 use crate::backend::{Act, Reduce, SinkId};
 
@@ -116,10 +116,7 @@ impl<D: Driver> Pass<'_, '_, D> {
     ) -> Launched {
         let from = self.view(act).at;
         // SAFETY: the caller's.
-        unsafe { self.cuda.driver.copy_out(from, to, bytes)? };
-        let fence: Fence = self.cuda.driver.fence()?;
-        self.cuda.ring.until(piece, fence);
-        Ok(())
+        unsafe { self.copy_out(piece, from, to, bytes) }
     }
 
     /// Whether ops may write the activation anywhere: q, k, v, gate and up are parts of one product's rows, logits and

@@ -89,12 +89,17 @@ impl<D: Driver> Ops for Pass<'_, '_, D> {
         self.attempt(|p| p.emit_some(act, Some(rows), sink));
     }
 
+    fn label(&mut self, point: &dyn std::fmt::Display) {
+        if self.cuda.tracing {
+            self.mark(point.to_string());
+        }
+    }
+
     fn finish(&mut self) {
         self.attempt(Self::settle);
         for act in Act::ALL {
             self.let_go(act);
         }
-        self.attempt(Self::wait);
     }
 
     fn edit(&mut self, act: Act, edit: EditId) {
