@@ -225,7 +225,7 @@ fn a_call_that_fails_while_batches_are_under_way_is_told_and_the_next_run_goes_w
         opened..cuda.driver().calls()
     };
     // Each kind of call is among these.
-    for call in whole.step_by(11) {
+    for call in whole.step_by(37) {
         let gpu = VirtualGpuOptions {
             fail_at: Some(call),
             ..gpu()
