@@ -104,7 +104,7 @@ pub fn extract_with(
         ..provenance(prepared, machine.identity())
     };
     let (mut writer, carry) = match begin(prepared, provenance, out, options.resume)? {
-        Beginning::Writer(writer, carry) => (writer, carry),
+        Beginning::Writer(writer, carry) => (*writer, *carry),
         Beginning::Already(manifest) => return Ok(Ending::Already(manifest)),
     };
     if let Some(time) = options.commit_every {
@@ -117,9 +117,11 @@ pub fn extract_with(
             Ok(Ending::Done(Box::new(done)))
         }
         Err(crate::Error::Engine(Error::Stopped { samples, .. })) => {
-            let kept = match writer.abandon() {
-                true => ", which are kept: pass --resume to go on",
-                false => ": nothing was left to go on with",
+            let from_stdin = prepared.job.data.iter().any(|data| data == "-");
+            let kept = match (writer.abandon(), from_stdin) {
+                (true, false) => ", which are kept: pass --resume to go on",
+                (true, true) => ", which a partial store keeps; standard input cannot be resumed",
+                (false, _) => ": nothing was left to go on with",
             };
             Err(Error::Stopped { samples, kept }.into())
         }
