@@ -150,6 +150,24 @@ fn a_finished_store_is_not_run_again() {
     assert_eq!(files(&out), before);
 }
 
+/// The same model with another constant.
+fn other_model(dir: &Path) -> std::path::PathBuf {
+    let (from, to) = (
+        common::fixtures().join("models/mistral-window4"),
+        dir.join("other"),
+    );
+    std::fs::create_dir(&to).unwrap();
+    for entry in std::fs::read_dir(&from).unwrap() {
+        let file = entry.unwrap().path();
+        std::fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
+    }
+    let config = to.join("config.json");
+    let mut value: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    value["rms_norm_eps"] = 2e-5.into();
+    std::fs::write(&config, value.to_string()).unwrap();
+    to
+}
+
 #[test]
 fn a_changed_command_or_dataset_is_refused_by_what_changed() {
     let dir = tempfile::tempdir().unwrap();
@@ -160,7 +178,7 @@ fn a_changed_command_or_dataset_is_refused_by_what_changed() {
     let base = || job(&data);
     let mut other = base();
     other.taps.pop();
-    let model = common::fixtures().join("models/linear-rope");
+    let model = other_model(dir.path());
     let cases = [
         ("--tap", other),
         (

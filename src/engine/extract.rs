@@ -119,7 +119,7 @@ pub fn extract_with(
         ..provenance(prepared, machine.identity())
     };
     let (mut writer, carry) = match begin(prepared, provenance, out, options.resume)? {
-        Beginning::Writer(writer, carry) => (writer, carry),
+        Beginning::Writer(writer, carry) => (*writer, *carry),
         Beginning::Already(manifest) => return Ok(Ending::Already(manifest)),
     };
     if let Some(time) = options.commit_every {
@@ -139,9 +139,11 @@ pub fn extract_with(
     let kept = writer.abandon();
     Err(match error {
         crate::Error::Engine(Error::Stopped { samples, .. }) => {
-            let kept = match kept {
-                true => ", which are kept: pass --resume to go on",
-                false => ": nothing was left to go on with",
+            let from_stdin = prepared.job.data.iter().any(|data| data == "-");
+            let kept = match (kept, from_stdin) {
+                (true, false) => ", which are kept: pass --resume to go on",
+                (true, true) => ", which a partial store keeps; standard input cannot be resumed",
+                (false, _) => ": nothing was left to go on with",
             };
             Error::Stopped { samples, kept }.into()
         }

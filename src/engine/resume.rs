@@ -43,7 +43,7 @@ pub enum Ending {
 
 /// A store to write to, and the run's account of what is in it; or one that is complete.
 pub enum Beginning {
-    Writer(StoreWriter, Carry),
+    Writer(Box<StoreWriter>, Box<Carry>),
     Already(Box<Manifest>),
 }
 
@@ -135,7 +135,8 @@ pub fn begin(
     let new = |provenance| -> Result<Beginning> {
         let (infos, keep) = (prepared.infos.clone(), &prepared.job.keep);
         let writer = StoreWriter::create(out, provenance, infos, keep)?;
-        Ok(Beginning::Writer(writer, Carry::new(prepared)))
+        let carry = Carry::new(prepared);
+        Ok(Beginning::Writer(Box::new(writer), Box::new(carry)))
     };
     if !resume {
         return new(provenance);
@@ -177,7 +178,8 @@ pub fn begin(
         }
         .into());
     }
-    Ok(Beginning::Writer(unfinished.go_on()?, carry))
+    let writer = unfinished.go_on()?;
+    Ok(Beginning::Writer(Box::new(writer), Box::new(carry)))
 }
 
 /// Refuses to go on with a store that this job did not begin; says what differs.

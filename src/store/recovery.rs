@@ -20,7 +20,7 @@ pub enum Found {
     /// A store whose run ended well.
     Complete(Box<Manifest>),
     /// One whose run did not. It is locked from here on.
-    Unfinished(Unfinished),
+    Unfinished(Box<Unfinished>),
 }
 
 /// A partial store, locked and otherwise untouched.
@@ -66,12 +66,12 @@ pub fn find(dir: &Path) -> Result<Found> {
         fs::remove_dir_all(&partial).map_err(|e| Error::io("remove", &partial, e))?;
         return Ok(Found::Complete(Box::new(manifest)));
     }
-    Ok(Found::Unfinished(Unfinished(Shared {
+    Ok(Found::Unfinished(Box::new(Unfinished(Shared {
         root,
         manifest,
         journaled: Arc::new(AtomicBool::new(true)),
         _lock: lock,
-    })))
+    }))))
 }
 
 fn is_empty(dir: &Path) -> Result<bool> {

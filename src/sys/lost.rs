@@ -15,7 +15,8 @@ pub fn tell_of_lost_files() -> io::Result<()> {
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     let handler = handle as extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
     action.sa_sigaction = handler as usize;
-    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // On the thread's own stack: the few pages that threads have for signals would hardly hold what is read here.
+    action.sa_flags = libc::SA_SIGINFO;
     // SAFETY: `action` lives through the call; the handler keeps to what a signal handler may do.
     match unsafe { libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut()) } {
         0 => Ok(()),

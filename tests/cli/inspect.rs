@@ -224,7 +224,9 @@ fn a_partial_store_is_shown_as_partial_and_analysed_by_nobody() {
         done_json(streamgauge().arg("inspect").arg(&store).arg("--json"))["state"],
         "partial"
     );
-    assert!(done(streamgauge().arg("verify").arg(&store)).contains("partial"));
+    let verified = streamgauge().arg("verify").arg(&store).assert().code(1);
+    let said = String::from_utf8_lossy(&verified.get_output().stdout).into_owned();
+    assert!(said.contains("partial"), "{said}");
     let message = refused(
         streamgauge()
             .args(["analyze", "mean-diff"])

@@ -67,7 +67,7 @@ fn rows(dir: &std::path::Path) -> Vec<u8> {
 
 #[test]
 fn a_run_ended_by_a_signal_says_so_and_goes_on_to_the_same_bits() {
-    let bench = Bench::new(2000);
+    let bench = Bench::new(300);
     let whole = bench.extract(&[TAP], &FLAGS);
     for (name, status) in [("INT", 130), ("TERM", 143)] {
         let store = bench.path(name);
@@ -111,7 +111,7 @@ fn a_run_ended_by_a_signal_says_so_and_goes_on_to_the_same_bits() {
                 .args(FLAGS)
                 .args(["--resume", "--json"]),
         );
-        assert_eq!(summary["samples"], 2000);
+        assert_eq!(summary["samples"], 300);
         assert!(summary["resumed_samples"].as_u64().unwrap() > 0);
         assert_eq!(rows(&store), rows(&whole));
     }
@@ -119,7 +119,7 @@ fn a_run_ended_by_a_signal_says_so_and_goes_on_to_the_same_bits() {
 
 #[test]
 fn two_writers_are_refused_and_a_store_that_is_written_cannot_be_resumed() {
-    let bench = Bench::new(2000);
+    let bench = Bench::new(300);
     let store = bench.path("store");
     let mut child = begun(&bench, &store);
     signal(&child, "STOP");

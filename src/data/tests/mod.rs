@@ -4,6 +4,7 @@ mod dataset;
 mod forms;
 mod hostile;
 mod parquet;
+mod slices;
 
 use super::{Dataset, Error, Input, ReadOptions, Record};
 use std::path::PathBuf;
