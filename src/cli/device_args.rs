@@ -83,7 +83,6 @@ pub fn told(place: &Place, opened: &Opened<'_>) -> Option<String> {
         (Some(why), _) => Some(format!("running on the CPU: {why}")),
         (None, None) => None,
         (None, Some(upload)) => {
-            let rate = upload.bytes as f64 / upload.time.as_secs_f64().max(1e-9);
             let library = &identity.numeric_record["gemm"]["library"];
             Some(format!(
                 "running on {} in {}, products by {}; {} of weights uploaded in {} ({}/s)",
@@ -92,7 +91,7 @@ pub fn told(place: &Place, opened: &Opened<'_>) -> Option<String> {
                 library.as_str().unwrap_or("its own kernels"),
                 format::bytes(upload.bytes),
                 format::duration(upload.time.as_secs_f64()),
-                format::bytes(rate as u64),
+                format::bytes(upload.bytes_per_s() as u64),
             ))
         }
     }

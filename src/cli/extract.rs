@@ -79,7 +79,10 @@ pub fn run(args: &ExtractArgs) -> CliResult {
         );
     }
     if args.json {
-        out(format_args!("{}\n", summary_json(&done, dir)));
+        let mut value = summary_json(&done, dir);
+        value["device"] = opened.machine.identity().device.into();
+        value["upload_bytes_per_s"] = opened.upload.map(|upload| upload.bytes_per_s()).into();
+        out(format_args!("{value}\n"));
     } else if !args.quiet {
         out(summary(&done, dir));
     }

@@ -103,6 +103,13 @@ pub struct Upload {
     pub time: Duration,
 }
 
+impl Upload {
+    /// The rate.
+    pub fn bytes_per_s(&self) -> f64 {
+        self.bytes as f64 / self.time.as_secs_f64().max(1e-9)
+    }
+}
+
 impl Place {
     /// Settles what was asked for. Only `auto` looks whether there is a GPU; the others are found missing when opened.
     ///

@@ -1,5 +1,6 @@
 """The Hugging Face side of a GPU check: a random model's files, and its activations in float64 and in the model's own dtype."""
 
+import gc
 import json
 import pathlib
 import sys
@@ -66,6 +67,10 @@ def make_model(folder, config):
 
 def load(folder, dtype, attention):
     """The model on the device in `dtype`, a file at a time: float64 takes four times the room of the files."""
+    # A model whose hooks refer to it goes only when it is collected, and a GPU has not the room for two.
+    gc.collect()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
     config = MistralConfig(**json.loads((folder / "config.json").read_text()))
     config._attn_implementation = attention
     with torch.device("meta"):

@@ -145,6 +145,7 @@ def measure(check, model, data, taps, store, ceilings):
         "limit_tokens_per_s": limit,
         "share_of_limit": rate / limit,
         "bytes_per_s": done["activation_bytes"] / done["wall_s"],
+        "upload_bytes_per_s": done["upload_bytes_per_s"],
         "compute_s": done["compute_s"],
         "wall_s": done["wall_s"],
         "waited_for_disk_s": done["waited_for_disk_s"],
