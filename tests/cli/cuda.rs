@@ -242,7 +242,9 @@ fn a_trace_names_hook_points_and_copies_of_the_device() {
     let written: Value = serde_json::from_slice(&std::fs::read(&trace).unwrap()).unwrap();
     let events = written["traceEvents"].as_array().unwrap();
     let named = |category: &str, name: &str| -> &Value {
-        let found = events.iter().find(|e| e["cat"] == category && e["name"] == name);
+        let found = events
+            .iter()
+            .find(|e| e["cat"] == category && e["name"] == name);
         found.unwrap_or_else(|| panic!("{name} in {category}: {written}"))
     };
     let end = |e: &Value| e["ts"].as_f64().unwrap() + e["dur"].as_f64().unwrap();
@@ -256,10 +258,16 @@ fn a_trace_names_hook_points_and_copies_of_the_device() {
         "blocks.1.hook_resid_post",
     ] {
         let op = named("device: launches", name);
-        assert!(op["ts"].as_f64().unwrap() >= before, "{name} is in its place");
+        assert!(
+            op["ts"].as_f64().unwrap() >= before,
+            "{name} is in its place"
+        );
         before = end(op);
     }
-    let copy = events.iter().find(|e| e["cat"] == "device: copies out").unwrap();
+    let copy = events
+        .iter()
+        .find(|e| e["cat"] == "device: copies out")
+        .unwrap();
     assert!(end(copy) >= end(named("device: launches", "hook_embed")));
     assert!(events.iter().any(|e| e["cat"] == "commit shards"));
 }

@@ -50,7 +50,11 @@ fn write_batch(
     for (t, slab) in shard.batch_slabs(batch.clone()).into_iter().enumerate() {
         let parts: Vec<_> = batch.clone().map(|s| bytes_of(run, t, start + s)).collect();
         let (rows, index): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-        slab.activations.copy_from_slice(&rows.concat());
+        let rows = rows.concat();
+        if slab.activations.len() != rows.len() {
+            return Err(Error::Plan("the manifest has rows of another length".into()));
+        }
+        slab.activations.copy_from_slice(&rows);
         if let Some(slab) = slab.index {
             slab.copy_from_slice(&index.concat());
         }
