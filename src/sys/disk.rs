@@ -364,6 +364,7 @@ mod tests {
             disk.write(&read_only, 0, slab, &bad);
             assert!(bad.wait(0).is_err());
             good.wait(0).unwrap();
+            disk.wait(0);
             assert_eq!((disk.left(), good.left()), (0, 0));
             assert!(std::fs::read(&name).unwrap() == expected);
             assert!(slabs.take(64 * BLOCK).unwrap().is_some());
