@@ -397,9 +397,10 @@ fn a_live_consumer_is_lent_what_a_store_would_hold() {
                 }
             }
         } else {
-            for i in 0..tap.rows() {
+            assert_eq!(positions[t].len(), tap.rows());
+            for (i, position) in positions[t].iter().enumerate() {
                 stored.extend_from_slice(tap.row(i).unwrap().bytes());
-                assert_eq!(tap.row(i).unwrap().position(), positions[t][i]);
+                assert_eq!(tap.row(i).unwrap().position(), *position);
             }
         }
         assert!(stored == live[t], "{}", info.folder);

@@ -52,7 +52,9 @@ fn write_batch(
         let (rows, index): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
         let rows = rows.concat();
         if slab.activations.len() != rows.len() {
-            return Err(Error::Plan("the manifest has rows of another length".into()));
+            return Err(Error::Plan(
+                "the manifest has rows of another length".into(),
+            ));
         }
         slab.activations.copy_from_slice(&rows);
         if let Some(slab) = slab.index {
