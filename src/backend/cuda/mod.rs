@@ -7,12 +7,14 @@
 
 mod arena;
 mod backend;
+mod cache;
 mod cublaslt;
 pub mod device;
 pub mod driver;
 mod edits;
 mod gemm;
 mod gpu;
+mod head;
 pub mod images;
 #[cfg(feature = "interpreter")]
 pub mod interpreted;

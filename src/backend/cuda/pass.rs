@@ -5,19 +5,23 @@
 
 mod attention;
 mod binding;
+mod decode;
 mod ops;
 mod products;
 mod rows;
 
+pub(super) use self::attention::Within;
+pub(super) use self::decode::Continued;
 use self::rows::PendingAdd;
 use super::arena::{Full, PieceId};
 use super::backend::{Cuda, View};
 use super::driver::Driver;
 use super::edits::Norms;
 use super::launch::{DevicePtr, Dtype, LaunchError};
+use super::weights::narrowed;
 use crate::backend::{Act, Batch, Edit, Error, Ops, Receipt, Reduce, Result, Sink, SinkId};
 
-type Launched<T = ()> = Result<T, LaunchError>;
+pub(super) type Launched<T = ()> = Result<T, LaunchError>;
 
 /// One batch under way. Dropped unfinished, it waits until nothing writes to its sinks any more.
 pub struct Pass<'c, 's, D: Driver> {
@@ -35,6 +39,8 @@ pub struct Pass<'c, 's, D: Driver> {
     pub(super) means: Vec<(usize, bool)>,
     pending: Option<PendingAdd>,
     n_tiles: u32,
+    /// The sequences that the batch goes on with.
+    continued: Option<Continued>,
     error: Option<LaunchError>,
     finished: bool,
 }
@@ -46,6 +52,7 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
         sinks: Vec<Sink<'s>>,
         edits: Vec<Edit>,
         n_tiles: u32,
+        continued: Option<Continued>,
     ) -> Self {
         let acts = cuda.places.acts;
         let mut slots = 0;
@@ -68,6 +75,7 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
             means,
             pending: None,
             n_tiles,
+            continued,
             error: None,
             finished: false,
         }
@@ -85,6 +93,22 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
         }
     }
 
+    /// Puts every row of an activation into its own memory, rounded to its dtype.
+    ///
+    /// # Panics
+    /// They are not as many numbers as the batch's rows have.
+    pub fn fill(&mut self, act: Act, values: &[f32]) {
+        let to = self.own[act as usize];
+        assert_eq!(values.len(), self.batch.rows() * to.width, "{act:?}");
+        assert_eq!(to.stride, to.width, "{act:?} lies among others");
+        self.attempt(|p| {
+            p.settle()?;
+            p.let_go(act);
+            let bytes = narrowed(values, to.dtype);
+            p.cuda.driver.upload_in_order(to.at, &bytes)
+        });
+    }
+
     /// Waits for every launch and copy.
     fn wait(&mut self) -> Launched {
         let fence = self.cuda.driver.fence()?;
@@ -95,7 +119,7 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
         Ok(())
     }
 
-    fn attempt(&mut self, op: impl FnOnce(&mut Self) -> Launched) {
+    pub(super) fn attempt(&mut self, op: impl FnOnce(&mut Self) -> Launched) {
         if self.error.is_none()
             && let Err(error) = op(self)
         {

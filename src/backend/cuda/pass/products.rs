@@ -38,8 +38,14 @@ impl<D: Driver> Pass<'_, '_, D> {
                 return Err(not_a_matrix(w));
             }
         };
-        let chunk = self.cuda.gemms.chunk();
-        self.product(chunk, self.rows(), n, self.view(x), weight, self.view(out))
+        self.product(
+            self.chunk(),
+            self.rows(),
+            n,
+            self.view(x),
+            weight,
+            self.view(out),
+        )
     }
 
     /// The LM head on some rows.
