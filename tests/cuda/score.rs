@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use streamgauge::backend::cuda::Dtype;
+use streamgauge::backend::cuda::{CudaOptions, Dtype};
 use streamgauge::backend::{Batch, Sink, SinkDtype, SinkSpec};
 use streamgauge::data::{Input, Record};
 use streamgauge::engine::{Job, Machine, Plan, Prepared, Sample, SavedResidual, Scorer, dims};
@@ -42,7 +42,12 @@ fn scores_and_divergences_are_the_cpu_backends() {
     // More rows than logits exist at a time.
     let texts = samples(&plain, &[9, 150, 1]);
     let positions = vec![vec![0, 8], (0..150).collect(), vec![0]];
-    let mut cuda = open(&plain.model, gpu(), options(Dtype::F32));
+    // Batches, but not logits, may have no more rows than these.
+    let rows = CudaOptions {
+        rows: 160,
+        ..options(Dtype::F32)
+    };
+    let mut cuda = open(&plain.model, gpu(), rows);
     let ours = {
         let p = Scorer::on(Box::new(&mut cuda), &plain)
             .run(&texts, &positions)

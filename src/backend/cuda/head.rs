@@ -7,7 +7,7 @@ use super::kernels::head::{Kl, KlArgs, LogSoftmax, LogSoftmaxArgs};
 use super::kernels::reduce::{K_MAX, TopK, TopKArgs};
 use super::launch::{DevicePtr, LaunchError, launch};
 use super::pass::{Launched, Pass};
-use crate::backend::{Act, Batch, Edit, HeadRows, Ops, Result, Scores, Weight};
+use crate::backend::{Act, Batch, Edit, HeadRows, Ops, Result, Scores};
 
 /// What comes back of some rows.
 #[derive(Debug, Default)]
@@ -32,7 +32,7 @@ impl<D: Driver> Cuda<D> {
         top: usize,
     ) -> Result<Vec<Scores>> {
         let n = next.len();
-        let batch = Batch::pack([&vec![0; n][..]]);
+        let batch = Batch::pack([&[0][..]]); // the LM head needs no tokens
         let mut read = Read::default();
         let mut pass = self.begin(&batch, Vec::new(), rows.edits)?;
         pass.make_logits(rows.normed, n);
@@ -55,7 +55,7 @@ impl<D: Driver> Cuda<D> {
     /// The driver's.
     pub fn divergences(&mut self, p: HeadRows<'_>, q: HeadRows<'_>) -> Result<Vec<f64>> {
         let n = p.normed.len() / self.shape().d_model;
-        let batch = Batch::pack([&vec![0; 2 * n][..]]);
+        let batch = Batch::pack([&[0][..]]);
         let behind_p = q.edits.into_iter().map(|edit| Edit {
             rows: edit.rows.iter().map(|row| row + n as u32).collect(),
             ..edit
@@ -75,9 +75,8 @@ impl<D: Driver> Pass<'_, '_, D> {
     /// The logits of rows `[n, d]` that the LM head reads, edited.
     fn make_logits(&mut self, normed: &[f32], n: usize) {
         assert!(n <= WIDE_ROWS, "{n} rows of logits");
-        self.fill(Act::Normed, normed);
+        self.attempt(|p| p.logits_of(normed, n));
         let rows: Vec<u32> = (0..n as u32).collect();
-        self.linear_rows(Act::Normed, &rows, Weight::LmHead, Act::Logits);
         for edit in 0..self.edits.len() {
             self.edit_rows(Act::Logits, &rows, edit);
         }
