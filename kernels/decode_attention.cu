@@ -2,9 +2,9 @@
 // out = softmax(scale · q·kᵀ over the visible keys) · v, for grouped heads.
 //
 // Shapes: q and out [sequences, H, h], rows with a stride of their own. k_cache and v_cache [sequences, capacity, K, h]: the key at
-// position p lies in slot p mod capacity. lengths[sequence] counts the tokens so far, the query's own (already in the cache)
-// included; with a window W the last W of them are visible, and the capacity must hold the visible ones. Length 0 (an idle
-// place in the batch): zeros. h is 64, 80, 96 or 128; H a multiple of K.
+// position p lies in slot p mod capacity, and sequence i of the batch has cache caches[i] (null: i). lengths[sequence] counts the
+// tokens so far, the query's own (already in the cache) included; with a window W the last W of them are visible, and the capacity
+// must hold the visible ones. Length 0 (an idle place in the batch): zeros. h is 64, 80, 96 or 128; H a multiple of K.
 //
 // Split, decode_attention_*: the visible keys are cut, from the first one, into splits of 256. A block takes one split of one
 // sequence for up to 4 query heads of one key/value head, which share its loads (the blocks of further heads are neighbours and find
@@ -29,6 +29,7 @@ struct DecodeAttentionArgs {
     const void* k_cache;      // [sequences, capacity, n_kv_heads, h]
     const void* v_cache;      // the same
     const uint32_t* lengths;  // [sequences]
+    const uint32_t* caches;   // [sequences]: whose cache; or null
     float* partial_out;       // [sequences, n_heads, splits, h]: weighted sums, not yet divided
     float2* partial_softmax;  // [sequences, n_heads, splits]: largest raw score, sum of weights
     void* out;                // [sequences, n_heads, h]
@@ -200,8 +201,9 @@ __device__ __forceinline__ void decode_attention(const DecodeAttentionArgs& a) {
     const uint32_t lane = lane_index(), warp = warp_index(), split_keys = min(visible.count - split * SPLIT_KEYS, SPLIT_KEYS);
     const uint32_t lane_key = warp * LANES + lane / ROW_LANES * LANE_KEYS;
     const LaneRows<T> rows(a, visible, split * SPLIT_KEYS + lane_key);
-    const T* const k = static_cast<const T*>(a.k_cache) + sequence * a.k_sequence_stride + kv_head * H;
-    const T* const v = static_cast<const T*>(a.v_cache) + sequence * a.v_sequence_stride + kv_head * H;
+    const uint64_t cache = source_row(a.caches, sequence);
+    const T* const k = static_cast<const T*>(a.k_cache) + cache * a.k_sequence_stride + kv_head * H;
+    const T* const v = static_cast<const T*>(a.v_cache) + cache * a.v_sequence_stride + kv_head * H;
 
     const T* const query = static_cast<const T*>(a.q) + static_cast<size_t>(sequence) * a.q_stride + head0 * H;
     for (uint32_t i = threadIdx.x; i < HEADS * H; i += SPLIT_KEYS) q[i / H][i % H] = i < heads * H ? query[i] : narrow<T>(0.0f);

@@ -4,12 +4,14 @@
 //   edit_scale    x ← round(c·x)
 //   edit_replace  x ← round(v); without v: x ← 0
 //   edit_clamp    x ← round(x + (t − p)·v),  p = x·v, t = p limited to [lo, hi], v of unit length; x where lo ≤ p ≤ hi.
-//                 lo = hi = 0 projects v out: x − (x·v)v.
+//                 lo = hi = 0 projects v out: x − (x·v)v. In f64, v too, rounded once: v rounded to f32 would not be of unit
+//                 length, and would leave some of the component.
 //
 // x [.., stride] in bf16, f16 or f32; rows [selected] (null: row i is row i), each row at most once; segments: the columns. The
-// edited part of a row is the segments laid end to end (`Segment::at`), and v [.., width of that] f32 is laid out like it, with a
-// row stride of 0 for one v for all rows, else one per selected row. A projection runs over the whole edited part: to project
-// within each head, launch once per head. before, after [selected] f64: the squares of the edited part summed in a fixed order.
+// edited part of a row is the segments laid end to end (`Segment::at`), and v [.., width of that], f32 (f64 for the clamp), is laid
+// out like it, with a row stride of 0 for one v for all rows, else one per selected row. A projection runs over the whole edited
+// part: to project within each head, launch once per head. before, after [selected] f64: the squares of the edited part summed in
+// a fixed order.
 //
 // Split: one block per row, one warp per segment of at most 1024 columns, in turn. The clamp reads its row twice (the second
 // time from L1 or L2). Sums: each lane in column order, then `block_sum`, in f64; they depend on neither grid nor alignment.
@@ -24,7 +26,7 @@ struct EditArgs {
     void* x;
     const uint32_t* rows;
     const Segment* segments;
-    const float* v;
+    const void* v;  // f32; f64 for the clamp
     double* before;
     double* after;
     uint64_t x_stride;
@@ -39,10 +41,20 @@ struct EditArgs {
 
 enum class Edit { Add, Scale, Replace, Clamp };
 
-// Calls visit(x, v, len, offset) for each vector's worth of this warp's segments: where it is in x and v, and how many of its
-// elements there are.
-template <typename T, typename Visit>
-__device__ __forceinline__ void for_each_vector(const EditArgs& a, T* x, const float* v, Visit visit) {
+// What v is made of.
+template <Edit EDIT>
+struct Of {
+    using V = float;
+};
+template <>
+struct Of<Edit::Clamp> {
+    using V = double;
+};
+
+// Calls visit(x, v, len) for each vector's worth of this warp's segments: where it is in x and v, and how many of its elements
+// there are.
+template <typename T, typename V, typename Visit>
+__device__ __forceinline__ void for_each_vector(const EditArgs& a, T* x, const V* v, Visit visit) {
     for (uint32_t s = warp_index(); s < a.segment_count; s += WARPS) {
         const Segment segment = load_segment(a.segments + s);
         for (uint32_t j = lane_index() * VECTOR<T>; j < segment.len; j += LANES * VECTOR<T>) {
@@ -57,6 +69,30 @@ __device__ __forceinline__ bool is_aligned(const T* x) {
 }
 
 template <uint32_t N>
+__device__ __forceinline__ void load_v(const float* v, uint32_t count, float (&d)[N]) {
+    load_some(v, count, is_aligned(v), d);
+}
+
+template <uint32_t N>
+__device__ __forceinline__ void load_v(const double* v, uint32_t count, double (&d)[N]) {
+#pragma unroll
+    for (uint32_t j = 0; j < N; j++) d[j] = j < count ? v[j] : 0.0;
+}
+
+// x as T would hold it, rounded once: by way of the neighbouring f32 whose last bit is odd (unless f32 holds x), which lies on
+// the same side of every tie of a shorter type.
+template <typename T>
+__device__ __forceinline__ float rounded(double x) {
+    float near = __double2float_rn(x);
+    const double back = near;
+    if (sizeof(T) < 4 && back != x && !isinf(near)) {
+        const uint32_t bits = __float_as_uint(near);
+        if (bits % 2 == 0) near = __uint_as_float(fabs(back) < fabs(x) ? bits + 1 : bits - 1);
+    }
+    return rounded<T>(near);
+}
+
+template <uint32_t N>
 __device__ __forceinline__ double squares(const float (&x)[N]) {
     double sum = 0.0;
 #pragma unroll
@@ -66,22 +102,24 @@ __device__ __forceinline__ double squares(const float (&x)[N]) {
 
 // p = x·v of the row's edited part, in every thread.
 template <typename T>
-__device__ __forceinline__ double component(const EditArgs& a, T* x, const float* v) {
+__device__ __forceinline__ double component(const EditArgs& a, T* x, const double* v) {
     constexpr uint32_t N = VECTOR<T>;
     __shared__ double partial[WARPS];
     double sum = 0.0;
-    for_each_vector(a, x, v, [&](T* at, const float* v_at, uint32_t len) {
-        float e[N], d[N];
+    for_each_vector(a, x, v, [&](T* at, const double* v_at, uint32_t len) {
+        float e[N];
+        double d[N];
         load_some(at, len, is_aligned(at), e);
-        load_some(v_at, len, is_aligned(v_at), d);
+        load_v(v_at, len, d);
 #pragma unroll
-        for (uint32_t j = 0; j < N; j++) sum = fma(static_cast<double>(e[j]), static_cast<double>(d[j]), sum);
+        for (uint32_t j = 0; j < N; j++) sum = fma(static_cast<double>(e[j]), d[j], sum);
     });
     return block_sum<THREADS>(sum, partial);
 }
 
 template <Edit EDIT>
-__device__ __forceinline__ float edited(float x, float v, float c) {
+__device__ __forceinline__ typename Of<EDIT>::V edited(float x, typename Of<EDIT>::V v, typename Of<EDIT>::V c) {
+    if constexpr (EDIT == Edit::Clamp) return __dadd_rn(x, __dmul_rn(c, v));
     if constexpr (EDIT == Edit::Scale) return __fmul_rn(c, x);
     if constexpr (EDIT == Edit::Replace) return v;
     return __fmaf_rn(c, v, x);
@@ -89,16 +127,18 @@ __device__ __forceinline__ float edited(float x, float v, float c) {
 
 // Edits the row, c being the factor of v (or of x).
 template <typename T, Edit EDIT>
-__device__ __forceinline__ void edit_row(const EditArgs& a, T* x, const float* v, float c, bool untouched) {
+__device__ __forceinline__ void edit_row(const EditArgs& a, T* x, const typename Of<EDIT>::V* v, typename Of<EDIT>::V c, bool untouched) {
+    using V = typename Of<EDIT>::V;
     constexpr uint32_t N = VECTOR<T>;
     __shared__ double before[WARPS], after[WARPS];
     double sum_before = 0.0, sum_after = 0.0;
-    for_each_vector(a, x, v, [&](T* at, const float* v_at, uint32_t len) {
-        float e[N], d[N] = {};
+    for_each_vector(a, x, v, [&](T* at, const V* v_at, uint32_t len) {
+        float e[N];
+        V d[N] = {};
         load_some(at, len, is_aligned(at), e);
         sum_before += squares(e);
         if (untouched) return;
-        if (EDIT != Edit::Scale && a.v != nullptr) load_some(v_at, len, is_aligned(v_at), d);
+        if (EDIT != Edit::Scale && a.v != nullptr) load_v(v_at, len, d);
 #pragma unroll
         for (uint32_t j = 0; j < N; j++) e[j] = rounded<T>(edited<EDIT>(e[j], d[j], c));
         sum_after += squares(e);
@@ -115,11 +155,11 @@ __device__ __forceinline__ void edit_row(const EditArgs& a, T* x, const float* v
 template <typename T, Edit EDIT>
 __device__ __forceinline__ void edit(const EditArgs& a) {
     T* x = static_cast<T*>(a.x) + source_row(a.rows, blockIdx.x) * a.x_stride;
-    const float* v = a.v + blockIdx.x * a.v_stride;
+    const auto* v = static_cast<const typename Of<EDIT>::V*>(a.v) + blockIdx.x * a.v_stride;
     if constexpr (EDIT == Edit::Clamp) {
         const double p = component(a, x, v);
         const double limited = p < a.lo ? a.lo : p > a.hi ? a.hi : p;
-        edit_row<T, EDIT>(a, x, v, static_cast<float>(limited - p), limited == p);
+        edit_row<T, EDIT>(a, x, v, limited - p, limited == p);
     } else {
         edit_row<T, EDIT>(a, x, v, a.c, false);
     }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use streamgauge::data::{Input, Record};
 use streamgauge::engine::{
     Choosing, Generated, GenerationStore, Generator, Job, Prepared, Sample, Scorer, Stop, Stops,
-    extract, kl_divergence,
+    extract,
 };
 use streamgauge::store::Store;
 
@@ -330,8 +330,8 @@ fn scores_are_those_of_the_logits() {
         p.run(&samples, &positions).unwrap(),
         q.run(&samples, &positions).unwrap(),
     );
-    let scores = q.score(&q_run, 5);
-    let kl = kl_divergence((&mut p, &p_run), (&mut q, &q_run));
+    let scores = q.score(&q_run, 5).unwrap();
+    let kl = p.kl_divergence(&p_run, &q_run).unwrap();
     assert_eq!(scores.len(), 204);
     for (i, (&(sample, position), scores)) in q_run.at.iter().zip(&scores).enumerate() {
         let row = |rows: &[(i64, i32, Vec<f32>)]| {
@@ -359,7 +359,8 @@ fn scores_are_those_of_the_logits() {
         assert!((kl[i] - truth).abs() < 1e-9, "{} {truth}", kl[i]);
     }
     assert!(
-        kl_divergence((&mut p, &p_run), (&mut Scorer::new(&plain), &p_run))
+        p.kl_divergence(&p_run, &p_run)
+            .unwrap()
             .iter()
             .all(|kl| kl.abs() < 1e-12)
     );

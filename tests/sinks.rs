@@ -50,6 +50,7 @@ fn open(model: &Model, gpu: VirtualGpuOptions, ring: usize) -> Cuda<VirtualGpu> 
         rows: 64,
         positions: 64,
         means: 2,
+        sequences: 0,
         ring_bytes: Some(ring),
         gemm_chunk: 128,
         gemm: None,

@@ -8,9 +8,11 @@
 pub mod cpu;
 pub mod cuda;
 mod edit;
+mod head;
 mod sink;
 
 pub use edit::{Change, Edit, EditSpec, Receipt};
+pub use head::{HEAD_ROWS, HeadRows, Scores};
 pub use sink::{Landed, Reduce, Sink, SinkBytes, SinkDtype, SinkSpec};
 
 /// What can go wrong while ops run.

@@ -11,8 +11,7 @@ use rayon::prelude::*;
 use super::choose::Choosing;
 use super::edits::{EditReceipt, OpenEdit};
 use super::selected::{BatchRows, Part, SelectedSample};
-use super::{Error, Prepared, Result, Sample, forward};
-use crate::backend::cpu::{Cpu, KvCache};
+use super::{Decoder, Error, Prepared, Result, Sample};
 use crate::backend::{Batch, Receipt, Sink, SinkSpec};
 use crate::hooks::{ChangeSpec, Reduction, SampleView, Selection, SplitMix64, Tap};
 use crate::model::Message;
@@ -85,7 +84,7 @@ impl Generated {
 /// Generates with one model and one set of taps and edits.
 pub struct Generator<'p> {
     prepared: &'p Prepared,
-    cpu: Cpu<'p>,
+    machine: Box<dyn Decoder + 'p>,
     choosing: Choosing,
     stops: Stops,
     receipts: Vec<Receipt>,
@@ -97,7 +96,6 @@ struct Sequence<'s> {
     tokens: Vec<u32>,
     /// Tokens that went through the model.
     seen: usize,
-    cache: KvCache,
     random: SplitMix64,
     logprobs: Vec<f32>,
     stop: Option<Stop>,
@@ -120,11 +118,24 @@ impl Sequence<'_> {
 }
 
 impl<'p> Generator<'p> {
-    /// For a job that was opened for generation.
+    /// For a job that was opened for generation, on the CPU.
     ///
     /// # Errors
     /// Numbers that make no sense.
     pub fn new(prepared: &'p Prepared, choosing: Choosing, stops: Stops) -> Result<Self> {
+        Self::on(Box::new(prepared.cpu()), prepared, choosing, stops)
+    }
+
+    /// As [`Generator::new`], on a machine that holds the job's model.
+    ///
+    /// # Errors
+    /// As there; a machine that keeps no sequences.
+    pub fn on(
+        machine: Box<dyn Decoder + 'p>,
+        prepared: &'p Prepared,
+        choosing: Choosing,
+        stops: Stops,
+    ) -> Result<Self> {
         let refuse = |flag, why| Err(Error::Number { flag, why }.into());
         if !choosing.temperature.is_finite() || choosing.temperature < 0.0 {
             return refuse("temperature", "must be 0 (greedy) or above");
@@ -141,8 +152,15 @@ impl<'p> Generator<'p> {
             }
             .into());
         }
+        if machine.most_sequences() == Some(0) {
+            return Err(Error::NotYet {
+                what: "generating on a device that was opened without room for sequences".into(),
+                instead: ": plan for some when it is opened".into(),
+            }
+            .into());
+        }
         Ok(Generator {
-            cpu: prepared.cpu(),
+            machine,
             receipts: vec![Receipt::default(); prepared.edits.len()],
             prepared,
             choosing,
@@ -150,7 +168,7 @@ impl<'p> Generator<'p> {
         })
     }
 
-    /// Continues prompts, all at a time; `heard` is told each new token and whose it is as it comes.
+    /// Continues prompts, as many at a time as the machine keeps; `heard` is told each new token and whose it is as it comes.
     ///
     /// # Errors
     /// A prompt that fills all of the model's positions, a selection that a prompt cannot answer, a replacement that is not there,
@@ -160,7 +178,23 @@ impl<'p> Generator<'p> {
         prompts: &[Sample],
         heard: &mut dyn FnMut(usize, u32),
     ) -> Result<Vec<Generated>> {
+        let at_once = self.machine.most_sequences().unwrap_or(prompts.len());
+        let mut done = Vec::with_capacity(prompts.len());
+        for (group, prompts) in prompts.chunks(at_once.max(1)).enumerate() {
+            let first = group * at_once;
+            done.extend(self.together(prompts, &mut |i, token| heard(first + i, token))?);
+        }
+        Ok(done)
+    }
+
+    /// Continues prompts, all at a time.
+    fn together(
+        &mut self,
+        prompts: &[Sample],
+        heard: &mut dyn FnMut(usize, u32),
+    ) -> Result<Vec<Generated>> {
         let mut sequences = self.begin(prompts)?;
+        self.machine.start(sequences.len());
         let mut first = 0;
         while first < sequences.len() {
             let batch = self.prompts_of_a_batch(&sequences[first..]);
@@ -209,7 +243,6 @@ impl<'p> Generator<'p> {
                 sample,
                 tokens: sample.row.tokens.clone(),
                 seen: 0,
-                cache: KvCache::new(config.n_layers),
                 random: self.choosing.random(sample.row.sample),
                 logprobs: Vec::new(),
                 stop: None,
@@ -301,14 +334,14 @@ impl<'p> Generator<'p> {
             None,
         ));
         let edits = prepared.batch_edits(&parts);
-        let caches = active.iter_mut().map(|(_, s)| &mut s.cache).collect();
-        let pass = self.cpu.begin(&batch, sinks)?;
-        let mut pass = pass.with_edits(edits).with_caches(caches);
-        forward(&mut pass, prepared.dims.n_layers, &prepared.plan);
-        for (sum, receipt) in self.receipts.iter_mut().zip(pass.receipts()) {
+        let numbers: Vec<usize> = active.iter().map(|&(number, _)| number).collect();
+        let (n_layers, plan) = (prepared.dims.n_layers, &prepared.plan);
+        let receipts = self
+            .machine
+            .advance(&numbers, &batch, sinks, edits, n_layers, plan)?;
+        for (sum, receipt) in self.receipts.iter_mut().zip(receipts) {
             sum.add(&receipt);
         }
-        drop(pass);
         for (tap, (rows, bytes, index)) in memory.into_iter().enumerate() {
             let (row, index_row) = prepared.row_bytes(tap);
             let (mut bytes, mut index) = (&bytes[..], &index[..]);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::score::{Scores, kl};
+use super::score::{kl, scores};
 use super::selected::Part;
 use super::{Plan, Prepared, Result, Sample, forward, replay};
 use crate::backend::cpu::Cpu;
@@ -80,7 +80,7 @@ impl LensRow {
         next: Option<u32>,
         top: usize,
     ) -> Self {
-        let scores = Scores::of(logits, next, top);
+        let scores = scores(logits, next, top);
         let chosen = super::choose::argmax(model) as usize;
         let before =
             |(id, &x): (usize, &f32)| x > logits[chosen] || (x == logits[chosen] && id < chosen);

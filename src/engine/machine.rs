@@ -1,12 +1,13 @@
 //! What runs a job's batches: the CPU backend, or the model on a device.
 
+use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Plan, Result, forward, ranges};
-use crate::backend::cpu::{ATTENTION_TILE, Cpu, GEMM, instruction_set};
+use super::{Plan, Result, forward, ranges, replay};
+use crate::backend::cpu::{ATTENTION_TILE, Cpu, GEMM, KvCache, instruction_set};
 use crate::backend::cuda::driver::{Driver, Waited};
 use crate::backend::cuda::{Cuda, Pinner, Timed, images};
-use crate::backend::{Batch, Edit, Landed, Receipt, Sink};
+use crate::backend::{Act, Batch, Edit, HeadRows, Landed, Ops, Receipt, Scores, Sink, Weight};
 
 /// A backend with a model, as a job uses it.
 pub trait Machine {
@@ -69,8 +70,74 @@ pub trait Machine {
         Ok(None)
     }
 
+    /// As [`run`](Machine::run), from block `from.layer` on: what stands before it is passed over.
+    ///
+    /// # Errors
+    /// As there.
+    fn run_from(
+        &mut self,
+        from: SavedResidual<'_>,
+        batch: &Batch,
+        sinks: Vec<Sink<'_>>,
+        edits: Vec<Edit>,
+        n_layers: usize,
+        plan: &Plan,
+    ) -> Result<Vec<Receipt>>;
+
     /// What the manifest says of it.
     fn identity(&self) -> Identity;
+}
+
+/// The residual stream that enters a block.
+#[derive(Debug, Clone, Copy)]
+pub struct SavedResidual<'a> {
+    pub layer: usize,
+    /// `[rows, d]`: `blocks.{layer}.hook_resid_pre` of every row of the batch.
+    pub rows: &'a [f32],
+}
+
+/// A machine that goes on where a batch ended: it keeps keys and values of sequences, which go by numbers from 0.
+pub trait Decoder: Machine {
+    /// Sequences that it keeps at a time; `None`: any number.
+    fn most_sequences(&self) -> Option<usize>;
+
+    /// Forgets what it keeps, and is ready for that many sequences.
+    fn start(&mut self, sequences: usize);
+
+    /// As [`Machine::run`]: sample i of the batch is what comes next of sequence `sequences[i]` (rising). Either the sequences have
+    /// nothing yet, or each sample is one token.
+    ///
+    /// # Errors
+    /// As there, and more sequences than are kept.
+    fn advance(
+        &mut self,
+        sequences: &[usize],
+        batch: &Batch,
+        sinks: Vec<Sink<'_>>,
+        edits: Vec<Edit>,
+        n_layers: usize,
+        plan: &Plan,
+    ) -> Result<Vec<Receipt>>;
+}
+
+/// A machine that reads scores off the LM head without handing out logits.
+pub trait Reader: Machine {
+    /// Of each row, with the token that comes next there, and the `top` likeliest.
+    ///
+    /// # Errors
+    /// What a device can fail at.
+    fn scores(
+        &mut self,
+        rows: HeadRows<'_>,
+        next: &[Option<u32>],
+        top: usize,
+    ) -> Result<Vec<Scores>>;
+
+    /// KL(p‖q) in nats, row by row: as many rows of q as of p, at most half of [`HEAD_ROWS`](crate::backend::HEAD_ROWS).
+    ///
+    /// # Errors
+    /// As of [`scores`](Reader::scores).
+    fn divergences(&mut self, p: HeadRows<'_>, q: HeadRows<'_>) -> Result<Vec<f64>>;
 }
 
 /// A backend as a manifest names it.
@@ -113,9 +180,100 @@ impl Machine for Cpu<'_> {
         Ok(Some(pass.landed()))
     }
 
+    fn run_from(
+        &mut self,
+        from: SavedResidual<'_>,
+        batch: &Batch,
+        sinks: Vec<Sink<'_>>,
+        edits: Vec<Edit>,
+        n_layers: usize,
+        plan: &Plan,
+    ) -> Result<Vec<Receipt>> {
+        let mut pass = self.begin(batch, sinks)?.with_edits(edits);
+        pass.fill(Act::ResidPre, from.rows);
+        replay(&mut pass, from.layer, n_layers, plan);
+        Ok(pass.receipts())
+    }
+
     fn identity(&self) -> Identity {
         Identity::cpu()
     }
+}
+
+impl Decoder for Cpu<'_> {
+    fn most_sequences(&self) -> Option<usize> {
+        None
+    }
+
+    fn start(&mut self, sequences: usize) {
+        let n_layers = self.shape().n_layers;
+        self.kept = (0..sequences).map(|_| KvCache::new(n_layers)).collect();
+    }
+
+    fn advance(
+        &mut self,
+        sequences: &[usize],
+        batch: &Batch,
+        sinks: Vec<Sink<'_>>,
+        edits: Vec<Edit>,
+        n_layers: usize,
+        plan: &Plan,
+    ) -> Result<Vec<Receipt>> {
+        // Out of the backend while its pass has them.
+        let mut kept = std::mem::take(&mut self.kept);
+        let mut caches: Vec<&mut KvCache> = Vec::with_capacity(sequences.len());
+        let mut next = sequences.iter().peekable();
+        for (i, cache) in kept.iter_mut().enumerate() {
+            if next.next_if_eq(&&i).is_some() {
+                caches.push(cache);
+            }
+        }
+        let pass = self.begin(batch, sinks)?;
+        let mut pass = pass.with_edits(edits).with_caches(caches);
+        forward(&mut pass, n_layers, plan);
+        let receipts = pass.receipts();
+        drop(pass);
+        self.kept = kept;
+        Ok(receipts)
+    }
+}
+
+impl Reader for Cpu<'_> {
+    fn scores(
+        &mut self,
+        rows: HeadRows<'_>,
+        next: &[Option<u32>],
+        top: usize,
+    ) -> Result<Vec<Scores>> {
+        let vocab = self.shape().vocab;
+        let logits = logits(self, rows)?;
+        let rows = logits.par_chunks(vocab).zip(next);
+        Ok(rows
+            .map(|(row, &next)| super::score::scores(row, next, top))
+            .collect())
+    }
+
+    fn divergences(&mut self, p: HeadRows<'_>, q: HeadRows<'_>) -> Result<Vec<f64>> {
+        let vocab = self.shape().vocab;
+        let (p, q) = (logits(self, p)?, logits(self, q)?);
+        let pairs = p.par_chunks(vocab).zip(q.par_chunks(vocab));
+        Ok(pairs.map(|(p, q)| super::score::kl(p, q)).collect())
+    }
+}
+
+/// The logits of a few rows, edited.
+fn logits(cpu: &mut Cpu<'_>, rows: HeadRows<'_>) -> Result<Vec<f32>> {
+    // The LM head needs no tokens, only as many rows.
+    let n = rows.normed.len() / cpu.shape().d_model;
+    let batch = Batch::pack([&vec![0; n][..]]);
+    let n_edits = rows.edits.len();
+    let mut pass = cpu.begin(&batch, Vec::new())?.with_edits(rows.edits);
+    pass.fill(Act::Normed, rows.normed);
+    pass.linear(Act::Normed, Weight::LmHead, Act::Logits);
+    for edit in 0..n_edits {
+        pass.edit(Act::Logits, edit);
+    }
+    Ok(pass.values(Act::Logits).to_vec())
 }
 
 impl Identity {
@@ -201,6 +359,21 @@ impl<D: Driver> Machine for Cuda<D> {
         Ok(Some(Cuda::pinner(self)?))
     }
 
+    fn run_from(
+        &mut self,
+        from: SavedResidual<'_>,
+        batch: &Batch,
+        sinks: Vec<Sink<'_>>,
+        edits: Vec<Edit>,
+        n_layers: usize,
+        plan: &Plan,
+    ) -> Result<Vec<Receipt>> {
+        let mut pass = self.begin(batch, sinks, edits)?;
+        pass.fill(Act::ResidPre, from.rows);
+        replay(&mut pass, from.layer, n_layers, plan);
+        Ok(pass.complete()?)
+    }
+
     fn identity(&self) -> Identity {
         let build = images::NVCC.map_or_else(
             |why| format!("no kernels: {why}"),
@@ -222,5 +395,44 @@ impl<D: Driver> Machine for Cuda<D> {
             }),
             kernel_build: build,
         }
+    }
+}
+
+impl<D: Driver> Decoder for Cuda<D> {
+    fn most_sequences(&self) -> Option<usize> {
+        Some(self.sequences())
+    }
+
+    fn start(&mut self, _sequences: usize) {
+        self.forget();
+    }
+
+    fn advance(
+        &mut self,
+        sequences: &[usize],
+        batch: &Batch,
+        sinks: Vec<Sink<'_>>,
+        edits: Vec<Edit>,
+        n_layers: usize,
+        plan: &Plan,
+    ) -> Result<Vec<Receipt>> {
+        let mut pass = self.begin_continuing(batch, sinks, edits, sequences)?;
+        forward(&mut pass, n_layers, plan);
+        Ok(pass.complete()?)
+    }
+}
+
+impl<D: Driver> Reader for Cuda<D> {
+    fn scores(
+        &mut self,
+        rows: HeadRows<'_>,
+        next: &[Option<u32>],
+        top: usize,
+    ) -> Result<Vec<Scores>> {
+        Ok(Cuda::scores(self, rows, next, top)?)
+    }
+
+    fn divergences(&mut self, p: HeadRows<'_>, q: HeadRows<'_>) -> Result<Vec<f64>> {
+        Ok(Cuda::divergences(self, p, q)?)
     }
 }

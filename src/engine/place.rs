@@ -217,6 +217,7 @@ impl Place {
                 .max(if library { chunk } else { 1 }),
             positions: prepared.tokenising.max_length,
             means: means.count(),
+            sequences: 0,
             ring_bytes,
             gemm_chunk: chunk,
             gemm,

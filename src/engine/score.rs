@@ -3,22 +3,16 @@
 
 use std::sync::Arc;
 
-use rayon::prelude::*;
-
 use super::choose::argmax;
 use super::selected::Part;
-use super::{Plan, Prepared, Result, Sample, forward};
-use crate::backend::cpu::Cpu;
-use crate::backend::{Act, Batch, Edit, Ops, Sink, SinkSpec, Weight};
+use super::{Plan, Prepared, Reader, Result, Sample};
+use crate::backend::{Batch, Edit, HEAD_ROWS, HeadRows, Scores, Sink, SinkSpec};
 use crate::hooks::{HookPoint, Reduction, Selection, Site, Tap};
-
-/// Rows whose logits exist at a time.
-const WIDE_ROWS: usize = 128;
 
 /// Scores the samples of a job that was opened for generation, with its edits. Its taps play no part.
 pub struct Scorer<'p> {
     prepared: &'p Prepared,
-    cpu: Cpu<'p>,
+    machine: Box<dyn Reader + 'p>,
     plan: Plan,
 }
 
@@ -43,21 +37,14 @@ struct LogitEdit {
     replacement: Vec<f32>,
 }
 
-/// What the model says after one position.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Scores {
-    /// Natural log-probability of the token that does come next; none at a sample's last.
-    pub logprob: Option<f64>,
-    /// The likeliest token; of equals, the lowest id.
-    pub argmax: u32,
-    /// In nats.
-    pub entropy: f64,
-    /// The likeliest tokens with their log-probabilities, likeliest first.
-    pub top: Vec<(u32, f64)>,
-}
-
 impl<'p> Scorer<'p> {
+    /// On the CPU.
     pub fn new(prepared: &'p Prepared) -> Self {
+        Self::on(Box::new(prepared.cpu()), prepared)
+    }
+
+    /// On a machine that holds the job's model. (A machine may be lent, to be had back.)
+    pub fn on(machine: Box<dyn Reader + 'p>, prepared: &'p Prepared) -> Self {
         let last = Tap {
             point: HookPoint {
                 site: Site::LnFinalOut,
@@ -69,7 +56,7 @@ impl<'p> Scorer<'p> {
         };
         let edits = prepared.edits.iter().map(|e| e.edit.point);
         Scorer {
-            cpu: prepared.cpu(),
+            machine,
             plan: Plan::new(&[last]).with_edits(edits, false),
             prepared,
         }
@@ -111,27 +98,54 @@ impl<'p> Scorer<'p> {
         hidden.rows = vec![0.0; rows.len() * prepared.dims.d_model];
         let bytes = bytemuck::cast_slice_mut(&mut hidden.rows);
         let sink = Sink::new(Arc::new(SinkSpec::plain()), rows, per_sample, bytes, None);
-        let mut pass = self.cpu.begin(&batch, vec![sink])?.with_edits(edits);
-        forward(&mut pass, prepared.dims.n_layers, &self.plan);
-        drop(pass);
+        let n_layers = prepared.dims.n_layers;
+        self.machine
+            .run(&batch, vec![sink], edits, n_layers, &self.plan)?;
         Ok(hidden)
     }
 
     /// Scores each row, with the `top` likeliest tokens.
-    pub fn score(&mut self, hidden: &Hidden, top: usize) -> Vec<Scores> {
-        let score = |row: usize, logits: &[f32]| Scores::of(logits, hidden.next[row], top);
-        let rows = 0..hidden.at.len();
-        let chunks: Vec<_> = rows.clone().step_by(WIDE_ROWS).collect();
-        chunks
-            .into_iter()
-            .flat_map(|first| {
-                let rows = first..(first + WIDE_ROWS).min(rows.end);
-                let logits = self.logits(hidden, rows.clone());
-                let vocab = self.prepared.dims.vocab;
-                let scored = logits.par_chunks(vocab).zip(rows);
-                scored.map(|(l, row)| score(row, l)).collect::<Vec<_>>()
-            })
-            .collect()
+    ///
+    /// # Errors
+    /// What a device can fail at.
+    pub fn score(&mut self, hidden: &Hidden, top: usize) -> Result<Vec<Scores>> {
+        let n = hidden.at.len();
+        let mut scores = Vec::with_capacity(n);
+        for first in (0..n).step_by(HEAD_ROWS) {
+            let rows = first..(first + HEAD_ROWS).min(n);
+            let next = &hidden.next[rows.clone()];
+            scores.extend(self.machine.scores(self.read(hidden, rows), next, top)?);
+        }
+        Ok(scores)
+    }
+
+    /// KL(p‖q) in nats at each row: p of one run, q of another (other edits, other tokens), row by row.
+    ///
+    /// # Errors
+    /// What a device can fail at.
+    ///
+    /// # Panics
+    /// The runs have not the same number of rows.
+    pub fn kl_divergence(&mut self, p: &Hidden, q: &Hidden) -> Result<Vec<f64>> {
+        assert_eq!(p.at.len(), q.at.len(), "a row of q for each row of p");
+        let n = p.at.len();
+        let mut found = Vec::with_capacity(n);
+        for first in (0..n).step_by(HEAD_ROWS / 2) {
+            let rows = first..(first + HEAD_ROWS / 2).min(n);
+            let (p, q) = (self.read(p, rows.clone()), self.read(q, rows));
+            found.extend(self.machine.divergences(p, q)?);
+        }
+        Ok(found)
+    }
+
+    /// What the LM head reads in some rows.
+    fn read<'h>(&self, hidden: &'h Hidden, rows: std::ops::Range<usize>) -> HeadRows<'h> {
+        let (d, vocab) = (self.prepared.dims.d_model, self.prepared.dims.vocab);
+        let edits = hidden.edits.iter();
+        HeadRows {
+            normed: &hidden.rows[rows.start * d..rows.end * d],
+            edits: edits.map(|edit| edit.of(rows.clone(), vocab)).collect(),
+        }
     }
 
     /// The edits of the logits, in terms of the rows that are kept.
@@ -160,30 +174,6 @@ impl<'p> Scorer<'p> {
             .map(|i| of(&edits[i]))
             .collect()
     }
-
-    /// The logits of some rows, edited.
-    fn logits(&mut self, hidden: &Hidden, rows: std::ops::Range<usize>) -> Vec<f32> {
-        let d = self.prepared.dims.d_model;
-        let n = rows.len();
-        // The LM head needs no tokens, only as many rows.
-        let batch = Batch::pack([&vec![0; n][..]]);
-        let edits: Vec<Edit> = hidden
-            .edits
-            .iter()
-            .map(|edit| edit.of(rows.clone(), self.prepared.dims.vocab))
-            .collect();
-        let n_edits = edits.len();
-        let Ok(pass) = self.cpu.begin(&batch, Vec::new()) else {
-            return Vec::new(); // token 0 is in every vocabulary
-        };
-        let mut pass = pass.with_edits(edits);
-        pass.fill(Act::Normed, &hidden.rows[rows.start * d..rows.end * d]);
-        pass.linear(Act::Normed, Weight::LmHead, Act::Logits);
-        for edit in 0..n_edits {
-            pass.edit(Act::Logits, edit);
-        }
-        pass.values(Act::Logits).to_vec()
-    }
 }
 
 impl LogitEdit {
@@ -206,26 +196,25 @@ impl LogitEdit {
     }
 }
 
-impl Scores {
-    pub(super) fn of(logits: &[f32], next: Option<u32>, top: usize) -> Self {
-        let lse = log_sum_exp(logits);
-        let logprob = |token: u32| f64::from(logits[token as usize]) - lse;
-        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        let likelier = |a: &u32, b: &u32| {
-            let (x, y) = (logits[*a as usize], logits[*b as usize]);
-            y.total_cmp(&x).then(a.cmp(b))
-        };
-        if top > 0 && top < order.len() {
-            order.select_nth_unstable_by(top - 1, likelier);
-        }
-        order.truncate(top);
-        order.sort_unstable_by(likelier);
-        Scores {
-            logprob: next.map(logprob),
-            argmax: argmax(logits),
-            entropy: entropy(logits, lse),
-            top: order.into_iter().map(|t| (t, logprob(t))).collect(),
-        }
+/// What is read off one row of logits.
+pub(super) fn scores(logits: &[f32], next: Option<u32>, top: usize) -> Scores {
+    let lse = log_sum_exp(logits);
+    let logprob = |token: u32| f64::from(logits[token as usize]) - lse;
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    let likelier = |a: &u32, b: &u32| {
+        let (x, y) = (logits[*a as usize], logits[*b as usize]);
+        y.total_cmp(&x).then(a.cmp(b))
+    };
+    if top > 0 && top < order.len() {
+        order.select_nth_unstable_by(top - 1, likelier);
+    }
+    order.truncate(top);
+    order.sort_unstable_by(likelier);
+    Scores {
+        logprob: next.map(logprob),
+        argmax: argmax(logits),
+        entropy: entropy(logits, lse),
+        top: order.into_iter().map(|t| (t, logprob(t))).collect(),
     }
 }
 
@@ -244,28 +233,7 @@ fn entropy(logits: &[f32], lse: f64) -> f64 {
     logits.iter().map(each).sum()
 }
 
-/// KL(p‖q) in nats at each row: p of one run, q of another (other edits, other tokens), row by row.
-///
-/// # Panics
-/// The runs have not the same number of rows.
-pub fn kl_divergence(
-    (p_run, p): (&mut Scorer<'_>, &Hidden),
-    (q_run, q): (&mut Scorer<'_>, &Hidden),
-) -> Vec<f64> {
-    assert_eq!(p.at.len(), q.at.len(), "a row of q for each row of p");
-    let (n, vocab) = (p.at.len(), p_run.prepared.dims.vocab);
-    let mut out = Vec::with_capacity(n);
-    for first in (0..n).step_by(WIDE_ROWS) {
-        let rows = first..(first + WIDE_ROWS).min(n);
-        let p = p_run.logits(p, rows.clone());
-        let q = q_run.logits(q, rows);
-        let pairs = p.par_chunks(vocab).zip(q.par_chunks(vocab));
-        out.par_extend(pairs.map(|(p, q)| kl(p, q)));
-    }
-    out
-}
-
-/// KL(p‖q) in nats, of two rows of logits.
+/// KL(softmax p ‖ softmax q) of two rows of logits.
 pub(super) fn kl(p: &[f32], q: &[f32]) -> f64 {
     let (p_lse, q_lse) = (log_sum_exp(p), log_sum_exp(q));
     let each = |(&p, &q): (&f32, &f32)| {
@@ -284,13 +252,13 @@ mod tests {
         let logits = [1.0_f32, 3.0, 3.0, -2.0];
         let total: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
         let p: Vec<f64> = logits.iter().map(|&l| f64::from(l).exp() / total).collect();
-        let scores = Scores::of(&logits, Some(3), 2);
+        let scores = super::scores(&logits, Some(3), 2);
         assert!((scores.logprob.unwrap() - p[3].ln()).abs() < 1e-12);
         assert!((scores.entropy + p.iter().map(|p| p * p.ln()).sum::<f64>()).abs() < 1e-12);
         assert_eq!(scores.argmax, 1);
         let top: Vec<u32> = scores.top.iter().map(|t| t.0).collect();
         assert_eq!(top, [1, 2]);
-        assert_eq!(Scores::of(&logits, None, 0).logprob, None);
+        assert_eq!(super::scores(&logits, None, 0).logprob, None);
         assert!(kl(&logits, &logits).abs() < 1e-12);
         assert!(
             (kl(&[0.0, 0.0], &[0.0, 3.0_f32.ln()]) - (0.5 * (2.0_f64.ln() + (2.0 / 3.0_f64).ln())))

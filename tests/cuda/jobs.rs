@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use streamgauge::backend::cuda::Dtype;
+use streamgauge::backend::cuda::{CudaOptions, Dtype};
 use streamgauge::engine::{Job, Prepared, extract, extract_on};
 use streamgauge::store::{Store, verify};
 
@@ -33,9 +33,15 @@ impl Bench {
     }
 
     pub fn stores(&self, prepared: &Prepared) -> [PathBuf; 2] {
-        let [cpu, cuda] = ["cpu", "cuda"].map(|name| self.dir.path().join(name));
+        self.stores_of(prepared, options(Dtype::F32), "")
+    }
+
+    /// The CPU backend's store and the device's; `name` is theirs.
+    pub fn stores_of(&self, prepared: &Prepared, options: CudaOptions, name: &str) -> [PathBuf; 2] {
+        let [cpu, cuda] =
+            ["cpu", "cuda"].map(|which| self.dir.path().join(format!("{which}{name}")));
         let on_cpu = extract(prepared, &cpu, &mut |_| ()).unwrap();
-        let mut machine = open(&prepared.model, gpu(), options(Dtype::F32));
+        let mut machine = open(&prepared.model, gpu(), options);
         let on_cuda = extract_on(prepared, &mut machine, &cuda, &mut |_| ()).unwrap();
         assert_eq!(on_cpu.receipts.len(), on_cuda.receipts.len());
         for (a, b) in on_cpu.receipts.iter().zip(&on_cuda.receipts) {
@@ -70,6 +76,25 @@ pub fn assert_alike(stores: &[PathBuf; 2]) {
             );
         }
     }
+}
+
+/// Per tap the L2 distance of all its rows from the CPU backend's, relative to these.
+pub fn distances(stores: &[PathBuf; 2]) -> Vec<(String, f64)> {
+    let [cpu, cuda] = stores.each_ref().map(|dir| Store::open(dir).unwrap());
+    let distance = |tap: usize| {
+        let (mut off, mut norm) = (0.0, 0.0);
+        for ((at, x), (at_too, y)) in rows(&cpu, tap).iter().zip(rows(&cuda, tap)) {
+            assert_eq!(*at, at_too);
+            for (a, b) in x.iter().zip(y) {
+                off += f64::from(a - b).powi(2);
+                norm += f64::from(*a).powi(2);
+            }
+        }
+        (off / norm).sqrt()
+    };
+    let taps = cpu.taps().iter().enumerate();
+    taps.map(|(tap, info)| (info.folder.clone(), distance(tap)))
+        .collect()
 }
 
 fn rows(store: &Store, tap: usize) -> Vec<((i64, i32), Vec<f32>)> {

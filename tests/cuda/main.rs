@@ -7,8 +7,11 @@ mod common;
 mod edits;
 mod failures;
 mod fidelity;
+mod generate;
 mod invariance;
 mod jobs;
+mod leaks;
+mod score;
 mod taps;
 
 use std::sync::Arc;
@@ -47,6 +50,7 @@ fn options(dtype: Dtype) -> CudaOptions {
         f32_resid: false,
         rows: 256,
         positions: 160,
+        sequences: 4,
         means: 8,
         ring_bytes: Some(2 << 20),
         gemm_chunk: 128,

@@ -82,16 +82,21 @@ impl Case {
         self.lengths.iter().enumerate().map(make).collect()
     }
 
-    /// The cache after all tokens: visible rows in their slots, NaN elsewhere.
+    /// Whose cache each sequence has: the other way round.
+    fn caches(&self) -> Vec<u32> {
+        (0..self.lengths.len() as u32).rev().collect()
+    }
+
+    /// The caches after all tokens: visible rows in their slots, NaN elsewhere.
     fn cache<'a, T: Element>(&self, rows: impl Iterator<Item = &'a Vec<T>>) -> Vec<T> {
         let (row, stride) = (
             self.n_kv_heads * self.head_dim,
             self.n_kv_heads * self.head_dim + self.gap,
         );
         let mut cache = vec![T::round(f64::NAN); self.lengths.len() * self.capacity * stride];
-        for (i, (rows, &length)) in rows.zip(&self.lengths).enumerate() {
+        for ((rows, &length), i) in rows.zip(&self.lengths).zip(self.caches()) {
             for position in self.visible(length) {
-                let at = (i * self.capacity + position % self.capacity) * stride;
+                let at = (i as usize * self.capacity + position % self.capacity) * stride;
                 cache[at..at + row].copy_from_slice(&rows[position * row..][..row]);
             }
         }
@@ -132,11 +137,12 @@ impl Case {
         let partial_rows = sequences.len() * self.n_heads * self.splits() as usize;
 
         let memory = on_every_schedule(|gpu| {
-            let (q, k, v, lengths) = (
+            let (q, k, v, lengths, caches) = (
                 gpu.input(&q),
                 gpu.input(&k),
                 gpu.input(&v),
                 gpu.input(&lengths),
+                gpu.input(&self.caches()),
             );
             let partial_out = gpu.output::<f32>(partial_rows * self.head_dim);
             let partial_softmax = gpu.output::<[f32; 2]>(partial_rows);
@@ -147,6 +153,7 @@ impl Case {
                 k_cache: k.ptr(),
                 v_cache: v.ptr(),
                 lengths: lengths.ptr(),
+                caches: caches.ptr(),
                 partial_out: partial_out.ptr(),
                 partial_softmax: partial_softmax.ptr(),
                 out: out.ptr(),

@@ -59,17 +59,24 @@ impl Case {
             EditKind::Scale => each(&|x, _| self.c * x),
             EditKind::Replace => each(&|_, v| v),
             EditKind::Clamp => {
-                let p: f64 = (x.iter().zip(v))
-                    .map(|(x, &v)| x.wide() * f64::from(v))
-                    .sum();
+                // The kernel is given an f64 vector that f32 does not hold.
+                let v: Vec<f64> = v.iter().map(|&v| of_f64(v)).collect();
+                let p: f64 = (x.iter().zip(&v)).map(|(x, v)| x.wide() * v).sum();
                 let limited = p.clamp(self.bounds.0.into(), self.bounds.1.into());
                 if limited == p {
                     return x.to_vec();
                 }
-                each(&|x, v| ((limited - p) as f32).mul_add(v, x))
+                (x.iter().zip(&v))
+                    .map(|(x, v)| T::round(x.wide() + (limited - p) * v))
+                    .collect()
             }
         }
     }
+}
+
+/// A number near to `v` that only f64 holds.
+fn of_f64(v: f32) -> f64 {
+    f64::from(v) * (1.0 + 2f64.powi(-30))
 }
 
 fn squares<T: Element>(x: &[T]) -> f64 {
@@ -92,6 +99,10 @@ fn run<T: Element>(case: &Case, x: &[T]) -> Got<T> {
             None => DevicePtr::NULL,
         };
         let v = match &case.v {
+            Some(v) if case.edit == EditKind::Clamp => {
+                let v: Vec<f64> = v.iter().map(|&v| of_f64(v)).collect();
+                gpu.input(&v).ptr()
+            }
             Some(v) => gpu.input(v).ptr(),
             None => DevicePtr::NULL,
         };

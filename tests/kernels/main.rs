@@ -3,6 +3,7 @@
 
 mod attention;
 mod attention_scores;
+mod cache;
 mod decode_attention;
 mod gemm;
 mod harness;
@@ -14,6 +15,7 @@ mod edit;
 mod embed;
 mod gather;
 mod head;
+mod pattern;
 mod reduce;
 mod rms_norm;
 mod rope;

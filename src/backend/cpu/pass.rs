@@ -77,6 +77,8 @@ pub struct Cpu<'m> {
     /// cos and sin of position × inv_freq, `[positions so far, h / 2]`.
     cos: Vec<f32>,
     sin: Vec<f32>,
+    /// Keys and values of the sequences that are generated, between their batches.
+    pub kept: Vec<KvCache>,
 }
 
 impl<'m> Cpu<'m> {
@@ -89,6 +91,7 @@ impl<'m> Cpu<'m> {
             packed_heads: PackedHeads::default(),
             cos: Vec::new(),
             sin: Vec::new(),
+            kept: Vec::new(),
             shape,
         }
     }

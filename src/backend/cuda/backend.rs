@@ -5,20 +5,24 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::arena::{Cutter, Ring};
+use super::cache::Cache;
 use super::driver::Driver;
 use super::flight::{DEPTH, Flight};
 use super::gemm::{GemmRecord, GemmShape, Gemms, OWN};
 use super::kernels::attention::{Attention, AttentionTile, HEAD_DIMS};
 use super::kernels::rms_norm::WIDTH_MAX;
 use super::launch::{DevicePtr, Dtype, LaunchError};
-use super::pass::Pass;
+use super::pass::{Continued, Pass};
 use super::timeline::Timed;
 use super::weights::{DeviceWeights, padded_vocab};
 use crate::backend::cpu::{Shape, StoredWeights};
 use crate::backend::{Act, Batch, Edit, Error, Reduce, Result, Sink};
 
 /// Rows of logits or per-head results that are computed at a time; the engine asks for no more.
-pub const WIDE_ROWS: usize = 128;
+pub const WIDE_ROWS: usize = crate::backend::HEAD_ROWS;
+
+/// Rows of a chunk of matrix products where each sequence has one token.
+pub const DECODE_CHUNK: u32 = 64;
 
 /// Rows of a chunk of a library's matrix products. The same whatever a batch holds, since it decides bits; few enough that a
 /// batch's last chunk, which is multiplied whole, wastes little, and enough to fill a large GPU three times over.
@@ -40,6 +44,8 @@ pub struct CudaOptions {
     pub rows: usize,
     /// Tokens of the longest sample.
     pub positions: usize,
+    /// Sequences whose keys and values are kept from batch to batch; 0: none, and nothing can be generated.
+    pub sequences: usize,
     /// Sinks of a batch that take means.
     pub means: usize,
     /// Bytes that taps pass through on their way out; `None`: what is left, at most 4 GiB.
@@ -76,6 +82,8 @@ pub struct Cuda<D: Driver> {
     /// Whether ops and copies are timed, and what was.
     pub(super) tracing: bool,
     pub(super) timeline: Vec<Timed>,
+    /// Tokens that the cache of each sequence has seen.
+    seen: Vec<u32>,
     allocation: DevicePtr,
     /// Bytes of the allocation.
     bytes: usize,
@@ -103,6 +111,7 @@ pub(super) struct Places {
     pub positions: DevicePtr,
     pub cu_seqlens: DevicePtr,
     pub tiles: DevicePtr,
+    pub cache: Option<Cache>,
     /// x and out of a library's product in a chunk that is not full.
     gemm_scratch: (DevicePtr, DevicePtr),
     gemm_scratch_bytes: (usize, usize),
@@ -170,13 +179,15 @@ impl<D: Driver> Cuda<D> {
                 let chunk = gemm_chunk(&options);
                 let record = options.gemm.as_ref();
                 let mut gemms = Gemms::new(&driver, chunk, places.gemm_scratch, record)?;
-                for shape in products(&shape, options.dtype, chunk) {
-                    if library {
+                let decode = (options.sequences > 0).then_some(DECODE_CHUNK);
+                for chunk in std::iter::once(chunk).chain(decode).filter(|_| library) {
+                    for shape in products(&shape, options.dtype, chunk) {
                         gemms.choose(&mut driver, shape)?;
                     }
                 }
                 Ok(gemms)
             });
+        let options_sequences = options.sequences;
         let gemms = opened.inspect_err(|_| {
             let _ = driver.free(allocation);
         })?;
@@ -192,6 +203,7 @@ impl<D: Driver> Cuda<D> {
             depth: DEPTH,
             tracing: false,
             timeline: Vec::new(),
+            seen: vec![0; options_sequences],
             allocation,
             bytes: without_ring + ring_bytes,
             uploaded,
@@ -252,6 +264,96 @@ impl<D: Driver> Cuda<D> {
         sinks: Vec<Sink<'s>>,
         edits: Vec<Edit>,
     ) -> Result<Pass<'c, 's, D>> {
+        let n_tiles = self.take_up(batch, &sinks)?;
+        Ok(Pass::new(self, batch, sinks, edits, n_tiles, None))
+    }
+
+    /// Sequences whose keys and values are kept.
+    pub fn sequences(&self) -> usize {
+        self.options.sequences
+    }
+
+    /// Forgets the keys and values of every sequence.
+    pub fn forget(&mut self) {
+        self.seen.fill(0);
+    }
+
+    /// As [`begin`](Self::begin): sample i is what comes next of sequence `sequences[i]`, whose keys and values are kept.
+    ///
+    /// # Errors
+    /// As there, and more sequences than planned for.
+    ///
+    /// # Panics
+    /// A sample begins elsewhere than its sequence has come to, or some but not all are one token that sees others.
+    pub fn begin_continuing<'c, 's>(
+        &'c mut self,
+        batch: &'c Batch,
+        sinks: Vec<Sink<'s>>,
+        edits: Vec<Edit>,
+        sequences: &[usize],
+    ) -> Result<Pass<'c, 's, D>> {
+        let asked = sequences.iter().max().map_or(0, |&s| s + 1);
+        let (Some(cache), true) = (&self.places.cache, asked <= self.options.sequences) else {
+            return Err(Error::BeyondPlan {
+                what: "sequences at a time",
+                asked,
+                planned: self.options.sequences,
+            });
+        };
+        assert_eq!(
+            sequences.len(),
+            batch.samples().len(),
+            "one for each sample"
+        );
+        let slots = cache.slots(batch, sequences);
+        let mut lengths = Vec::with_capacity(sequences.len());
+        let mut decoding = false;
+        for (rows, &sequence) in batch.samples().zip(sequences) {
+            let (first, seen) = (batch.positions[rows.start], self.seen[sequence]);
+            assert_eq!(first, seen, "sequence {sequence} goes on elsewhere");
+            decoding |= seen > 0;
+            lengths.push(batch.positions[rows.end - 1] + 1);
+        }
+        assert!(
+            !decoding
+                || batch
+                    .samples()
+                    .zip(sequences)
+                    .all(|(r, &s)| r.len() == 1 && self.seen[s] > 0),
+            "one new token of each sequence"
+        );
+        let n_tiles = self.take_up(batch, &sinks)?;
+        if let Some(cache) = &self.places.cache {
+            let caches: Vec<u32> = sequences.iter().map(|&s| s as u32).collect();
+            for (to, list) in [
+                (cache.slots, &slots),
+                (cache.lengths, &lengths),
+                (cache.caches, &caches),
+            ] {
+                self.driver
+                    .upload_in_order(to, bytemuck::cast_slice(list))?;
+            }
+        }
+        for (&sequence, &length) in sequences.iter().zip(&lengths) {
+            self.seen[sequence] = length;
+        }
+        let continued = Continued {
+            sequences: sequences.to_vec(),
+            lengths,
+            decoding,
+        };
+        Ok(Pass::new(
+            self,
+            batch,
+            sinks,
+            edits,
+            n_tiles,
+            Some(continued),
+        ))
+    }
+
+    /// Checks a batch against the plan and sends its lists; returns the tiles of its attention.
+    fn take_up(&mut self, batch: &Batch, sinks: &[Sink<'_>]) -> Result<u32> {
         batch.check_tokens(self.shape.vocab)?;
         let longest = batch.positions.iter().max().map_or(0, |&p| p as usize + 1);
         for (what, asked, planned) in [
@@ -294,7 +396,7 @@ impl<D: Driver> Cuda<D> {
         }
         self.driver
             .upload_in_order(places.tiles, bytemuck::cast_slice(&tiles))?;
-        Ok(Pass::new(self, batch, sinks, edits, tiles.len() as u32))
+        Ok(tiles.len() as u32)
     }
 
     pub(super) fn attention(&self) -> Attention {
@@ -448,8 +550,13 @@ impl Places {
         // Every sample has at least one token and one tile.
         let half = shape.head_dim / 2;
         // A chunk of a library's that is not full is multiplied there.
+        let least = if options.sequences > 0 {
+            DECODE_CHUNK
+        } else {
+            0
+        };
         let chunk = if library {
-            gemm_chunk(options) as usize
+            gemm_chunk(options).max(least) as usize
         } else {
             0
         };
@@ -469,6 +576,7 @@ impl Places {
             positions: cutter.take(rows * 4),
             cu_seqlens: cutter.take((rows + 1) * 4),
             tiles: cutter.take(rows * size_of::<AttentionTile>()),
+            cache: Cache::cut(cutter, shape, options),
             gemm_scratch: (cutter.take(scratch_x), cutter.take(scratch_out)),
             gemm_scratch_bytes: (scratch_x, scratch_out),
         }

@@ -1,5 +1,6 @@
 //! Edits on the device, in place, and the norms that their receipts are made of.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::backend::View;
@@ -12,25 +13,56 @@ use crate::backend::{Act, Change, EditId, Receipt};
 
 type Launched<T = ()> = Result<T, LaunchError>;
 
-/// Squares of one launch's edited rows, before and after, written by a copy that the pass waits for.
+/// Squares of some edited rows, before and after, written by a copy that the pass waits for.
 pub(super) struct Norms {
-    edit: EditId,
-    /// Rows; each has `parts` squares, part by part.
-    rows: usize,
-    before: Vec<f64>,
-    after: Vec<f64>,
+    pub edit: EditId,
+    /// Each row's place among the edit's.
+    pub places: Vec<usize>,
+    /// `[parts, rows]`: a row's parts are its heads, where each is edited by itself.
+    pub before: Vec<f64>,
+    pub after: Vec<f64>,
+}
+
+impl Norms {
+    pub fn new(edit: EditId, places: Vec<usize>, parts: usize) -> Self {
+        Norms {
+            edit,
+            before: vec![0.0; parts * places.len()],
+            after: vec![0.0; parts * places.len()],
+            places,
+        }
+    }
 }
 
 /// What one launch does to a run of edited columns.
-struct Part {
-    kind: EditKind,
-    columns: Vec<Range<usize>>,
-    /// f32, as the kernel takes it; a row of it is for every edited row, or there is one for each.
-    v: Vec<f32>,
-    per_row: bool,
-    c: f32,
-    lo: f32,
-    hi: f32,
+pub(super) struct Part {
+    pub kind: EditKind,
+    pub columns: Vec<Range<usize>>,
+    /// In the bytes that the kernel takes; one row for every edited row, or one for each.
+    pub v: Vec<u8>,
+    pub per_row: bool,
+    pub c: f32,
+    pub lo: f32,
+    pub hi: f32,
+}
+
+impl Part {
+    /// Of those columns, without numbers.
+    pub fn new(kind: EditKind, columns: Vec<Range<usize>>) -> Self {
+        Part {
+            kind,
+            columns,
+            v: Vec::new(),
+            per_row: false,
+            c: 0.0,
+            lo: 0.0,
+            hi: 0.0,
+        }
+    }
+}
+
+fn bytes(v: &[f32]) -> Vec<u8> {
+    bytemuck::cast_slice(v).to_vec()
 }
 
 impl<D: Driver> Pass<'_, '_, D> {
@@ -61,12 +93,8 @@ impl<D: Driver> Pass<'_, '_, D> {
             let parts = self.parts(id, &columns, width, which);
             let list: Vec<u32> = which.iter().map(|&(_, row)| row).collect();
             let (list_piece, list_at) = self.upload(bytemuck::cast_slice(&list))?;
-            let mut norms = Norms {
-                edit: id,
-                rows: which.len(),
-                before: vec![0.0; parts.len() * which.len()],
-                after: vec![0.0; parts.len() * which.len()],
-            };
+            let places = which.iter().map(|&(place, _)| place).collect();
+            let mut norms = Norms::new(id, places, parts.len());
             let edited = parts.iter().enumerate().try_for_each(|(i, part)| {
                 let span = i * which.len()..(i + 1) * which.len();
                 let (before, after) = (&mut norms.before[span.clone()], &mut norms.after[span]);
@@ -89,24 +117,18 @@ impl<D: Driver> Pass<'_, '_, D> {
     ) -> Vec<Part> {
         let edit = &self.edits[id];
         let whole = |kind, v| Part {
-            kind,
-            columns: columns.to_vec(),
             v,
-            per_row: false,
-            c: 0.0,
-            lo: 0.0,
-            hi: 0.0,
+            ..Part::new(kind, columns.to_vec())
         };
-        let tiled = |v: &[f32]| v.iter().copied().cycle().take(width).collect::<Vec<f32>>();
+        let tiled = |v: &[f32]| bytes(&v.iter().copied().cycle().take(width).collect::<Vec<f32>>());
         let along = |unit: &[f64], lo, hi| {
-            let v: Vec<f32> = unit.iter().map(|&x| x as f32).collect();
             (0..width)
-                .step_by(v.len())
+                .step_by(unit.len())
                 .map(|first| Part {
-                    columns: part_of(columns, first..first + v.len()),
+                    columns: part_of(columns, first..first + unit.len()),
                     lo,
                     hi,
-                    ..whole(EditKind::Clamp, v.clone())
+                    ..whole(EditKind::Clamp, bytemuck::cast_slice(unit).to_vec())
                 })
                 .collect()
         };
@@ -123,10 +145,14 @@ impl<D: Driver> Pass<'_, '_, D> {
             Change::Set(v) => vec![whole(EditKind::Replace, tiled(v))],
             Change::Replace => {
                 let row = |place: usize| &edit.replacement[place * width..(place + 1) * width];
-                let v = which.iter().flat_map(|&(place, _)| row(place)).copied();
+                let v: Vec<f32> = which
+                    .iter()
+                    .flat_map(|&(place, _)| row(place))
+                    .copied()
+                    .collect();
                 vec![Part {
                     per_row: true,
-                    ..whole(EditKind::Replace, v.collect())
+                    ..whole(EditKind::Replace, bytes(&v))
                 }]
             }
             Change::ProjectOut(unit) => along(unit, 0.0, 0.0),
@@ -134,7 +160,9 @@ impl<D: Driver> Pass<'_, '_, D> {
         }
     }
 
-    fn edit_part(
+    /// Edits the listed rows of `view`; their squares go to `before` and `after`, which must stay where they are until the
+    /// pass has waited.
+    pub(super) fn edit_part(
         &mut self,
         view: View,
         list: DevicePtr,
@@ -148,7 +176,7 @@ impl<D: Driver> Pass<'_, '_, D> {
         let (table_piece, segments) = self.upload(bytemuck::cast_slice(&table))?;
         let vector = match &part.v[..] {
             [] => None,
-            v => Some(self.upload(bytemuck::cast_slice(v))?),
+            v => Some(self.upload(v)?),
         };
         let (before_piece, before_at) = self.take(n * 8)?;
         let (after_piece, after_at) = self.take(n * 8)?;
@@ -189,19 +217,24 @@ impl<D: Driver> Pass<'_, '_, D> {
     }
 }
 
-/// What every edit of `edits` has done, once all norms are here.
+/// What every edit of `edits` has done, once all norms are here. The parts of a row may have come in several pieces.
 pub(super) fn receipts(norms: &[Norms], edits: usize) -> Vec<Receipt> {
-    let mut receipts = vec![Receipt::default(); edits];
+    let mut squares: Vec<BTreeMap<usize, (f64, f64)>> = vec![BTreeMap::new(); edits];
     for norms in norms {
-        let length = |squares: &[f64], row: usize| {
-            let parts = squares.iter().skip(row).step_by(norms.rows);
-            parts.sum::<f64>().sqrt()
-        };
-        for row in 0..norms.rows {
-            receipts[norms.edit].row(length(&norms.before, row), length(&norms.after, row));
+        let both = norms.before.iter().zip(&norms.after);
+        for (&place, (before, after)) in norms.places.iter().cycle().zip(both) {
+            let sum = squares[norms.edit].entry(place).or_default();
+            *sum = (sum.0 + before, sum.1 + after);
         }
     }
-    receipts
+    let of = |squares: BTreeMap<usize, (f64, f64)>| {
+        let mut receipt = Receipt::default();
+        for (before, after) in squares.into_values() {
+            receipt.row(before.sqrt(), after.sqrt());
+        }
+        receipt
+    };
+    squares.into_iter().map(of).collect()
 }
 
 /// Columns `[part.start, part.end)` of the edited ones, as ranges of the row's.

@@ -7,6 +7,7 @@
 
 mod arena;
 mod backend;
+mod cache;
 pub mod ceilings;
 mod cublaslt;
 pub mod device;
@@ -15,6 +16,7 @@ mod edits;
 mod flight;
 mod gemm;
 mod gpu;
+mod head;
 pub mod images;
 #[cfg(feature = "interpreter")]
 pub mod interpreted;

@@ -5,10 +5,13 @@
 
 mod attention;
 mod binding;
+mod decode;
 mod ops;
 mod products;
 mod rows;
 
+pub(super) use self::attention::Within;
+pub(super) use self::decode::Continued;
 use self::rows::PendingAdd;
 use super::arena::{Full, PieceId};
 use super::backend::{Cuda, View};
@@ -16,9 +19,10 @@ use super::driver::{Driver, Track};
 use super::edits::{Norms, receipts};
 use super::launch::{DevicePtr, Dtype, LaunchError};
 use super::timeline::Marks;
+use super::weights::narrowed;
 use crate::backend::{Act, Batch, Edit, Error, Ops, Receipt, Reduce, Result, Sink, SinkId};
 
-type Launched<T = ()> = Result<T, LaunchError>;
+pub(super) type Launched<T = ()> = Result<T, LaunchError>;
 
 /// One batch under way. Dropped unfinished, it waits until nothing writes to its sinks any more.
 pub struct Pass<'c, 's, D: Driver> {
@@ -36,6 +40,8 @@ pub struct Pass<'c, 's, D: Driver> {
     pub(super) means: Vec<(usize, bool)>,
     pending: Option<PendingAdd>,
     n_tiles: u32,
+    /// The sequences that the batch goes on with.
+    continued: Option<Continued>,
     error: Option<LaunchError>,
     finished: bool,
     pub(super) marks: Marks,
@@ -48,6 +54,7 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
         sinks: Vec<Sink<'s>>,
         edits: Vec<Edit>,
         n_tiles: u32,
+        continued: Option<Continued>,
     ) -> Self {
         let acts = cuda.places.acts;
         let mut slots = 0;
@@ -70,6 +77,7 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
             means,
             pending: None,
             n_tiles,
+            continued,
             error: None,
             finished: false,
             marks: Marks::default(),
@@ -103,6 +111,22 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
         self.finished = true;
     }
 
+    /// Puts every row of an activation into its own memory, rounded to its dtype.
+    ///
+    /// # Panics
+    /// They are not as many numbers as the batch's rows have.
+    pub fn fill(&mut self, act: Act, values: &[f32]) {
+        let to = self.own[act as usize];
+        assert_eq!(values.len(), self.batch.rows() * to.width, "{act:?}");
+        assert_eq!(to.stride, to.width, "{act:?} lies among others");
+        self.attempt(|p| {
+            p.settle()?;
+            p.let_go(act);
+            let bytes = narrowed(values, to.dtype);
+            p.cuda.driver.upload_in_order(to.at, &bytes)
+        });
+    }
+
     /// Waits for every launch and copy.
     fn wait(&mut self) -> Launched {
         let fence = self.cuda.driver.fence()?;
@@ -113,7 +137,7 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
         Ok(())
     }
 
-    fn attempt(&mut self, op: impl FnOnce(&mut Self) -> Launched) {
+    pub(super) fn attempt(&mut self, op: impl FnOnce(&mut Self) -> Launched) {
         if self.error.is_none()
             && let Err(error) = op(self)
         {

@@ -6,13 +6,11 @@ use std::ops::Range;
 use super::arena::PieceId;
 use super::backend::View;
 use super::driver::Driver;
-use super::kernels::attention::AttentionArgs;
-use super::kernels::attention_scores::{Asked, AttentionScores, AttentionScoresArgs};
 use super::kernels::gather::{Gather, GatherArgs};
 use super::kernels::reduce::{Dot, DotArgs, K_MAX, Mean, MeanArgs, Norm, NormArgs, TopK, TopKArgs};
 use super::kernels::segments;
 use super::launch::{DevicePtr, Dtype, Kernel, LaunchError, launch};
-use super::pass::Pass;
+use super::pass::{Pass, Within};
 use crate::backend::{Act, Reduce, Sink, SinkDtype, SinkId};
 
 type Launched<T = ()> = Result<T, LaunchError>;
@@ -367,34 +365,25 @@ impl<D: Driver> Pass<'_, '_, D> {
         )
     }
 
-    /// Scores (no log-sum-exp) or patterns of the sink's rows and heads: per sample `[heads, rows, tokens]`, cut into pieces that fit.
-    pub(super) fn emit_ragged(
-        &mut self,
-        id: SinkId,
-        lse: DevicePtr,
-        attention: &AttentionArgs,
-    ) -> Launched {
+    /// Scores or patterns of the sink's rows and heads: per sample `[heads, rows, tokens]`, cut into pieces that fit.
+    pub(super) fn emit_ragged(&mut self, id: SinkId, within: Within<'_>) -> Launched {
         let Some(mut sink) = self.sinks[id].take() else {
             return Ok(());
         };
-        let result = self.ragged(&mut sink, lse, attention);
+        let result = self.ragged(&mut sink, within);
         sink.seen = sink.rows.len();
         self.sinks[id] = Some(sink);
         result
     }
 
-    fn ragged(
-        &mut self,
-        sink: &mut Sink<'_>,
-        lse: DevicePtr,
-        attention: &AttentionArgs,
-    ) -> Launched {
+    fn ragged(&mut self, sink: &mut Sink<'_>, within: Within<'_>) -> Launched {
         let heads: Vec<u32> = match &sink.spec.heads[..] {
-            [] => (0..attention.n_heads).collect(),
+            [] => (0..within.attention.n_heads).collect(),
             some => some.iter().map(|&head| head as u32).collect(),
         };
         let size = sink.spec.dtype.size();
-        let most = self.cuda.ring.size() / PIECES / size;
+        let widest = if within.edits.is_empty() { size } else { 4 };
+        let most = self.cuda.ring.size() / PIECES / widest;
         let (mut first, mut at) = (0, 0);
         let samples: Vec<Range<usize>> = self.batch().samples().collect();
         for (sample, rows) in samples.into_iter().enumerate() {
@@ -416,8 +405,8 @@ impl<D: Driver> Pass<'_, '_, D> {
                         sink.spec.dtype.into(),
                         heads,
                         selected,
-                        rows.start as u32..rows.end as u32,
-                        (lse, attention),
+                        (sample, rows.start as u32..rows.end as u32),
+                        within,
                         to,
                     )?;
                     at += bytes;
@@ -432,45 +421,32 @@ impl<D: Driver> Pass<'_, '_, D> {
         dtype: Dtype,
         heads: &[u32],
         selected: &[u32],
-        rows: Range<u32>,
-        (lse, attention): (DevicePtr, &AttentionArgs),
+        (sample, rows): (usize, Range<u32>),
+        within: Within<'_>,
         to: &mut [u8],
     ) -> Launched {
-        let kernel = AttentionScores {
-            dtype: self.cuda.options.dtype,
-            head_dim: self.cuda.shape.head_dim as u32,
+        let (n, elements) = (rows.len(), to.len() / dtype.bytes());
+        // What is edited is edited in f32, as it is where z is made of it.
+        let made = if within.edits.is_empty() {
+            dtype
+        } else {
+            Dtype::F32
         };
-        let tiles = kernel.tiles(&[Asked {
-            rows,
-            selected: 0..selected.len() as u32,
-            out: 0,
-        }]);
-        let (heads_piece, heads_at) = self.upload(bytemuck::cast_slice(heads))?;
-        let (selected_piece, selected_at) = self.upload(bytemuck::cast_slice(selected))?;
-        let (tiles_piece, tiles_at) = self.upload(bytemuck::cast_slice(&tiles))?;
-        let (piece, out) = self.take(to.len())?;
-        let args = AttentionScoresArgs {
-            q: attention.q,
-            k: attention.k,
-            lse,
-            out,
-            tiles: tiles_at,
-            selected: selected_at,
-            heads: heads_at,
-            q_stride: attention.q_stride,
-            k_stride: attention.k_stride,
-            n_heads: attention.n_heads,
-            n_kv_heads: attention.n_kv_heads,
-            rows: attention.rows,
-            n_tiles: tiles.len() as u32,
-            heads_kept: heads.len() as u32,
-            window: attention.window,
-            out_dtype: AttentionScores::out_dtype(dtype),
-            scale: attention.scale,
-        };
-        launch(&mut self.cuda.driver, &kernel, &args)?;
-        for piece in [heads_piece, selected_piece, tiles_piece] {
+        let (mut piece, mut out) = self.weights(made, heads, selected, rows, within)?;
+        if !within.edits.is_empty() {
+            self.edit_for_sink(within.edits, sample, out, heads, selected, n)?;
+        }
+        if made != dtype {
+            let view = View {
+                at: out,
+                stride: n,
+                width: n,
+                dtype: made,
+            };
+            let source = Source { view, list: None };
+            let (narrow, at) = self.gather(&source, &[0..n], elements / n, dtype)?;
             self.release(piece);
+            (piece, out) = (narrow, at);
         }
         // SAFETY: the memory is the sink's, which the pass holds until the copy is done.
         unsafe { self.send(piece, out, to.as_mut_ptr(), to.len()) }

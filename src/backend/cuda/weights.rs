@@ -173,12 +173,23 @@ fn convert(tensor: &StoredTensor<'_>, first: usize, dtype: Dtype, out: &mut [u8]
         .for_each(|(task, out)| {
             let mut wide = vec![0.0_f32; out.len() / size];
             tensor.widen(first + task * TASK, &mut wide);
-            match dtype {
-                Dtype::F32 => out.copy_from_slice(bytemuck::cast_slice(&wide)),
-                Dtype::F16 => store(&wide, out, |v| f16::from_f32(v).to_le_bytes()),
-                Dtype::BF16 => store(&wide, out, |v| bf16::from_f32(v).to_le_bytes()),
-            }
+            narrow(&wide, dtype, out);
         });
+}
+
+/// Those numbers in `dtype`, rounded to nearest even where it holds less.
+pub(super) fn narrowed(wide: &[f32], dtype: Dtype) -> Vec<u8> {
+    let mut bytes = vec![0; wide.len() * dtype.bytes()];
+    narrow(wide, dtype, &mut bytes);
+    bytes
+}
+
+fn narrow(wide: &[f32], dtype: Dtype, out: &mut [u8]) {
+    match dtype {
+        Dtype::F32 => out.copy_from_slice(bytemuck::cast_slice(wide)),
+        Dtype::F16 => store(wide, out, |v| f16::from_f32(v).to_le_bytes()),
+        Dtype::BF16 => store(wide, out, |v| bf16::from_f32(v).to_le_bytes()),
+    }
 }
 
 fn store(wide: &[f32], out: &mut [u8], narrow: impl Fn(f32) -> [u8; 2]) {

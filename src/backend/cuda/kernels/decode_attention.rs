@@ -28,6 +28,8 @@ pub struct DecodeAttentionArgs {
     /// u32 `[sequences]`: tokens so far, the query's own included. 0: nothing there, and `out` gets zeros. At most `capacity`
     /// of them may be visible.
     pub lengths: DevicePtr,
+    /// u32 `[sequences]`: whose cache each sequence has. Null: sequence i has cache i.
+    pub caches: DevicePtr,
     /// f32 `[sequences, n_heads, splits, h]`, scratch.
     pub partial_out: DevicePtr,
     /// f32 pairs `[sequences, n_heads, splits]`, scratch.
@@ -178,6 +180,7 @@ mod tests {
             k_cache: DevicePtr(512),
             v_cache: DevicePtr(768),
             lengths: DevicePtr(1024),
+            caches: DevicePtr::NULL,
             partial_out: DevicePtr(1280),
             partial_softmax: DevicePtr(1536),
             out: DevicePtr(1792),

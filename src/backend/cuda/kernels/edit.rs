@@ -15,7 +15,7 @@ pub struct EditArgs {
     pub rows: DevicePtr,
     /// The columns: `[segment_count]` of [`Segment`](super::Segment), as [`segments`](super::segments) makes them, none twice.
     pub segments: DevicePtr,
-    /// `[.., width of the edited part]` f32. Null for `Scale`, and for `Replace` with zeros.
+    /// `[.., width of the edited part]` f32, for `Clamp` f64. Null for `Scale`, and for `Replace` with zeros.
     pub v: DevicePtr,
     /// Squares of the edited part before the edit, summed: `[selected]` f64.
     pub before: DevicePtr,
@@ -42,7 +42,7 @@ pub enum EditKind {
     Scale,
     /// v, or 0 without one.
     Replace,
-    /// x + (t − p)·v, p = x·v, t = p limited to [lo, hi]. v has unit length.
+    /// x + (t − p)·v in f64, p = x·v, t = p limited to [lo, hi]. v has unit length.
     Clamp,
 }
 
@@ -91,6 +91,7 @@ impl Kernel for Edit {
             EditKind::Clamp if args.lo.is_nan() || args.hi.is_nan() || args.lo > args.hi => {
                 Err(format!("lo is {} and hi is {}", args.lo, args.hi))
             }
+            EditKind::Clamp => require::aligned("v", args.v, 8),
             _ => require::aligned("v", args.v, 4),
         }
     }

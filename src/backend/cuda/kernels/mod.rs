@@ -3,12 +3,14 @@
 pub mod add;
 pub mod attention;
 pub mod attention_scores;
+pub mod cache;
 pub mod decode_attention;
 pub mod edit;
 pub mod embed;
 pub mod gather;
 pub mod gemm;
 pub mod head;
+pub mod pattern;
 pub mod reduce;
 mod require;
 pub mod rms_norm;

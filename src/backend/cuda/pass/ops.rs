@@ -50,8 +50,8 @@ impl<D: Driver> Ops for Pass<'_, '_, D> {
         self.attempt(|p| p.rotate(x, out));
     }
 
-    fn attention(&mut self, _layer: usize, z: Act, hooks: AttentionHooks<'_>) {
-        self.attempt(|p| p.attend(z, hooks));
+    fn attention(&mut self, layer: usize, z: Act, hooks: AttentionHooks<'_>) {
+        self.attempt(|p| p.attend(layer, z, hooks));
     }
 
     fn head_results(&mut self, rows: &[u32], layer: usize, out: Act) {

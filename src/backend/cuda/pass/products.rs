@@ -9,6 +9,7 @@ use crate::backend::cuda::kernels::gather::{Gather, GatherArgs};
 use crate::backend::cuda::kernels::gemm::{Gemm, GemmArgs};
 use crate::backend::cuda::kernels::segments;
 use crate::backend::cuda::launch::{DevicePtr, LaunchError, launch};
+use crate::backend::cuda::weights::narrowed;
 use crate::backend::{Act, Weight};
 
 impl<D: Driver> Pass<'_, '_, D> {
@@ -38,8 +39,14 @@ impl<D: Driver> Pass<'_, '_, D> {
                 return Err(not_a_matrix(w));
             }
         };
-        let chunk = self.cuda.gemms.chunk();
-        self.product(chunk, self.rows(), n, self.view(x), weight, self.view(out))
+        self.product(
+            self.chunk(),
+            self.rows(),
+            n,
+            self.view(x),
+            weight,
+            self.view(out),
+        )
     }
 
     /// The LM head on some rows.
@@ -58,6 +65,20 @@ impl<D: Driver> Pass<'_, '_, D> {
             head,
             to,
         )
+    }
+
+    /// The LM head on `n` rows of the host's, however few rows a batch may have.
+    pub(in crate::backend::cuda) fn logits_of(&mut self, normed: &[f32], n: usize) -> Launched {
+        let (own, to) = (self.view(Act::Normed), self.view(Act::Logits));
+        let from = View {
+            at: self.cuda.places.wide_input,
+            stride: own.width,
+            ..own
+        };
+        let bytes = narrowed(normed, from.dtype);
+        self.cuda.driver.upload_in_order(from.at, &bytes)?;
+        let head = self.cuda.weights.lm_head;
+        self.product(WIDE_ROWS as u32, n as u32, to.stride, from, head, to)
     }
 
     pub(super) fn head_products(&mut self, rows: &[u32], layer: usize, out: Act) -> Launched {

@@ -7,8 +7,12 @@ use crate::backend::cuda::kernels::attention::{Attention, AttentionArgs, HEAD_DI
 use crate::backend::cuda::kernels::attention_scores::{
     Asked, AttentionScores, AttentionScoresArgs,
 };
+use crate::backend::cuda::kernels::cache::{CacheRows, CacheRowsArgs};
 use crate::backend::cuda::kernels::decode_attention::{
     DecodeAttention, DecodeAttentionArgs, DecodeAttentionCombine, scratch_bytes, splits,
+};
+use crate::backend::cuda::kernels::pattern::{
+    PatternOfLast, PatternOfLastArgs, PatternRow, PatternValues, PatternValuesArgs,
 };
 use crate::backend::cuda::launch::{DevicePtr, Dtype, LaunchError};
 
@@ -31,6 +35,15 @@ pub(super) fn add(builds: &mut Vec<Build>) {
             for combine in [false, true] {
                 builds.push(Box::new(move |s, m| decode(dtype, head_dim, combine, s, m)));
             }
+        }
+    }
+    builds.push(Box::new(cache_rows));
+    for dtype in Dtype::ALL {
+        for head_dim in HEAD_DIMS {
+            let values = PatternValues { dtype, head_dim };
+            builds.push(Box::new(move |s, m| pattern_values(values, s, m)));
+            let last = PatternOfLast { dtype, head_dim };
+            builds.push(Box::new(move |s, m| pattern_of_last(last, s, m)));
         }
     }
 }
@@ -198,5 +211,105 @@ fn decode(
         flops: 4 * product(s.sequences, s.cached) * u64::from(q_width),
         units: Units::Fp32,
     };
+    Workload::new(what, &kernel, &args, cost)
+}
+
+fn cache_rows(s: &Shapes, memory: &mut Memory) -> Result<Workload, LaunchError> {
+    // bf16, as the projections leave them.
+    let width = s.kv_heads * (s.d / s.heads) * 2;
+    let vectors = width / 16;
+    let slots: Vec<u32> = (0..s.sequences).rev().collect();
+    let mut rows = || memory.noise(Dtype::BF16, product(s.sequences, width / 2));
+    let (k, v) = (rows()?, rows()?);
+    let args = CacheRowsArgs {
+        k,
+        v,
+        k_cache: memory.output(product(s.sequences, width))?,
+        v_cache: memory.output(product(s.sequences, width))?,
+        slots: memory.table(&slots)?,
+        k_stride: vectors.into(),
+        v_stride: vectors.into(),
+        rows: s.sequences,
+        vectors,
+    };
+    let what = format!("keys and values of {} new tokens, bf16", s.sequences);
+    let cost = Cost::bytes(4 * product(s.sequences, width));
+    Workload::new(what, &CacheRows, &args, cost)
+}
+
+fn pattern_values(
+    kernel: PatternValues,
+    s: &Shapes,
+    memory: &mut Memory,
+) -> Result<Workload, LaunchError> {
+    let (element, h) = (kernel.dtype.bytes() as u64, kernel.head_dim);
+    let (q_width, kv_width) = (s.heads * h, s.kv_heads * h);
+    let rows: Vec<PatternRow> = (s.sample - s.pattern_rows..s.sample)
+        .map(|position| PatternRow {
+            position,
+            z_row: position,
+        })
+        .collect();
+    let heads: Vec<u32> = (0..s.heads).collect();
+    let weights = product(s.heads * s.pattern_rows, s.sample);
+    let args = PatternValuesArgs {
+        pattern: memory.noise(Dtype::F32, weights)?,
+        v: memory.noise(kernel.dtype, product(s.sample, kv_width))?,
+        z: memory.output(product(s.sample, q_width) * element)?,
+        rows: memory.table(&rows)?,
+        heads: memory.table(&heads)?,
+        v_stride: kv_width,
+        z_stride: q_width,
+        n_heads: s.heads,
+        n_kv_heads: s.kv_heads,
+        selected: s.pattern_rows,
+        heads_kept: s.heads,
+        n: s.sample,
+        capacity: s.sample,
+        window: ALL_KEYS,
+        _pad: 0,
+    };
+    let cost = Cost {
+        bytes: 4 * weights
+            + (product(s.sample, kv_width) + product(s.pattern_rows, q_width)) * element,
+        flops: 2 * weights * u64::from(h),
+        units: Units::Fp32,
+    };
+    let what = format!(
+        "edited patterns of {} rows of a sample of {}",
+        s.pattern_rows, s.sample
+    );
+    Workload::new(what, &kernel, &args, cost)
+}
+
+fn pattern_of_last(
+    kernel: PatternOfLast,
+    s: &Shapes,
+    memory: &mut Memory,
+) -> Result<Workload, LaunchError> {
+    let (element, h) = (kernel.dtype.bytes() as u64, kernel.head_dim);
+    let (q_width, kv_width) = (s.heads * h, s.kv_heads * h);
+    let heads: Vec<u32> = (0..s.heads).collect();
+    let args = PatternOfLastArgs {
+        q: memory.noise(kernel.dtype, q_width.into())?,
+        k: memory.noise(kernel.dtype, product(s.cached, kv_width))?,
+        pattern: memory.output(4 * product(s.heads, s.cached))?,
+        heads: memory.table(&heads)?,
+        k_stride: kv_width,
+        n_heads: s.heads,
+        n_kv_heads: s.kv_heads,
+        heads_kept: s.heads,
+        n: s.cached,
+        capacity: s.cached,
+        window: ALL_KEYS,
+        scale: (h as f32).sqrt().recip(),
+    };
+    let cost = Cost {
+        bytes: (product(s.cached, kv_width) + u64::from(q_width)) * element
+            + 4 * product(s.heads, s.cached),
+        flops: 2 * product(s.cached, q_width),
+        units: Units::Fp32,
+    };
+    let what = format!("the newest row of a sequence of {}", s.cached);
     Workload::new(what, &kernel, &args, cost)
 }

@@ -70,7 +70,10 @@ fn edit(kernel: Edit, s: &Shapes, memory: &mut Memory) -> Result<Workload, Launc
         x: memory.noise(kernel.dtype, elements)?,
         rows: DevicePtr::NULL,
         segments: memory.table(&table)?,
-        v: memory.noise(Dtype::F32, s.d.into())?,
+        v: match kernel.kind {
+            EditKind::Clamp => memory.table(&vec![f64::from(s.d).sqrt().recip(); s.d as usize])?,
+            _ => memory.noise(Dtype::F32, s.d.into())?,
+        },
         before: memory.output(8 * u64::from(s.tokens))?,
         after: memory.output(8 * u64::from(s.tokens))?,
         x_stride: s.d.into(),
