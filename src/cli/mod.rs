@@ -11,6 +11,7 @@ mod generate;
 mod inspect;
 mod job_args;
 mod model_info;
+mod patch;
 mod plan;
 mod progress;
 mod store_taps;
@@ -36,6 +37,7 @@ enum Command {
     Plan(plan::PlanArgs),
     Extract(extract::ExtractArgs),
     Generate(generate::GenerateArgs),
+    Patch(patch::PatchArgs),
     Inspect(inspect::InspectArgs),
     Verify(verify::VerifyArgs),
     Analyze(analyze::AnalyzeArgs),
@@ -84,6 +86,7 @@ pub fn run() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Extract(args) => extract::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Patch(args) => patch::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Analyze(args) => analyze::run(&args),

@@ -2,11 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::{Plan, Result, forward};
+use super::{Plan, Result, forward, replay};
 use crate::backend::cpu::{ATTENTION_TILE, Cpu, GEMM, instruction_set};
 use crate::backend::cuda::driver::Driver;
 use crate::backend::cuda::{Cuda, images};
-use crate::backend::{Batch, Edit, Receipt, Sink};
+use crate::backend::{Act, Batch, Change, Edit, EditSpec, Receipt, Sink};
+use crate::hooks::{HookPoint, Site};
+use std::sync::Arc;
 
 /// A backend with a model, as a job uses it.
 pub trait Machine {
@@ -23,8 +25,31 @@ pub trait Machine {
         plan: &Plan,
     ) -> Result<Vec<Receipt>>;
 
+    /// As [`Machine::run`], from block `from` on, where `stream` enters it, `[rows, d]`: taps and edits before it are passed over.
+    ///
+    /// # Errors
+    /// As there.
+    fn replay(
+        &mut self,
+        batch: &Batch,
+        start: Start<'_>,
+        sinks: Vec<Sink<'_>>,
+        edits: Vec<Edit>,
+        n_layers: usize,
+        plan: &Plan,
+    ) -> Result<Vec<Receipt>>;
+
     /// What the manifest says of it.
     fn identity(&self) -> Identity;
+}
+
+/// Where a replay begins.
+#[derive(Debug, Clone, Copy)]
+pub struct Start<'a> {
+    /// The first block that runs.
+    pub layer: usize,
+    /// The residual stream that enters it, `[rows, d]`.
+    pub stream: &'a [f32],
 }
 
 /// A backend as a manifest names it.
@@ -49,6 +74,21 @@ impl Machine for Cpu<'_> {
     ) -> Result<Vec<Receipt>> {
         let mut pass = self.begin(batch, sinks)?.with_edits(edits);
         forward(&mut pass, n_layers, plan);
+        Ok(pass.receipts())
+    }
+
+    fn replay(
+        &mut self,
+        batch: &Batch,
+        start: Start<'_>,
+        sinks: Vec<Sink<'_>>,
+        edits: Vec<Edit>,
+        n_layers: usize,
+        plan: &Plan,
+    ) -> Result<Vec<Receipt>> {
+        let mut pass = self.begin(batch, sinks)?.with_edits(edits);
+        pass.fill(Act::ResidPre, start.stream);
+        replay(&mut pass, start.layer, n_layers, plan);
         Ok(pass.receipts())
     }
 
@@ -95,6 +135,41 @@ impl<D: Driver> Machine for Cuda<D> {
         let mut pass = self.begin(batch, sinks, edits)?;
         forward(&mut pass, n_layers, plan);
         Ok(pass.complete()?)
+    }
+
+    /// The stream is put there by an edit that comes before all others: it is rounded to the compute dtype, which changes nothing
+    /// of rows that were read out of a pass.
+    fn replay(
+        &mut self,
+        batch: &Batch,
+        start: Start<'_>,
+        sinks: Vec<Sink<'_>>,
+        mut edits: Vec<Edit>,
+        n_layers: usize,
+        plan: &Plan,
+    ) -> Result<Vec<Receipt>> {
+        let asked = edits.len();
+        let entry = HookPoint {
+            site: Site::ResidPre,
+            layer: start.layer,
+        };
+        let plan = plan.clone().with_first_edit(entry, asked);
+        let whole = EditSpec {
+            columns: Vec::new(),
+            heads: Vec::new(),
+            change: Change::Replace,
+        };
+        edits.push(Edit::new(
+            Arc::new(whole),
+            (0..batch.rows() as u32).collect(),
+            batch.samples().map(|rows| rows.len() as u32).collect(),
+            start.stream.to_vec(),
+        ));
+        let mut pass = self.begin(batch, sinks, edits)?;
+        replay(&mut pass, start.layer, n_layers, &plan);
+        let mut receipts = pass.complete()?;
+        receipts.truncate(asked);
+        Ok(receipts)
     }
 
     fn identity(&self) -> Identity {

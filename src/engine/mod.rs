@@ -1,6 +1,6 @@
 //! The engine: the transformer over any backend (`forward`), tokenised samples, the extraction of a dataset
 //! into a store (`extract`), its dry run (`estimate`) and its re-check (`recompute`); the edits of a run (`edits`);
-//! generation (`generate`) and scoring (`score`).
+//! generation (`generate`), scoring (`score`) and patching sweeps (`sweep`).
 
 mod choose;
 mod directions;
@@ -20,6 +20,7 @@ mod replacement;
 mod sample;
 mod score;
 mod selected;
+pub mod sweep;
 mod weights;
 
 pub use choose::Choosing;
@@ -31,7 +32,7 @@ pub use forward::{forward, replay};
 pub use generate::{Generated, Generator, Stop, Stops};
 pub use generate_store::GenerationStore;
 pub use job::{InputKind, Job, Prepared};
-pub use machine::{Identity, Machine, numeric_record};
+pub use machine::{Identity, Machine, Start, numeric_record};
 pub use plan::Plan;
 pub use read_ahead::PlannedShard;
 pub use recompute::{Recomputed, recompute};
