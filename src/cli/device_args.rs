@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-use super::format;
+use super::{Usage, format};
 use crate::backend::cuda::{Dtype, GemmChoice};
 use crate::engine::{Compute, Device, Opened, Place};
 
@@ -65,6 +65,25 @@ impl From<GemmArg> for GemmChoice {
 }
 
 impl DeviceArgs {
+    /// Refuses what asks for a GPU, or for what only a GPU does, in commands that run on the CPU alone so far.
+    ///
+    /// # Errors
+    /// By the flag's name.
+    pub fn cpu_alone(&self, what: &str) -> Result<(), Usage> {
+        let asked = if !matches!(self.device, Device::Auto | Device::Cpu) {
+            format!("--device {}", self.device)
+        } else if let Some(dtype) = self.dtype.map(Dtype::from).filter(|&d| d != Dtype::F32) {
+            format!("--dtype {dtype}")
+        } else if self.gemm != GemmArg::Auto {
+            "--gemm".into()
+        } else {
+            return Ok(());
+        };
+        Err(Usage(format!(
+            "{asked}: {what} runs on the CPU in f32 so far; leave the flag out"
+        )))
+    }
+
     /// What these flags ask for.
     pub fn compute(&self) -> Compute {
         Compute {

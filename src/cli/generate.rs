@@ -6,16 +6,14 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::device_args::{DeviceArgs, GemmArg};
+use super::device_args::DeviceArgs;
 use super::edit_args::EditArgs;
 use super::extract::receipts;
 use super::job_args::{StoreDtypeArg, with_absolute_path};
 use super::{CliResult, Failure, Usage, out};
-use crate::backend::cuda::Dtype;
 use crate::data::{Input, Record};
 use crate::engine::{
-    Choosing, Device, Generated, GenerationStore, Generator, InputKind, Job, Prepared, Sample,
-    Stops,
+    Choosing, Generated, GenerationStore, Generator, InputKind, Job, Prepared, Sample, Stops,
 };
 
 /// Continue prompts: greedily or by sampling, with taps and edits at every step.
@@ -108,7 +106,7 @@ pub struct GenerateArgs {
 
 impl GenerateArgs {
     fn job(&self) -> Result<Job, Failure> {
-        self.check_device()?;
+        self.device.cpu_alone("generation")?;
         if self.resume {
             return Err(Usage(
                 "--resume is not available yet for generate: run it again into another directory"
@@ -139,28 +137,6 @@ impl GenerateArgs {
                 self.tap.iter().map(|tap| with_absolute_path(tap)).collect(),
             )
         })
-    }
-
-    /// New tokens are made on the CPU alone so far: refuses what asks for a GPU, or for what only a GPU does.
-    fn check_device(&self) -> Result<(), Usage> {
-        let DeviceArgs {
-            device,
-            dtype,
-            gemm,
-            ..
-        } = self.device;
-        let asked = if !matches!(device, Device::Auto | Device::Cpu) {
-            format!("--device {device}")
-        } else if let Some(dtype) = dtype.map(Dtype::from).filter(|&d| d != Dtype::F32) {
-            format!("--dtype {dtype}")
-        } else if gemm != GemmArg::Auto {
-            "--gemm".into()
-        } else {
-            return Ok(());
-        };
-        Err(Usage(format!(
-            "{asked}: generation runs on the CPU in f32 so far; leave the flag out"
-        )))
     }
 
     fn choosing(&self) -> Choosing {

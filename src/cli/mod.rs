@@ -15,6 +15,7 @@ mod job_args;
 mod lens;
 mod merge;
 mod model_info;
+mod patch;
 mod plan;
 mod progress;
 mod rank;
@@ -41,6 +42,7 @@ enum Command {
     Plan(plan::PlanArgs),
     Extract(extract::ExtractArgs),
     Generate(generate::GenerateArgs),
+    Patch(patch::PatchArgs),
     Inspect(inspect::InspectArgs),
     Verify(verify::VerifyArgs),
     Merge(merge::MergeArgs),
@@ -95,6 +97,7 @@ pub fn run() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Extract(args) => extract::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Patch(args) => patch::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Merge(args) => merge::run(&args),

@@ -78,6 +78,19 @@ pub enum Error {
         position: usize,
         value: f32,
     },
+    /// A line of a pairs file that cannot be used.
+    #[error("{place}: {why}")]
+    Pair { place: String, why: String },
+    /// Something asked of a sweep that makes no sense for this model or these prompts.
+    #[error("--{flag} '{text}': {why}")]
+    Sweep {
+        flag: &'static str,
+        text: String,
+        why: String,
+    },
+    /// A file of a sweep that cannot be read or written, or is not what it should be.
+    #[error("{path}: {why}")]
+    SweepFile { path: String, why: String },
     #[error("--{flag} must be at least 1")]
     Zero { flag: &'static str },
     #[error(

@@ -1,6 +1,6 @@
 //! The engine: the transformer over any backend (`forward`), tokenised samples, the extraction of a dataset
 //! into a store (`extract`), its dry run (`estimate`) and its re-check (`recompute`); the edits of a run (`edits`);
-//! generation (`generate`), scoring (`score`) and the logit lens (`lens`).
+//! generation (`generate`), scoring (`score`), the logit lens (`lens`) and patching sweeps (`sweep`).
 
 mod choose;
 mod directions;
@@ -31,6 +31,7 @@ mod sample;
 mod score;
 mod selected;
 mod slice;
+pub mod sweep;
 mod trace;
 mod weights;
 

@@ -11,6 +11,7 @@ fn every_command_has_help_and_nonsense_is_a_usage_error() {
         "model info",
         "plan",
         "extract",
+        "patch",
         "inspect",
         "verify",
         "analyze",

@@ -1,0 +1,364 @@
+//! The runs of one prompt's patches, by replay.
+//!
+//! The two runs without patches go through the model once; what they hold where patches begin is kept. The patched runs then
+//! walk the layers together, from one layer with patched places to the next. A run joins at the layer of its first patch, from
+//! the stream of the run that it equals until there: one of the two, or, for a pair, the run that has the first of its patches
+//! alone, which walks along once for all pairs that begin with it. So nothing is computed twice, and nothing that cannot change.
+//! All runs that are at a layer go through it in the same batches.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::metric::{Target, plain_tap};
+use super::pairs::{PromptPair, Run};
+use super::{Sweep, Way};
+use crate::backend::{Batch, Change, Edit, EditSpec, Receipt, Sink, SinkSpec};
+use crate::engine::machine::SavedResidual;
+use crate::engine::selected::{Part, SelectedSample};
+use crate::engine::{Machine, Plan, Result};
+use crate::hooks::{HookPoint, Site};
+
+/// Runs whose logits exist at a time.
+const RUNS_OF_A_BATCH: usize = 128;
+
+/// A run by what is patched in it: which way, and the places in the order of the pass.
+type Key = (Way, Vec<usize>);
+
+/// What was done.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Done {
+    /// Blocks run, each for one run's tokens.
+    pub layer_runs: u64,
+    /// Per site of the sweep.
+    pub patched: Vec<Receipt>,
+}
+
+/// One prompt's runs without patches.
+pub(super) struct References {
+    /// By layer, the stream that enters it, `[tokens, d]`.
+    streams: [BTreeMap<usize, Vec<f32>>; 2],
+    /// By hook point, every row.
+    values: [BTreeMap<HookPoint, Vec<f32>>; 2],
+    /// Which rows the job's edits take in each run.
+    selected: [SelectedSample; 2],
+    pub target: Target,
+    /// What the job's edits did.
+    pub edited: Vec<Receipt>,
+    pub layer_runs: u64,
+}
+
+impl References {
+    /// Runs both.
+    pub fn run(sweep: &Sweep<'_>, machine: &mut dyn Machine, pair: &PromptPair) -> Result<Self> {
+        let prepared = sweep.prepared;
+        let selected = selections(sweep, pair)?;
+        let stream_at: BTreeMap<usize, HookPoint> =
+            sweep.layers.iter().map(|&l| (l, enters(l))).collect();
+        let wanted: BTreeSet<HookPoint> = sweep
+            .sites
+            .iter()
+            .map(|site| site.point)
+            .chain(stream_at.values().copied())
+            .collect();
+        let mut taps: Vec<_> = wanted.iter().map(|&point| plain_tap(point)).collect();
+        taps.push(sweep.measure.tap());
+        let runs = [Run::Clean, Run::Corrupt];
+        let batch = Batch::pack(runs.map(|run| pair.tokens(run)));
+        let lengths: Vec<u32> = batch.samples().map(|rows| rows.len() as u32).collect();
+        let width = |p: &HookPoint| p.site.row_shape(&prepared.dims).iter().product::<usize>();
+        let mut memory: Vec<Vec<f32>> = wanted
+            .iter()
+            .map(|point| vec![0.0; batch.rows() * width(point)])
+            .collect();
+        let mut read = vec![0.0; 2 * sweep.measure.width];
+        let plain = Arc::new(SinkSpec::plain());
+        let mut sinks: Vec<Sink<'_>> = memory
+            .iter_mut()
+            .map(|memory| {
+                let rows = (0..batch.rows() as u32).collect();
+                let bytes = bytemuck::cast_slice_mut(memory);
+                Sink::new(Arc::clone(&plain), rows, lengths.clone(), bytes, None)
+            })
+            .collect();
+        sinks.push(reading(sweep, &batch, &mut read));
+        let parts = parts(pair, &selected, &runs);
+        let edits = prepared.batch_edits(&parts);
+        let points = prepared.edits.iter().map(|e| e.edit.point);
+        let plan = Plan::new(&taps).with_edits(points, false);
+        let n_layers = prepared.dims.n_layers;
+        let edited = machine.run(&batch, sinks, edits, n_layers, &plan)?;
+        let mut values = [BTreeMap::new(), BTreeMap::new()];
+        for (&point, memory) in wanted.iter().zip(&memory) {
+            for (rows, values) in batch.samples().zip(&mut values) {
+                let width = width(&point);
+                let rows = rows.start * width..rows.end * width;
+                values.insert(point, memory[rows].to_vec());
+            }
+        }
+        let streams = [0, 1].map(|run: usize| {
+            let stream = |(&l, point): (&usize, &HookPoint)| (l, values[run][point].clone());
+            stream_at.iter().map(stream).collect()
+        });
+        let (clean, corrupt) = read.split_at(sweep.measure.width);
+        Ok(References {
+            target: sweep.measure.target(pair, [clean, corrupt]),
+            streams,
+            values,
+            selected,
+            edited,
+            layer_runs: 2 * plan.layers_run(n_layers) as u64,
+        })
+    }
+}
+
+/// The point that holds what enters a block, its own edits not made yet.
+fn enters(layer: usize) -> HookPoint {
+    match layer.checked_sub(1) {
+        None => HookPoint {
+            site: Site::Embed,
+            layer: 0,
+        },
+        Some(layer) => HookPoint {
+            site: Site::ResidPost,
+            layer,
+        },
+    }
+}
+
+/// The rows that the job's edits take of the clean run, and none of the corrupt one.
+pub(super) fn selections(sweep: &Sweep<'_>, pair: &PromptPair) -> Result<[SelectedSample; 2]> {
+    let clean = sweep.prepared.select(&pair.clean)?;
+    let corrupt = SelectedSample {
+        positions: vec![Vec::new(); clean.positions.len()],
+        clipped: 0,
+    };
+    Ok([clean, corrupt])
+}
+
+pub(super) fn parts<'a>(
+    pair: &PromptPair,
+    selected: &'a [SelectedSample; 2],
+    runs: &[Run],
+) -> Vec<Part<'a>> {
+    let part = |&run: &Run| Part {
+        sample: pair.sample(run).row.sample,
+        selected: &selected[run as usize],
+        positions: 0..pair.tokens(run).len() as u32,
+    };
+    runs.iter().map(part).collect()
+}
+
+/// The sink of what the metric reads: each run's last row.
+fn reading<'s>(sweep: &Sweep<'_>, batch: &Batch, read: &'s mut [f32]) -> Sink<'s> {
+    let last: Vec<u32> = batch.samples().map(|rows| rows.end as u32 - 1).collect();
+    let each = vec![1; last.len()];
+    let bytes = bytemuck::cast_slice_mut(read);
+    Sink::new(Arc::clone(&sweep.measure.spec), last, each, bytes, None)
+}
+
+/// The walk of one prompt's patched runs.
+pub(super) struct Walk<'a, 'p> {
+    pub sweep: &'a Sweep<'p>,
+    pub machine: &'a mut dyn Machine,
+    pub pair: &'a PromptPair,
+    pub references: &'a References,
+    pub done: Done,
+}
+
+/// A run that goes through the next layers.
+struct Joined<'a> {
+    key: &'a Key,
+    stream: &'a [f32],
+    /// The places patched in the first of these layers.
+    now: Vec<usize>,
+}
+
+impl Walk<'_, '_> {
+    /// The metric's value of each run, in order: `(way, places)`, the places in the order of the pass.
+    pub fn run(&mut self, runs: &[Key]) -> Result<Vec<f64>> {
+        let (sweep, references) = (self.sweep, self.references);
+        let layer = |site: usize| sweep.sites[site].point.layer;
+        let sites = || runs.iter().flat_map(|(_, sites)| sites);
+        let layers: BTreeSet<usize> = sites().map(|&site| layer(site)).collect();
+        let layers: Vec<usize> = layers.into_iter().collect();
+        let mut live: BTreeMap<Key, Vec<f32>> = BTreeMap::new();
+        let mut values: BTreeMap<Key, f64> = BTreeMap::new();
+        for (i, &l) in layers.iter().enumerate() {
+            let keys: BTreeSet<Key> = runs
+                .iter()
+                .map(|(way, sites)| (*way, until(sites, |site| layer(site) <= l)))
+                .filter(|(_, sites)| !sites.is_empty())
+                .collect();
+            let joined = keys.iter().map(|key| {
+                let before = until(&key.1, |site| layer(site) < l);
+                let now = key.1[before.len()..].to_vec();
+                let stream = match before.is_empty() {
+                    true => &references.streams[key.0.base() as usize][&l],
+                    false => &live[&(key.0, before)],
+                };
+                Joined { key, stream, now }
+            });
+            let joined: Vec<Joined<'_>> = joined.collect();
+            let mut next = BTreeMap::new();
+            for batch in self.batches(&joined) {
+                match layers.get(i + 1) {
+                    Some(&end) => self.through(batch, l, end, &mut next)?,
+                    None => self.to_the_end(batch, l, &mut values)?,
+                }
+            }
+            live = next;
+        }
+        Ok(runs.iter().map(|key| values[key]).collect())
+    }
+
+    /// Cuts the runs into batches.
+    fn batches<'j, 'k>(&self, joined: &'j [Joined<'k>]) -> Vec<&'j [Joined<'k>]> {
+        let limit = self.sweep.prepared.job.batch_tokens;
+        let tokens = |joined: &Joined<'_>| self.pair.tokens(joined.key.0.base()).len();
+        let mut batches = Vec::new();
+        let (mut first, mut rows) = (0, 0);
+        for (i, joined_run) in joined.iter().enumerate() {
+            let full = rows + tokens(joined_run) > limit || i - first == RUNS_OF_A_BATCH;
+            if i > first && full {
+                batches.push(&joined[first..i]);
+                (first, rows) = (i, 0);
+            }
+            rows += tokens(joined_run);
+        }
+        if first < joined.len() {
+            batches.push(&joined[first..]);
+        }
+        batches
+    }
+
+    /// Takes runs from the entry of layer `from` to that of layer `end`.
+    fn through(
+        &mut self,
+        runs: &[Joined<'_>],
+        from: usize,
+        end: usize,
+        next: &mut BTreeMap<Key, Vec<f32>>,
+    ) -> Result<()> {
+        let batch = self.pack(runs);
+        let d = self.sweep.prepared.dims.d_model;
+        let mut memory = vec![0.0_f32; batch.rows() * d];
+        let sink = Sink::new(
+            Arc::new(SinkSpec::plain()),
+            (0..batch.rows() as u32).collect(),
+            batch.samples().map(|rows| rows.len() as u32).collect(),
+            bytemuck::cast_slice_mut(&mut memory),
+            None,
+        );
+        let plan = Plan::new(&[plain_tap(enters(end))]);
+        self.replay(&batch, runs, from, sink, plan)?;
+        for (run, rows) in runs.iter().zip(batch.samples()) {
+            let stream = memory[rows.start * d..rows.end * d].to_vec();
+            next.insert(run.key.clone(), stream);
+        }
+        Ok(())
+    }
+
+    /// Takes runs from the entry of layer `from` to the metric.
+    fn to_the_end(
+        &mut self,
+        runs: &[Joined<'_>],
+        from: usize,
+        values: &mut BTreeMap<Key, f64>,
+    ) -> Result<()> {
+        let (measure, target) = (&self.sweep.measure, &self.references.target);
+        let batch = self.pack(runs);
+        let mut read = vec![0.0_f32; runs.len() * measure.width];
+        let sink = reading(self.sweep, &batch, &mut read);
+        let plan = Plan::new(&[measure.tap()]);
+        self.replay(&batch, runs, from, sink, plan)?;
+        let measured: Vec<f64> = read
+            .par_chunks(measure.width)
+            .map(|read| measure.value(target, read))
+            .collect();
+        values.extend(runs.iter().map(|run| run.key.clone()).zip(measured));
+        Ok(())
+    }
+
+    fn pack(&self, runs: &[Joined<'_>]) -> Batch {
+        Batch::pack(runs.iter().map(|run| self.pair.tokens(run.key.0.base())))
+    }
+
+    fn replay(
+        &mut self,
+        batch: &Batch,
+        runs: &[Joined<'_>],
+        from: usize,
+        sink: Sink<'_>,
+        plan: Plan,
+    ) -> Result<()> {
+        let prepared = self.sweep.prepared;
+        let bases: Vec<Run> = runs.iter().map(|run| run.key.0.base()).collect();
+        let parts = parts(self.pair, &self.references.selected, &bases);
+        let mut edits = prepared.batch_edits(&parts);
+        let own = edits.len();
+        let patches = self.patches(batch, runs);
+        let points = prepared.edits.iter().map(|e| e.edit.point);
+        let patched = patches.keys().map(|&site| self.sweep.sites[site].point);
+        let plan = plan.with_edits(points.chain(patched), false);
+        let sites: Vec<usize> = patches.keys().copied().collect();
+        edits.extend(patches.into_values());
+        let stream: Vec<f32> = runs.iter().flat_map(|run| run.stream).copied().collect();
+        let start = SavedResidual {
+            layer: from,
+            rows: &stream,
+        };
+        let n_layers = prepared.dims.n_layers;
+        let receipts = self
+            .machine
+            .run_from(start, batch, vec![sink], edits, n_layers, &plan)?;
+        for (&site, receipt) in sites.iter().zip(&receipts[own..]) {
+            self.done.patched[site].add(receipt);
+        }
+        self.done.layer_runs += (runs.len() * (plan.layers_run(n_layers) - from)) as u64;
+        Ok(())
+    }
+
+    /// The patches of these runs' first layer, as edits of the batch, by site.
+    fn patches(&self, batch: &Batch, runs: &[Joined<'_>]) -> BTreeMap<usize, Edit> {
+        let dims = &self.sweep.prepared.dims;
+        let sites: BTreeSet<usize> = runs.iter().flat_map(|run| &run.now).copied().collect();
+        let edit = |site: usize| {
+            let place = &self.sweep.sites[site];
+            let columns = place.columns(dims);
+            let width: usize = place.point.site.row_shape(dims).iter().product();
+            let (mut rows, mut per_sample, mut replacement) = (Vec::new(), Vec::new(), Vec::new());
+            for (run, batch_rows) in runs.iter().zip(batch.samples()) {
+                if !run.now.contains(&site) {
+                    per_sample.push(0);
+                    continue;
+                }
+                let (way, from) = (run.key.0, run.key.0.source());
+                let (to_rows, from_rows) = place.positions.rows(self.pair, way.base(), from);
+                per_sample.push(to_rows.len() as u32);
+                rows.extend(to_rows.iter().map(|r| batch_rows.start as u32 + r));
+                let values = &self.references.values[from as usize][&place.point];
+                for row in from_rows {
+                    let row = &values[row as usize * width..][..width];
+                    match &columns[..] {
+                        [] => replacement.extend_from_slice(row),
+                        some => replacement.extend(some.iter().flat_map(|c| &row[c.clone()])),
+                    }
+                }
+            }
+            let spec = EditSpec {
+                columns,
+                heads: Vec::new(),
+                change: Change::Replace,
+            };
+            Edit::new(Arc::new(spec), rows, per_sample, replacement)
+        };
+        sites.into_iter().map(|site| (site, edit(site))).collect()
+    }
+}
+
+/// The first places, while it holds.
+fn until(sites: &[usize], holds: impl Fn(usize) -> bool) -> Vec<usize> {
+    sites.iter().copied().take_while(|&s| holds(s)).collect()
+}

@@ -1,0 +1,666 @@
+//! Patching sweeps: what a patch does, that replay changes no bit, what is refused; and `streamgauge patch` end to end.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use assert_cmd::Command;
+use proptest::prelude::*;
+use streamgauge::backend::{Batch, Change, Edit, EditSpec, Sink, SinkSpec};
+use streamgauge::engine::sweep::{
+    Metric, PatchSite, Positions, Row, Run, Sweep, SweepSpec, Swept, Way, read_pairs, write,
+};
+use streamgauge::engine::{Job, Machine, Plan, Prepared};
+use streamgauge::hooks::HookPoint;
+
+/// 3 layers, d 64, 4 query and 2 key/value heads of 16, vocabulary 160, window 4.
+fn model() -> PathBuf {
+    common::fixtures().join("models/mistral-window4")
+}
+
+fn prepared(edits: &[&str]) -> Prepared {
+    let job = Job::new(model().display().to_string(), Vec::new(), Vec::new());
+    let edits = edits.iter().map(|e| e.to_string()).collect();
+    Prepared::for_generation(Job { edits, ..job }).unwrap()
+}
+
+fn ids(n: usize, seed: usize) -> Vec<usize> {
+    (0..n).map(|t| (t * 31 + seed * 17 + 3) % 160).collect()
+}
+
+struct Bench(tempfile::TempDir);
+
+impl Bench {
+    fn new() -> Self {
+        Bench(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// A pairs file of prompts of these lengths, clean and corrupt.
+    fn pairs(&self, lengths: &[(usize, usize)]) -> PathBuf {
+        let line = |(i, &(clean, corrupt)): (usize, &(usize, usize))| {
+            let (clean, corrupt) = (ids(clean, i), ids(corrupt, i + 7));
+            format!(
+                "{{\"clean\": {clean:?}, \"corrupt\": {corrupt:?}, \"answer\": 5, \"wrong\": 9, \"positions\": {{\"subject\": [1, 2], \"end\": -1}}}}\n"
+            )
+        };
+        let path = self.path("pairs.jsonl");
+        let lines: String = lengths.iter().enumerate().map(line).collect();
+        std::fs::write(&path, lines).unwrap();
+        path
+    }
+
+    /// One prompt a line, without a corrupt form.
+    fn prompts(&self, lengths: &[usize]) -> PathBuf {
+        let path = self.path("prompts.jsonl");
+        let line = |(i, &n): (usize, &usize)| format!("{{\"clean\": {:?}}}\n", ids(n, i));
+        std::fs::write(
+            &path,
+            lengths.iter().enumerate().map(line).collect::<String>(),
+        )
+        .unwrap();
+        path
+    }
+}
+
+fn spec(sites: &[&str], pairs: &[&str]) -> SweepSpec {
+    let texts = |list: &[&str]| list.iter().map(|s| s.to_string()).collect();
+    SweepSpec {
+        pairs: texts(pairs),
+        ways: vec![Way::Denoising, Way::Noising],
+        min_kl: 0.0,
+        ..SweepSpec::new(texts(sites))
+    }
+}
+
+fn swept(prepared: &Prepared, pairs: &Path, spec: SweepSpec) -> Result<Swept, String> {
+    let prompts = read_pairs(pairs, prepared).map_err(|e| e.to_string())?;
+    let sweep = Sweep::new(prepared, spec, prompts).map_err(|e| e.to_string())?;
+    sweep
+        .run(&mut prepared.cpu(), &mut |_| ())
+        .map_err(|e| e.to_string())
+}
+
+/// The logits after the last token of a whole pass, with these edits of single places.
+fn logits(prepared: &Prepared, tokens: &[u32], edits: Vec<(HookPoint, Edit)>) -> Vec<f32> {
+    let batch = Batch::pack([tokens]);
+    let mut out = vec![0.0_f32; prepared.dims.vocab];
+    let sink = Sink::new(
+        Arc::new(SinkSpec::plain()),
+        vec![tokens.len() as u32 - 1],
+        vec![1],
+        bytemuck::cast_slice_mut(&mut out),
+        None,
+    );
+    let (points, edits): (Vec<HookPoint>, Vec<Edit>) = edits.into_iter().unzip();
+    let plan = Plan::new(&[common::tap("logits", &prepared.model)]).with_edits(points, false);
+    let n_layers = prepared.dims.n_layers;
+    prepared
+        .cpu()
+        .run(&batch, vec![sink], edits, n_layers, &plan)
+        .unwrap();
+    out
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = logits.iter().map(|&l| (f64::from(l) - largest).exp()).sum();
+    let lse = largest + sum.ln();
+    logits.iter().map(|&l| f64::from(l) - lse).collect()
+}
+
+fn kl(p: &[f32], q: &[f32]) -> f64 {
+    let (p, q) = (log_softmax(p), log_softmax(q));
+    p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum()
+}
+
+/// The row's number by a whole pass, of two texts.
+fn naive(prepared: &Prepared, pairs: &Path, row: &Row) -> f64 {
+    let prompts = read_pairs(pairs, prepared).unwrap();
+    let pair = &prompts[row.prompt as usize];
+    let (base, source) = (pair.tokens(row.way.base()), pair.tokens(row.way.source()));
+    let edit = |site: &PatchSite| {
+        let rows = |n: usize, run: Run| -> Vec<usize> {
+            let shorter = pair.shorter();
+            match &site.positions {
+                Positions::All => (n - shorter..n).collect(),
+                Positions::FromEnd(first, last) => (1..=shorter)
+                    .rev()
+                    .filter(|&back| (*first..=*last).contains(&-(back as i32)))
+                    .map(|back| n - back)
+                    .collect(),
+                Positions::Named(name) => vec![pair.named[name][run as usize] as usize],
+            }
+        };
+        let (to, from) = (
+            rows(base.len(), row.way.base()),
+            rows(source.len(), row.way.source()),
+        );
+        let mut cpu = prepared.cpu();
+        let values = common::run(&mut cpu, &prepared.model, &[source], &[site.point]);
+        let values = &values[0][0];
+        let width = values.len() / source.len();
+        let columns = site.head.map_or(0..width, |h| h * 16..(h + 1) * 16);
+        let replacement = from
+            .iter()
+            .flat_map(|r| &values[r * width..][columns.clone()]);
+        let spec = EditSpec {
+            columns: vec![columns.clone()],
+            heads: Vec::new(),
+            change: Change::Replace,
+        };
+        let n = to.len() as u32;
+        let to = to.into_iter().map(|r| r as u32).collect();
+        let replacement = replacement.copied().collect();
+        (
+            site.point,
+            Edit::new(Arc::new(spec), to, vec![n], replacement),
+        )
+    };
+    let patched = logits(prepared, base, row.sites.iter().map(edit).collect());
+    kl(
+        &logits(prepared, pair.tokens(Run::Clean), Vec::new()),
+        &patched,
+    )
+}
+
+#[test]
+fn replay_gives_what_whole_passes_give_bit_for_bit() {
+    let (bench, prepared) = (Bench::new(), prepared(&[]));
+    let pairs = bench.pairs(&[(9, 9), (1, 1), (23, 23)]);
+    let spec = spec(
+        &[
+            "blocks.*.hook_resid_pre",
+            "blocks.{0,2}.hook_resid_mid@-2..-1",
+            "blocks.1.hook_resid_post@each:-3..-1",
+            "blocks.*.attn.hook_z[0-3]",
+            "blocks.1.attn.hook_k[1]@-1",
+            "blocks.2.mlp.hook_post",
+            "blocks.1.attn.hook_v",
+        ],
+        &[
+            "blocks.*.hook_attn_out",
+            "blocks.*.hook_mlp_out",
+            "blocks.1.attn.hook_z[2]@-1",
+        ],
+    );
+    let done = swept(&prepared, &pairs, spec).unwrap();
+    assert!(done.rows.iter().filter(|r| r.sites.len() == 2).count() == 3 * 2 * 21);
+    for row in &done.rows {
+        let whole = naive(&prepared, &pairs, row);
+        assert_eq!(row.patched.to_bits(), whole.to_bits(), "{row:?}: {whole}");
+    }
+    assert!(done.layer_runs < done.naive_layer_runs);
+}
+
+#[test]
+fn patching_everything_makes_the_other_run_exactly() {
+    let (bench, prepared) = (Bench::new(), prepared(&[]));
+    let pairs = bench.pairs(&[(9, 9), (17, 17)]);
+    for all in [
+        "blocks.0.hook_resid_pre",
+        "blocks.1.hook_resid_pre",
+        "blocks.2.hook_resid_mid",
+        "blocks.2.hook_resid_post",
+        "blocks.2.hook_resid_post@-1",
+        "blocks.2.hook_resid_post@end",
+    ] {
+        for row in swept(&prepared, &pairs, spec(&[all], &[])).unwrap().rows {
+            match row.way {
+                Way::Denoising => assert_eq!((row.patched, row.recovery), (0.0, 1.0), "{row:?}"),
+                Way::Noising => {
+                    assert_eq!((row.patched, row.recovery), (row.corrupt, -1.0), "{row:?}")
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn all_heads_of_z_together_are_attn_out() {
+    let (bench, prepared) = (Bench::new(), prepared(&[]));
+    let pairs = bench.pairs(&[(9, 9)]);
+    let values = |site| -> Vec<f64> {
+        let done = swept(&prepared, &pairs, spec(&[site], &[])).unwrap();
+        done.rows.iter().map(|row| row.patched).collect()
+    };
+    assert_eq!(
+        values("blocks.*.attn.hook_z"),
+        values("blocks.*.hook_attn_out")
+    );
+}
+
+#[test]
+fn nothing_below_an_edit_recovers_anything() {
+    let bench = Bench::new();
+    let direction = bench.path("dir.safetensors");
+    let bytes: Vec<u8> = (0..64)
+        .flat_map(|i| ((i % 5) as f32 - 1.5).to_le_bytes())
+        .collect();
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![64], &bytes);
+    safetensors::serialize_to_file([("v", view.unwrap())], None, &direction).unwrap();
+    let edit = format!(
+        "add at=blocks.1.hook_resid_post v={}#v c=3",
+        direction.display()
+    );
+    let prepared = prepared(&[&edit]);
+    let pairs = bench.prompts(&[7, 12]);
+    let both = spec(
+        &[
+            "blocks.*.hook_attn_out",
+            "blocks.*.hook_mlp_out",
+            "blocks.*.hook_resid_post",
+        ],
+        &[],
+    );
+    let done = swept(&prepared, &pairs, both).unwrap();
+    assert_eq!(done.edits[0].rows, 19);
+    for row in &done.rows {
+        let site = &row.sites[0];
+        let is_stream = site.kind() == "hook_resid_post";
+        match site.point.layer {
+            1 if is_stream && row.way == Way::Denoising => assert_eq!(row.recovery, 1.0),
+            1 if is_stream => assert_eq!(row.recovery, -1.0),
+            0 | 1 => assert_eq!(row.recovery, 0.0, "{row:?}"),
+            _ => assert_ne!(row.recovery, 0.0, "{row:?}"),
+        }
+    }
+}
+
+#[test]
+fn prompts_of_unequal_lengths_are_matched_from_the_end_by_name_or_not_at_all() {
+    let (bench, prepared) = (Bench::new(), prepared(&[]));
+    let pairs = bench.pairs(&[(9, 6), (5, 11)]);
+    let whole = spec(&["blocks.1.hook_mlp_out"], &[]);
+    let message = swept(&prepared, &pairs, whole.clone()).unwrap_err();
+    assert!(
+        message.contains("pairs.jsonl:1: `clean` has 9 tokens and `corrupt` 6"),
+        "{message}"
+    );
+    assert!(message.contains("--align end"), "{message}");
+    let aligned = SweepSpec {
+        align_from_end: true,
+        ..whole
+    };
+    let named = spec(
+        &[
+            "blocks.1.hook_mlp_out@subject",
+            "blocks.0.hook_resid_post@-6..-2",
+        ],
+        &[],
+    );
+    for spec in [aligned, named] {
+        let done = swept(&prepared, &pairs, spec).unwrap();
+        assert!(!done.rows.is_empty());
+        for row in &done.rows {
+            assert_eq!(
+                row.patched.to_bits(),
+                naive(&prepared, &pairs, row).to_bits(),
+                "{row:?}"
+            );
+        }
+    }
+    let each = swept(
+        &prepared,
+        &pairs,
+        spec(&["blocks.1.hook_mlp_out@each"], &[]),
+    )
+    .unwrap();
+    let rows = |prompt| each.rows.iter().filter(|r| r.prompt == prompt).count();
+    assert_eq!((rows(0), rows(1)), (2 * 6, 2 * 5));
+}
+
+#[test]
+fn metrics_go_by_the_last_position() {
+    let bench = Bench::new();
+    let pairs = bench.pairs(&[(9, 9)]);
+    let last = "blocks.2.hook_resid_post@-1";
+    let done = swept(
+        &prepared(&[]),
+        &pairs,
+        SweepSpec {
+            metric: Metric::LogitDiff,
+            ..spec(&[last], &[])
+        },
+    );
+    let prepared = prepared(&[]);
+    let prompts = read_pairs(&pairs, &prepared).unwrap();
+    let diff = |run| {
+        let logits = logits(&prepared, prompts[0].tokens(run), Vec::new());
+        f64::from(logits[5]) - f64::from(logits[9])
+    };
+    let row = &done.unwrap().rows[0];
+    assert_eq!(
+        (row.clean, row.corrupt),
+        (diff(Run::Clean), diff(Run::Corrupt))
+    );
+    assert_eq!((row.patched, row.recovery), (row.clean, 1.0));
+}
+
+#[test]
+fn layer_runs_are_those_from_the_first_patch_on_and_pairs_share_their_first_patch() {
+    let (bench, prepared) = (Bench::new(), prepared(&[]));
+    let pairs = bench.pairs(&[(9, 9)]);
+    let mut one_way = spec(&["blocks.2.hook_mlp_out"], &[]);
+    one_way.ways = vec![Way::Denoising];
+    let done = swept(&prepared, &pairs, one_way.clone()).unwrap();
+    assert_eq!((done.layer_runs, done.naive_layer_runs), (2 * 3 + 1, 3 * 3));
+    // 0+1, 0+2, 1+2: the run with 0 alone goes through layers 0 and 1, that with 1 alone through layer 1.
+    one_way.sites.clear();
+    one_way.pairs = vec!["blocks.*.hook_mlp_out".into()];
+    let done = swept(&prepared, &pairs, one_way).unwrap();
+    assert_eq!(done.layer_runs, 2 * 3 + 1 + (1 + 1 + 1) + 3);
+    assert_eq!(done.naive_layer_runs, (2 + 3) * 3);
+    assert_eq!(
+        done.receipts.iter().map(|r| r.rows).collect::<Vec<_>>(),
+        [9, 18, 18]
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+    #[test]
+    fn neither_memory_nor_batches_change_a_bit(memory in 1_u64..200_000, batch in 1_usize..200, seed in 1_usize..30) {
+        let (bench, plain) = (Bench::new(), prepared(&[]));
+        let pairs = bench.pairs(&[(seed, seed), (11, 11)]);
+        let all = spec(&["blocks.*.attn.hook_z[0-3]"], &["blocks.*.hook_mlp_out", "blocks.1.hook_attn_out"]);
+        let done = swept(&plain, &pairs, all.clone()).unwrap();
+        let job = Job { batch_tokens: batch, ..plain.job.clone() };
+        let small = Prepared::for_generation(job).unwrap();
+        let again = swept(&small, &pairs, SweepSpec { memory, ..all }).unwrap();
+        prop_assert_eq!(done.rows, again.rows);
+    }
+}
+
+#[test]
+fn a_stopped_sweep_goes_on_where_it_was_and_only_by_the_same_command() {
+    let (bench, prepared) = (Bench::new(), prepared(&[]));
+    let pairs = bench.pairs(&[(9, 9), (12, 12), (5, 5)]);
+    let spec = SweepSpec {
+        memory: 1 << 15,
+        ..spec(&["blocks.*.attn.hook_z[0-3]"], &[])
+    };
+    let prompts = read_pairs(&pairs, &prepared).unwrap();
+    let sweep = Sweep::new(&prepared, spec.clone(), prompts.clone()).unwrap();
+    let out = bench.path("out");
+    let run =
+        |sweep: &Sweep<'_>, resume| sweep.run_in(&mut prepared.cpu(), &out, resume, &mut |_| ());
+    let whole = run(&sweep, false).unwrap();
+    let journal = out.join("journal.jsonl");
+    let text = std::fs::read_to_string(&journal).unwrap();
+    assert!(text.lines().count() > 6, "several parts a prompt");
+    assert!(
+        run(&sweep, false)
+            .unwrap_err()
+            .to_string()
+            .contains("--resume")
+    );
+    // Stopped in the middle of a line.
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+    std::fs::write(&journal, lines[..4].concat() + &lines[4][..20]).unwrap();
+    let resumed = run(&sweep, true).unwrap();
+    assert_eq!(resumed.resumed, 3);
+    assert_eq!(resumed.rows, whole.rows);
+    assert_eq!(resumed.receipts, whole.receipts);
+    let other = SweepSpec {
+        metric: Metric::LogitDiff,
+        ..spec
+    };
+    let other = Sweep::new(&prepared, other, prompts).unwrap();
+    let message = run(&other, true).unwrap_err().to_string();
+    assert!(message.contains("other metric"), "{message}");
+    write(&out, &resumed, &sweep.record(&prepared.cpu()), &[]).unwrap();
+    assert!(!journal.exists() && out.join("manifest.json").exists());
+    assert!(
+        run(&sweep, true)
+            .unwrap_err()
+            .to_string()
+            .contains("nothing to resume")
+    );
+}
+
+#[test]
+fn what_cannot_be_patched_is_refused_before_anything_runs() {
+    let (bench, prepared) = (Bench::new(), prepared(&[]));
+    let pairs = bench.pairs(&[(9, 9)]);
+    for (site, says) in [
+        ("blocks.1.hook_mlp_ouf", "hook_mlp_out"),
+        ("blocks.3.hook_mlp_out", "3"),
+        ("blocks.1.attn.hook_z[4]", "4"),
+        ("blocks.1.hook_mlp_out[0]", "head"),
+        ("blocks.1.attn.hook_pattern", "cannot be patched"),
+        ("blocks.1.attn.hook_result[0]", "cannot be patched"),
+        ("hook_embed", "cannot be patched"),
+        ("logits", "cannot be patched"),
+        ("blocks.1.hook_mlp_out@3", "from the end"),
+        ("blocks.1.hook_mlp_out@-1..-5", "backwards"),
+        ("blocks.1.hook_mlp_out@-10", "no prompt has"),
+        ("blocks.1.hook_mlp_out@nobody", "no position named 'nobody'"),
+        ("blocks.1.hook_mlp_out@", "positions are"),
+    ] {
+        let message = swept(&prepared, &pairs, spec(&[site], &[])).unwrap_err();
+        assert!(
+            message.contains(says) && !message.contains('\n'),
+            "{site}: {message}"
+        );
+    }
+    assert!(
+        swept(&prepared, &pairs, spec(&[], &[]))
+            .unwrap_err()
+            .contains("nothing to patch")
+    );
+}
+
+#[test]
+fn hostile_pairs_files_are_refused_with_file_and_line() {
+    let (bench, plain) = (Bench::new(), prepared(&[]));
+    let good = r#"{"clean": [1, 2], "corrupt": [1, 3]}"#;
+    for (line, says) in [
+        ("{\"clean\": [1, 2", "not JSON"),
+        ("[1, 2]", "not a JSON object"),
+        (r#"{"corrupt": [1]}"#, "no `clean`"),
+        (r#"{"clean": [1]}"#, "no `corrupt`"),
+        (r#"{"clean": [1], "corrupt": []}"#, "`corrupt` is empty"),
+        (r#"{"clean": "", "corrupt": "a"}"#, "`clean` is empty"),
+        (r#"{"clean": 5, "corrupt": [1]}"#, "`clean` is no text"),
+        (
+            r#"{"clean": [1, -2], "corrupt": [1]}"#,
+            "`clean` is no text",
+        ),
+        (
+            r#"{"clean": [99999999999], "corrupt": [1]}"#,
+            "no vocabulary",
+        ),
+        (r#"{"clean": [160], "corrupt": [1]}"#, "160"),
+        (r#"{"clean": [1], "corrupt": [2], "answer": 160}"#, "160"),
+        (
+            r#"{"clean": [1], "corrupt": [2], "answer": [1]}"#,
+            "`answer`",
+        ),
+        (
+            r#"{"clean": [1], "corrupt": [2], "positions": 3}"#,
+            "`positions`",
+        ),
+        (
+            r#"{"clean": [1], "corrupt": [2], "positions": {"a": 1}}"#,
+            "'a' is no index into 1",
+        ),
+        (
+            r#"{"clean": [1], "corrupt": [2], "positions": {"a": [0]}}"#,
+            "'a' is no index",
+        ),
+    ] {
+        let path = bench.path("bad.jsonl");
+        std::fs::write(&path, format!("{good}\n\n{line}\n")).unwrap();
+        let message = read_pairs(&path, &plain).unwrap_err().to_string();
+        assert!(
+            message.contains("bad.jsonl:3") && message.contains(says),
+            "{line}: {message}"
+        );
+        assert!(!message.contains('\n'));
+    }
+    std::fs::write(bench.path("bad.jsonl"), b"{\"clean\": \"\xff\"}\n").unwrap();
+    let message = read_pairs(&bench.path("bad.jsonl"), &plain)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("bad.jsonl:1: not valid UTF-8"),
+        "{message}"
+    );
+    std::fs::write(bench.path("bad.jsonl"), "\n").unwrap();
+    let message = read_pairs(&bench.path("bad.jsonl"), &plain)
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("no prompts"), "{message}");
+    let edited = prepared(&["zero at=blocks.1.hook_mlp_out"]);
+    std::fs::write(bench.path("bad.jsonl"), good).unwrap();
+    let message = read_pairs(&bench.path("bad.jsonl"), &edited)
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("edits are given"), "{message}");
+}
+
+fn patch(bench: &Bench, data: &Path, flags: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_streamgauge"));
+    command
+        .arg("patch")
+        .arg("--model")
+        .arg(model())
+        .arg("--data")
+        .arg(data);
+    command.arg("--out").arg(bench.path("out")).args(flags);
+    command
+}
+
+#[test]
+fn the_command_writes_tables_and_a_manifest() {
+    let bench = Bench::new();
+    let pairs = bench.pairs(&[(9, 9), (12, 12)]);
+    let flags = [
+        "--sites",
+        "blocks.*.hook_mlp_out",
+        "blocks.{1,2}.attn.hook_z[0--1]@-1",
+        "--pairs",
+        "blocks.*.hook_mlp_out",
+        "--way",
+        "both",
+        "--min-kl",
+        "0",
+        "--json",
+    ];
+    let output = patch(&bench, &pairs, &flags)
+        .assert()
+        .success()
+        .get_output()
+        .clone();
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["rows"], 2 * 2 * (3 + 8 + 3));
+    let mut csv = csv::Reader::from_path(bench.path("out/sweep.csv")).unwrap();
+    let header: Vec<String> = csv.headers().unwrap().iter().map(String::from).collect();
+    assert_eq!(
+        header.join(","),
+        "site,layer,head,position,prompt,metric,clean,corrupt,patched,recovery,way,site2,layer2,head2,position2"
+    );
+    let rows: Vec<csv::StringRecord> = csv.records().map(Result::unwrap).collect();
+    assert_eq!(rows.len(), 56);
+    let single = rows
+        .iter()
+        .find(|r| &r[0] == "attn.hook_z" && &r[11] == "")
+        .unwrap();
+    assert_eq!(
+        (&single[1], &single[2], &single[3], &single[5]),
+        ("1", "0", "-1", "kl-recovery")
+    );
+    assert!(
+        rows.iter()
+            .any(|r| &r[11] == "hook_mlp_out" && &r[12] == "2")
+    );
+    let table = parquet::file::reader::SerializedFileReader::new(
+        std::fs::File::open(bench.path("out/sweep.parquet")).unwrap(),
+    );
+    let stored: Vec<_> = table.unwrap().into_iter().map(Result::unwrap).collect();
+    assert_eq!(stored.len(), 56);
+    use parquet::record::RowAccessor;
+    for (stored, row) in stored.iter().zip(&rows) {
+        assert_eq!(stored.get_string(0).unwrap(), &row[0]);
+        assert_eq!(
+            stored.get_double(9).unwrap(),
+            row[9].parse::<f64>().unwrap()
+        );
+    }
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(bench.path("out/manifest.json")).unwrap()).unwrap();
+    assert_eq!(manifest["job"]["numeric_record"]["backend"], "cpu");
+    assert!(manifest["layer_runs"]["done"].as_u64() < manifest["layer_runs"]["naive"].as_u64());
+    assert_eq!(manifest["receipts"][0]["rows"], 2 * 21);
+    assert!(bench.path("out/means.csv").exists());
+    let again = patch(&bench, &pairs, &flags)
+        .assert()
+        .code(1)
+        .get_output()
+        .clone();
+    assert!(String::from_utf8_lossy(&again.stderr).contains("not empty"));
+}
+
+#[test]
+fn prompts_whose_runs_hardly_differ_are_named_and_left_out() {
+    let bench = Bench::new();
+    let path = bench.path("pairs.jsonl");
+    std::fs::write(&path, "{\"clean\": [5, 6, 7], \"corrupt\": [5, 6, 7]}\n{\"clean\": [5, 6, 7], \"corrupt\": [5, 6, 90]}\n").unwrap();
+    let flags = ["--sites", "blocks.1.hook_mlp_out", "--min-kl", "1e-9"];
+    let output = patch(&bench, &path, &flags)
+        .assert()
+        .success()
+        .get_output()
+        .clone();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("left out"));
+    let text = std::fs::read_to_string(bench.path("out/sweep.csv")).unwrap();
+    assert_eq!(text.lines().count(), 2);
+    assert!(
+        text.lines()
+            .nth(1)
+            .unwrap()
+            .starts_with("hook_mlp_out,1,,all,1,kl-recovery,")
+    );
+}
+
+#[test]
+fn the_command_refuses_in_one_line() {
+    let bench = Bench::new();
+    let pairs = bench.pairs(&[(9, 9)]);
+    let mlp = ["--sites", "blocks.1.hook_mlp_out"];
+    for (flags, status, says) in [
+        (&["--metric", "direction"][..], 2, "--direction"),
+        (&["--direction", "a#b"], 2, "--metric direction"),
+        (&["--way", "up"], 2, "denoising"),
+        (
+            &["--edit", "zero at=blocks.1.hook_mlp_out"],
+            1,
+            "pairs.jsonl:1",
+        ),
+        (
+            &["--metric", "direction", "--direction", "none.safetensors#v"],
+            1,
+            "none.safetensors",
+        ),
+        (&["--tap-before-edits"], 2, "--tap-before-edits"),
+    ] {
+        let all = [&mlp[..], flags].concat();
+        let output = patch(&bench, &pairs, &all)
+            .assert()
+            .code(status)
+            .get_output()
+            .clone();
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            message.starts_with("error: ") && message.contains(says),
+            "{message}"
+        );
+        assert_eq!(message.trim_end().lines().count(), 1, "{message}");
+    }
+    assert!(!bench.path("out").exists());
+}
