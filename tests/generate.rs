@@ -632,7 +632,7 @@ fn what_generation_cannot_do_is_refused_in_one_line() {
         (
             &["--data", "D", "--device", "cuda"],
             2,
-            "--device cuda is not available yet",
+            "generation runs on the CPU in f32 so far",
         ),
         (&["--data", "D", "--tap", "hook_embed"], 2, "--out"),
         (

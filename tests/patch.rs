@@ -44,8 +44,14 @@ impl Bench {
     fn pairs(&self, lengths: &[(usize, usize)]) -> PathBuf {
         let line = |(i, &(clean, corrupt)): (usize, &(usize, usize))| {
             let (clean, corrupt) = (ids(clean, i), ids(corrupt, i + 7));
+            // A prompt of two tokens has no third.
+            let subject = if clean.len().min(corrupt.len()) > 2 {
+                "\"subject\": [1, 2], "
+            } else {
+                ""
+            };
             format!(
-                "{{\"clean\": {clean:?}, \"corrupt\": {corrupt:?}, \"answer\": 5, \"wrong\": 9, \"positions\": {{\"subject\": [1, 2], \"end\": -1}}}}\n"
+                "{{\"clean\": {clean:?}, \"corrupt\": {corrupt:?}, \"answer\": 5, \"wrong\": 9, \"positions\": {{{subject}\"end\": -1}}}}\n"
             )
         };
         let path = self.path("pairs.jsonl");
@@ -569,7 +575,7 @@ fn the_command_writes_tables_and_a_manifest() {
     assert_eq!(rows.len(), 56);
     let single = rows
         .iter()
-        .find(|r| &r[0] == "attn.hook_z" && &r[11] == "")
+        .find(|r| &r[0] == "attn.hook_z" && r[11].is_empty())
         .unwrap();
     assert_eq!(
         (&single[1], &single[2], &single[3], &single[5]),

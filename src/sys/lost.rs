@@ -5,6 +5,10 @@
 //! memory of its own and written with `write`.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// Whether a thread is telling of a lost file: several may come upon one at a time.
+static TOLD: AtomicBool = AtomicBool::new(false);
 
 /// Has lost files told from now on.
 ///
@@ -31,6 +35,13 @@ extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c
     let length = mapping_at(address, &mut line);
     match path(&line[..length]) {
         Some(path) => {
+            if TOLD.swap(true, Relaxed) {
+                // Another thread tells of it, and ends the process.
+                loop {
+                    // SAFETY: `pause` may be called in a signal handler.
+                    unsafe { libc::pause() };
+                }
+            }
             // SAFETY: `isatty` only asks about the descriptor.
             if unsafe { libc::isatty(2) } == 1 {
                 tell(b"\r\x1b[2K"); // a progress bar may stand there

@@ -405,7 +405,12 @@ impl<'p> Sweep<'p> {
             }
         };
         let target = &references.target;
-        let too_near = self.measure.is_kl() && !(target.corrupt >= self.spec.min_kl);
+        // NaN is too near as well.
+        let far = target
+            .corrupt
+            .partial_cmp(&self.spec.min_kl)
+            .is_some_and(|o| o.is_ge());
+        let too_near = self.measure.is_kl() && !far;
         let values = if too_near {
             Vec::new()
         } else {

@@ -205,7 +205,7 @@ impl Walk<'_, '_> {
             for batch in self.batches(&joined) {
                 match layers.get(i + 1) {
                     Some(&end) => self.through(batch, l, end, &mut next)?,
-                    None => self.to_the_end(batch, l, &mut values)?,
+                    None => self.run_to_the_end(batch, l, &mut values)?,
                 }
             }
             live = next;
@@ -261,7 +261,7 @@ impl Walk<'_, '_> {
     }
 
     /// Takes runs from the entry of layer `from` to the metric.
-    fn to_the_end(
+    fn run_to_the_end(
         &mut self,
         runs: &[Joined<'_>],
         from: usize,
