@@ -1,6 +1,6 @@
 //! Methods that read activations, one file per method: they take plain rows of f32 and labels, so that a stored
-//! tap, a live slab and a test feed them alike. Directions: [`mass_mean`] (the difference of two means), [`lat`] (the first
-//! component of paired differences), [`probe`] (logistic regression), [`principal`] (PCA), scored on statements held out;
+//! tap, a live slab and a test feed them alike. Directions: [`mass_mean()`] (the difference of two means), [`lat()`] (the first
+//! component of paired differences), [`probe()`] (logistic regression), [`principal`] (PCA), scored on statements held out;
 //! [`split`](split::split) holds them out, [`bootstrap`] gives the intervals, [`directions`] saves what was found for later use as
 //! an edit or a reduction. [`project`] and [`compare`] look at rows along a direction and beside other rows. All of it is a
 //! function of its input and a seed: same rows and as many threads, same bits.

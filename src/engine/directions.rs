@@ -18,10 +18,10 @@ pub(super) struct Loaded {
 }
 
 /// The direction of `layer` in a file: its tensor `key` where one is named, else `direction.LAYER`, else its only tensor. One or several,
-/// as [`load`] gives them.
+/// row-major, `width` numbers each.
 ///
 /// # Errors
-/// As [`load`].
+/// No such file or tensor, another dtype than f32, f16 or bf16, another width, or a number that is not finite.
 pub fn of_layer(
     file: &Path,
     key: Option<&str>,
