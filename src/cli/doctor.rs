@@ -109,7 +109,7 @@ impl Findings {
             free_memory_bytes: Some(sys::free_memory()).filter(|&bytes| bytes > 0),
             gemm_gflops: product_gflops(m, n, k, 5),
             disk: Disk::of(&dir),
-            why_no_io_uring: sys::probe::io_uring().err(),
+            why_no_io_uring: sys::uring::why_not(),
             hub: Hub {
                 cache_exists: env.cache.is_dir(),
                 cache: env.cache,

@@ -4,7 +4,6 @@ pub mod disk;
 pub mod lock;
 pub mod lost;
 pub mod map;
-pub mod probe;
 pub mod ring;
 pub mod slab;
 pub mod stop;

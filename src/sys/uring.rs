@@ -17,6 +17,18 @@ const PIECE: usize = 1 << 20;
 /// Writes under way at most.
 const ENTRIES: u32 = 64;
 
+/// Why this process has no io_uring, with the remedy; `None` if it has.
+pub fn why_not() -> Option<String> {
+    IoUring::new(ENTRIES).err().map(|error| match error.raw_os_error() {
+        Some(libc::ENOSYS) => "this kernel has no io_uring: take Linux 5.6 or newer".into(),
+        Some(libc::EPERM | libc::EACCES) => {
+            "it is barred: set sysctl kernel.io_uring_disabled=0, or run the container with a seccomp profile that allows io_uring_setup"
+                .into()
+        }
+        _ => format!("io_uring_setup says {error}"),
+    })
+}
+
 /// Writes under way.
 pub struct Uring {
     ring: IoUring,
