@@ -1,7 +1,9 @@
 //! What a reader of results sees: tables as CSV ([`table`]) and pictures as SVG and PNG ([`plot`]). A picture is
 //! drawn once, as SVG, and the PNG is that SVG rasterised with the [`fonts`] that the crate carries, so both look the
-//! same on every machine and equal input gives equal bytes. Knows rows and points, not the analyses they come from.
+//! same on every machine and equal input gives equal bytes. An experiment's result is a [`finding`], of which the page is made.
+//! Knows rows and points, not the analyses they come from.
 
+pub mod finding;
 pub mod fonts;
 pub mod plot;
 pub mod table;
