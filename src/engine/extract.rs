@@ -19,7 +19,7 @@ use super::live::{self, Consumer, LiveBatch};
 use super::provenance::{dataset_info, provenance};
 use super::read_ahead::{PlannedShard, ReadSummary, read_ahead};
 use super::resume::{Beginning, Carry, begin};
-use super::route::{Route, ring_bytes};
+use super::route::{BATCHES, Route, ring_bytes};
 use super::selected::{BatchRows, Part};
 use super::slice;
 use super::trace::{Stage, since};
@@ -163,7 +163,7 @@ pub fn extract_live(
 ) -> Result<Extracted> {
     let (start, started) = (Instant::now(), SystemTime::now());
     let no_memory = |e| crate::store::Error::Plan(format!("no memory for the tap ring: {e}"));
-    let ring = SlabRing::new(ring_bytes(prepared)).map_err(no_memory)?;
+    let ring = SlabRing::new(ring_bytes(prepared, BATCHES)).map_err(no_memory)?;
     if let Some(pinner) = machine.pinner()? {
         // Rows arrive in memory that cannot be registered too, only later.
         let _ = pinner.pin(ring.memory());

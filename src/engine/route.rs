@@ -12,8 +12,10 @@ use crate::sys::disk::{Disk, DiskPath, FileSystem, file_system};
 use crate::sys::ring::{BLOCK, SlabRing};
 use crate::sys::writable::WritableMap;
 
-/// The ring holds so many batches: those under way, one that the disk is given, one that it writes.
-const BATCHES: usize = 5;
+/// The ring holds so many batches where a device has some under way: those, one that the disk is given, one that it writes.
+pub(super) const BATCHES: usize = 5;
+/// Without a device: one that is computed, one that the disk writes, and room for them to follow each other around the ring's end.
+const BATCHES_OF_CPU: usize = 3;
 /// Bytes of the ring.
 const RING_LEAST: usize = 1 << 20;
 const RING_MOST: usize = 8 << 30;
@@ -31,9 +33,9 @@ pub(super) struct Route {
 
 impl Route {
     /// Chooses for a store in `out`:
-    /// - ops of a backend without a device write into the mapped files;
-    /// - a device copies into mapped files that are memory themselves, and registered with it;
-    /// - a device copies into a registered ring, from which the disk is written.
+    /// - files that are memory themselves are mapped, and written there: by ops, or by a device with which they are registered;
+    /// - a disk is written past the page cache from a ring, which ops write to or a device copies into;
+    /// - where it cannot be, ops write into the mapped files, and the ring that a device copies into is written to them.
     ///
     /// # Errors
     /// The device's, and a system without memory for the ring.
@@ -48,12 +50,18 @@ impl Route {
             ring: None,
             pinner: None,
         };
-        let Some(pinner) = machine.pinner()? else {
+        let pinner = machine.pinner()?;
+        if !mapped.file_system.is_memory() {
+            let (path, why) = DiskPath::probe(dir);
+            return match pinner {
+                Some(pinner) => mapped.through_pinned_ring(prepared, &pinner, path, why),
+                None if path == DiskPath::Uring => mapped.through_ring(prepared, path),
+                None => Ok(Route { why, ..mapped }),
+            };
+        }
+        let Some(pinner) = pinner else {
             return Ok(mapped);
         };
-        if !mapped.file_system.is_memory() {
-            return mapped.through_ring(prepared, &pinner, dir);
-        }
         let tried = try_registering(dir, &pinner);
         Ok(Route {
             name: if tried.is_ok() {
@@ -67,15 +75,32 @@ impl Route {
         })
     }
 
-    fn through_ring(self, prepared: &Prepared, pinner: &Pinner, dir: &Path) -> Result<Route> {
-        let (path, why) = DiskPath::probe(dir);
-        let no_memory = |e| crate::store::Error::Plan(format!("no memory for the tap ring: {e}"));
-        let slabs = SlabRing::new(ring_bytes(prepared)).map_err(no_memory)?;
+    /// From a ring that is registered with a device, and with the disk.
+    fn through_pinned_ring(
+        self,
+        prepared: &Prepared,
+        pinner: &Pinner,
+        path: DiskPath,
+        why: Option<String>,
+    ) -> Result<Route> {
+        let slabs = SlabRing::new(ring_bytes(prepared, BATCHES)).map_err(no_memory)?;
         let unregistered = pinner.pin(slabs.memory()).err();
-        let disk = Disk::start(path, slabs.memory()).map_err(no_memory)?;
+        let disk = Disk::start(path, Some(slabs.memory())).map_err(no_memory)?;
         Ok(Route {
             name: path.name(),
             why: why.or(unregistered.map(|e| e.to_string())),
+            ring: Some(RingToDisk::new(slabs, disk)),
+            ..self
+        })
+    }
+
+    /// From a ring that ops write to, which takes no more memory than they use.
+    fn through_ring(self, prepared: &Prepared, path: DiskPath) -> Result<Route> {
+        let bytes = ring_bytes(prepared, BATCHES_OF_CPU);
+        let slabs = SlabRing::untouched(bytes).map_err(no_memory)?;
+        let disk = Disk::start(path, None).map_err(no_memory)?;
+        Ok(Route {
+            name: path.name(),
             ring: Some(RingToDisk::new(slabs, disk)),
             ..self
         })
@@ -104,8 +129,12 @@ impl Route {
     }
 }
 
-/// Bytes of a ring for the job's batches; one whose patterns are larger gets memory of its own.
-pub(super) fn ring_bytes(prepared: &Prepared) -> usize {
+fn no_memory(error: std::io::Error) -> crate::store::Error {
+    crate::store::Error::Plan(format!("no memory for the tap ring: {error}"))
+}
+
+/// Bytes of a ring for so many of the job's batches; one whose patterns are larger gets memory of its own.
+pub(super) fn ring_bytes(prepared: &Prepared, batches: usize) -> usize {
     let row = |tap| {
         let (row, index) = prepared.row_bytes(tap);
         row + index
@@ -114,7 +143,7 @@ pub(super) fn ring_bytes(prepared: &Prepared) -> usize {
     let batch = rows * prepared.job.batch_tokens + prepared.infos.len() * 3 * BLOCK;
     let free = crate::sys::free_memory() as usize / 4;
     let most = RING_MOST.min(free.max(RING_LEAST));
-    (BATCHES * batch).clamp(RING_LEAST, most)
+    (batches * batch).clamp(RING_LEAST, most)
 }
 
 /// Registers a file of one block; says why it cannot be.

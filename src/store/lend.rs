@@ -2,19 +2,21 @@
 //! mapped files, or of a ring from which the disk is written past the page cache.
 //!
 //! A disk is written to in whole blocks. A batch ends within one more often than not: what it has of its last block is kept and goes
-//! in front of the next batch's rows. The blocks that activations share with the index tensors behind them are written through the mapping.
+//! in front of the next batch's rows. Where the journal is to vouch for a batch, that block is written as well, padded, and written again
+//! with the next. The blocks that activations share with the index tensors behind them are written through the mapping.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use serde_json::Value;
 
 use super::error::{Error, Result};
-use super::journal::TapLine;
+use super::journal::{Line, TapLine};
 use super::manifest::Xxh3;
-use super::shard::ShardWriter;
+use super::shard::{RELEASE_BYTES, ShardWriter};
 use crate::sys::disk::{Disk, Tally};
 use crate::sys::ring::{BLOCK, SlabRing};
 use crate::sys::slab::{Memory, Slab};
@@ -87,10 +89,11 @@ struct Writing {
     sums: Vec<TapLine>,
     carry: Value,
     tally: Arc<Tally>,
+    /// Whether its last blocks are on their way too.
+    whole: bool,
 }
 
-/// A shard whose files are written from a ring. Its batches are in no journal, because the last block of one is not on the disk before the
-/// next one's rows are: whoever resumes begins the shard anew.
+/// A shard whose files are written from a ring.
 #[derive(Debug)]
 struct Direct {
     ring: Arc<RingToDisk>,
@@ -99,6 +102,12 @@ struct Direct {
     tails: Vec<Vec<u8>>,
     /// Oldest first.
     writing: VecDeque<Writing>,
+    /// Samples that were sent.
+    sent: usize,
+    /// Bytes sent since last blocks were.
+    since_tails: usize,
+    /// The padded blocks that were sent last, until the next batch is.
+    padded: Option<Arc<Tally>>,
 }
 
 impl ShardWriter {
@@ -116,6 +125,9 @@ impl ShardWriter {
             files: self.tap_paths.iter().map(open).collect::<Result<_>>()?,
             tails: vec![Vec::new(); self.maps.len()],
             writing: VecDeque::new(),
+            sent: self.finished,
+            since_tails: 0,
+            padded: None,
         });
         Ok(())
     }
@@ -239,51 +251,110 @@ impl ShardWriter {
     ) -> Result<()> {
         let sums = self.sums_of(&samples, &slabs);
         let tally = Arc::new(Tally::default());
-        for (tap, (mut head, (rows, index))) in heads.into_iter().zip(slabs).enumerate() {
-            let layout = &self.layout.taps[tap];
-            let (place, at) = (
-                layout.activations(samples.clone()),
-                layout.index(samples.clone()),
-            );
+        if let Some(padded) = self.lent.direct.as_mut().and_then(|d| d.padded.take()) {
+            // The disk may take writes in any order, and this batch's rows belong into those blocks.
+            padded.settle(0);
+        }
+        for (tap, (head, (rows, index))) in heads.into_iter().zip(slabs).enumerate() {
             if let Some(index) = index {
+                let at = self.layout.taps[tap].index(samples.clone());
                 self.maps[tap].part_mut(at).copy_from_slice(&index);
             }
-            let Some(direct) = &mut self.lent.direct else {
-                continue;
-            };
-            let begin = place.start - head.len();
-            if direct.tails[tap].len() != head.len() {
-                // The rows before were another process's.
-                direct.tails[tap] = self.maps[tap].part(begin..place.start).to_vec();
-            }
-            head.copy_from_slice(&direct.tails[tap]);
-            let mut block = head
-                .joined(rows)
-                .map_err(|_| Error::Plan("slabs come back that were not lent".into()))?;
-            let whole = block.len() / BLOCK * BLOCK;
-            direct.tails[tap] = block[whole..].to_vec();
-            if whole > 0 {
-                let whole = block.split_to(whole);
-                let file = &direct.files[tap];
-                direct.ring.disk.write(file, begin as u64, whole, &tally);
-            }
-            if samples.end == self.n_samples {
-                let tail = std::mem::take(&mut direct.tails[tap]);
-                let end = place.end;
-                self.maps[tap]
-                    .part_mut(end - tail.len()..end)
-                    .copy_from_slice(&tail);
-            }
+            self.send_rows(tap, &samples, head, rows, &tally)?;
         }
-        if let Some(direct) = &mut self.lent.direct {
-            direct.writing.push_back(Writing {
-                samples,
-                sums,
-                carry,
-                tally,
-            });
+        let Some(direct) = &mut self.lent.direct else {
+            return Ok(());
+        };
+        direct.sent = samples.end;
+        let is_last = samples.end == self.n_samples;
+        let whole = !is_last
+            && (direct.since_tails >= RELEASE_BYTES
+                || self.committed_at.elapsed() >= self.commit_every);
+        direct.writing.push_back(Writing {
+            samples,
+            sums,
+            carry,
+            tally: Arc::clone(&tally),
+            whole,
+        });
+        if is_last || whole {
+            self.send_tails(&tally)?;
         }
         Ok(())
+    }
+
+    /// Sends one tap's rows of a batch, but for those that do not fill a block.
+    fn send_rows(
+        &mut self,
+        tap: usize,
+        samples: &Range<usize>,
+        mut head: Slab,
+        rows: Slab,
+        tally: &Arc<Tally>,
+    ) -> Result<()> {
+        let Some(direct) = &mut self.lent.direct else {
+            return Ok(());
+        };
+        let start = self.layout.taps[tap].activations(samples.clone()).start;
+        let begin = start - head.len();
+        if direct.tails[tap].len() != head.len() {
+            // The rows before were another process's.
+            direct.tails[tap] = self.maps[tap].part(begin..start).to_vec();
+        }
+        head.copy_from_slice(&direct.tails[tap]);
+        direct.since_tails += rows.len();
+        let mut block = head
+            .joined(rows)
+            .map_err(|_| Error::Plan("slabs come back that were not lent".into()))?;
+        let whole = block.len() / BLOCK * BLOCK;
+        direct.tails[tap] = block[whole..].to_vec();
+        if whole > 0 {
+            let whole = block.split_to(whole);
+            let file = &direct.files[tap];
+            direct.ring.disk.write(file, begin as u64, whole, tally);
+        }
+        Ok(())
+    }
+
+    /// Sends the rows of the batch sent last that do not fill a block, padded; those of a block that the index tensors have a share in go
+    /// through the mapping.
+    fn send_tails(&mut self, tally: &Arc<Tally>) -> Result<()> {
+        let Some(direct) = &mut self.lent.direct else {
+            return Ok(());
+        };
+        direct.since_tails = 0;
+        let mut blocks = Slab::anonymous(self.maps.len() * BLOCK)
+            .map_err(|e| Error::Plan(format!("no memory for the last blocks of a batch: {e}")))?;
+        let taps = self.maps.iter_mut().zip(&self.layout.taps);
+        for ((map, layout), (tail, file)) in taps.zip(direct.tails.iter().zip(&direct.files)) {
+            let end = layout.activations(0..direct.sent).end;
+            let begin = end - tail.len();
+            if begin + BLOCK > layout.activations(0..self.n_samples).end {
+                map.part_mut(begin..end).copy_from_slice(tail);
+            } else if !tail.is_empty() {
+                let mut block = blocks.split_to(BLOCK);
+                block[..tail.len()].copy_from_slice(tail);
+                direct.ring.disk.write(file, begin as u64, block, tally);
+                direct.padded = Some(Arc::clone(tally));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all that was sent is on the disk, last blocks included, so that the journal can vouch for it.
+    pub(super) fn finish_sent(&mut self) -> Result<()> {
+        let whole = |direct: &Direct| direct.sent == self.n_samples || direct.since_tails == 0;
+        if self
+            .lent
+            .direct
+            .as_ref()
+            .is_some_and(|direct| !whole(direct))
+        {
+            let tally = Arc::new(Tally::default());
+            self.send_tails(&tally)?;
+            self.written(&tally)?;
+        }
+        self.finish_written(true)
     }
 
     fn sums_of(&self, samples: &Range<usize>, slabs: &[(Slab, Option<Slab>)]) -> Vec<TapLine> {
@@ -303,14 +374,42 @@ impl ShardWriter {
             && let Some(Writing { tally, .. }) = direct.writing.front()
             && (wait || tally.left() == 0)
         {
-            let written = tally.wait(0);
-            let path = self.tap_paths.first().cloned().unwrap_or_default();
-            written.map_err(|e| Error::write(&path, 0, 0, e))?;
-            if let Some(batch) = direct.writing.pop_front() {
-                self.carry = batch.carry;
-                self.add(batch.samples, batch.sums);
+            let tally = Arc::clone(tally);
+            self.written(&tally)?;
+            let oldest = self
+                .lent
+                .direct
+                .as_mut()
+                .and_then(|d| d.writing.pop_front());
+            if let Some(batch) = oldest {
+                self.finish_sent_batch(batch)?;
             }
         }
+        Ok(())
+    }
+
+    /// Waits for some writes.
+    fn written(&self, tally: &Tally) -> Result<()> {
+        let path = self.tap_paths.first().cloned().unwrap_or_default();
+        tally.wait(0).map_err(|e| Error::write(&path, 0, 0, e))
+    }
+
+    fn finish_sent_batch(&mut self, batch: Writing) -> Result<()> {
+        if let Some(journal) = &mut self.journal {
+            journal.note(&Line {
+                batch: self.batches.len(),
+                samples: batch.samples.len() as u64,
+                taps: batch.sums.clone(),
+                carry: batch.carry.clone(),
+            })?;
+            // What comes before it is on the disk wholly: its last blocks were written with the batches after.
+            if batch.whole {
+                journal.commit()?;
+                self.committed_at = Instant::now();
+            }
+        }
+        self.carry = batch.carry;
+        self.add(batch.samples, batch.sums);
         Ok(())
     }
 }

@@ -20,8 +20,8 @@ use super::widen::widen_tables;
 use super::writer::Shared;
 use crate::sys::writable::{WritableMap, Writeback};
 
-/// Rows finished since their pages were last given back, all taps together, before they are given back again.
-const RELEASE_BYTES: usize = 64 << 20;
+/// Bytes of rows, all taps together, after which the journal is to vouch for them and their memory is given back.
+pub(super) const RELEASE_BYTES: usize = 64 << 20;
 
 /// One tap's share of a batch: where its rows are to be written. Slabs of different taps never overlap.
 #[derive(Debug)]
@@ -64,10 +64,10 @@ pub struct ShardWriter {
     pub(super) writeback: Writeback,
     /// Where finished batches are noted; none before the shard is wholly begun.
     pub(super) journal: Option<Journal>,
-    commit_every: Duration,
-    committed_at: Instant,
+    pub(super) commit_every: Duration,
+    pub(super) committed_at: Instant,
     sums: Vec<BatchSums>,
-    batches: Vec<u64>,
+    pub(super) batches: Vec<u64>,
     /// What the engine gave with the last finished batch.
     pub(super) carry: Value,
     pub(super) lent: Lent,
@@ -353,6 +353,7 @@ impl ShardWriter {
     /// # Errors
     /// The disk's.
     pub fn flush(&mut self) -> Result<()> {
+        self.finish_sent()?;
         self.journal.as_mut().map_or(Ok(()), Journal::flush)
     }
 

@@ -142,6 +142,15 @@ impl Tally {
     /// # Errors
     /// The first write's that failed, told once.
     pub fn wait(&self, most: u64) -> io::Result<()> {
+        self.settled(most).failed.take().map_or(Ok(()), Err)
+    }
+
+    /// As [`wait`](Self::wait); what failed is left to be told to whoever calls that.
+    pub fn settle(&self, most: u64) {
+        drop(self.settled(most));
+    }
+
+    fn settled(&self, most: u64) -> MutexGuard<'_, Left> {
         let mut left = self.lock();
         while left.writes - left.done > most {
             left = self
@@ -149,7 +158,7 @@ impl Tally {
                 .wait(left)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        left.failed.take().map_or(Ok(()), Err)
+        left
     }
 }
 
@@ -178,13 +187,14 @@ impl std::fmt::Debug for Job {
 }
 
 impl Disk {
-    /// Starts the thread; `memory`, which most slabs are parts of, is registered with its ring where that can be.
+    /// Starts the thread; `memory`, which most slabs are parts of, is registered with its ring where that can be: all of it
+    /// stays in memory then.
     ///
     /// # Errors
     /// The system has no thread left, or bars io_uring after all.
-    pub fn start(path: DiskPath, memory: &Arc<Memory>) -> io::Result<Disk> {
+    pub fn start(path: DiskPath, memory: Option<&Arc<Memory>>) -> io::Result<Disk> {
         let uring = match path {
-            DiskPath::Uring => Some(Uring::open(Some(memory))?),
+            DiskPath::Uring => Some(Uring::open(memory)?),
             DiskPath::Pwrite => None,
         };
         let fixed = uring.as_ref().is_some_and(Uring::is_fixed);
@@ -341,7 +351,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         for path in [probed, DiskPath::Pwrite] {
             let mut slabs = SlabRing::new(64 * BLOCK).unwrap();
-            let disk = Disk::start(path, slabs.memory()).unwrap();
+            let disk = Disk::start(path, Some(slabs.memory())).unwrap();
             let name = dir.path().join(path.name());
             File::create(&name).unwrap();
             let file = Arc::new(path.open(&name).unwrap());

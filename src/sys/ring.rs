@@ -28,9 +28,20 @@ impl SlabRing {
     /// # Errors
     /// The system has no memory left.
     pub fn new(bytes: usize) -> io::Result<SlabRing> {
-        let bytes = bytes.next_multiple_of(BLOCK);
-        let mut lender = Lender::anonymous(bytes)?;
-        lender.part_mut(0..bytes).fill(0);
+        let mut ring = SlabRing::untouched(bytes)?;
+        let all = 0..ring.lender.memory().len();
+        ring.lender.part_mut(all).fill(0);
+        Ok(ring)
+    }
+
+    /// As [`new`](Self::new); a page takes no memory before a slab that has it is written to.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn untouched(bytes: usize) -> io::Result<SlabRing> {
+        let lender = Lender::anonymous(bytes.next_multiple_of(BLOCK))?;
+        // A hint: fewer, larger pages are quicker to come by.
+        let _ = lender.map().advise(memmap2::Advice::HugePage);
         Ok(SlabRing {
             lender,
             head: 0,
@@ -73,18 +84,17 @@ impl SlabRing {
         self.oversize
     }
 
-    /// Where `bytes` bytes fit between the newest slab and the oldest.
+    /// Where `bytes` bytes fit between the newest slab and the oldest: at the start if they do, so that small slabs use few pages.
     fn room(&self, bytes: usize) -> Option<usize> {
         let size = self.lender.memory().len();
         let Some(oldest) = self.taken.front() else {
             return Some(0);
         };
         if oldest.start < self.head {
-            if self.head + bytes <= size {
-                return Some(self.head);
+            if bytes <= oldest.start {
+                return Some(0);
             }
-            // Around the end, which stays unused this time.
-            return (bytes <= oldest.start).then_some(0);
+            return (self.head + bytes <= size).then_some(self.head);
         }
         (self.head + bytes <= oldest.start).then_some(self.head)
     }

@@ -1,6 +1,7 @@
 //! Whole stores: written, read back, damaged. The fixtures here make runs of any shape; the files beside this one use them.
 
 mod damage;
+mod direct;
 mod disk;
 mod recovery;
 mod round_trip;
