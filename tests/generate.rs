@@ -94,8 +94,8 @@ fn tapped(
     let prompts = samples(&prepared, prompts);
     let (choosing, stops) = (Choosing::default(), without_end(new));
     let out = dir.join("generated");
-    let mut store = GenerationStore::create(&prepared, &choosing, &stops, &out).unwrap();
     let mut generator = Generator::new(&prepared, choosing, stops).unwrap();
+    let mut store = GenerationStore::create(&generator, &out).unwrap();
     let done = generator.generate(&prompts, &mut |_, _| ()).unwrap();
     store.write(&prompts, &done).unwrap();
     store
@@ -630,9 +630,9 @@ fn what_generation_cannot_do_is_refused_in_one_line() {
             "--batch must be at least 1",
         ),
         (
-            &["--data", "D", "--device", "cuda"],
-            2,
-            "generation runs on the CPU in f32 so far",
+            &["--data", "D", "--device", "cpu", "--dtype", "bf16"],
+            1,
+            "--dtype bf16",
         ),
         (&["--data", "D", "--tap", "hook_embed"], 2, "--out"),
         (

@@ -2,9 +2,10 @@
 
 use clap::{Args, ValueEnum};
 
-use super::{Usage, format};
+use super::{Failure, format};
 use crate::backend::cuda::{Dtype, GemmChoice};
-use crate::engine::{Compute, Device, Opened, Place};
+use crate::engine::{Compute, Device, Job, Opened, Place, Prepared};
+use crate::model::{Model, resolve};
 
 /// Where to run, and in what.
 #[derive(Debug, Clone, Args)]
@@ -65,23 +66,19 @@ impl From<GemmArg> for GemmChoice {
 }
 
 impl DeviceArgs {
-    /// Refuses what asks for a GPU, or for what only a GPU does, in commands that run on the CPU alone so far.
+    /// Where a job of generation runs, and the job opened for it.
     ///
     /// # Errors
-    /// By the flag's name.
-    pub fn cpu_alone(&self, what: &str) -> Result<(), Usage> {
-        let asked = if !matches!(self.device, Device::Auto | Device::Cpu) {
-            format!("--device {}", self.device)
-        } else if let Some(dtype) = self.dtype.map(Dtype::from).filter(|&d| d != Dtype::F32) {
-            format!("--dtype {dtype}")
-        } else if self.gemm != GemmArg::Auto {
-            "--gemm".into()
-        } else {
-            return Ok(());
+    /// As [`Place::of`] and [`Prepared::for_generation`].
+    pub fn open_for_generation(&self, job: Job) -> Result<(Prepared, Place), Failure> {
+        let model = Model::open(&resolve(&job.model)?)?;
+        let place = Place::of(&self.compute(), &model)?;
+        let job = Job {
+            dtype: place.dtype,
+            f32_resid: place.f32_resid,
+            ..job
         };
-        Err(Usage(format!(
-            "{asked}: {what} runs on the CPU in f32 so far; leave the flag out"
-        )))
+        Ok((Prepared::for_generation_with(job, model)?, place))
     }
 
     /// What these flags ask for.

@@ -6,20 +6,22 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::device_args::DeviceArgs;
+use super::device_args::{DeviceArgs, told};
 use super::edit_args::EditArgs;
 use super::extract::receipts;
 use super::job_args::{StoreDtypeArg, with_absolute_path};
 use super::{CliResult, Failure, Usage, out};
 use crate::data::{Input, Record};
 use crate::engine::{
-    Choosing, Generated, GenerationStore, Generator, InputKind, Job, Prepared, Sample, Stops,
+    Choosing, Decoder, Device, Generated, GenerationStore, Generator, InputKind, Job, Place,
+    Prepared, Room, Sample, Stops,
 };
 
 /// Continue prompts: greedily or by sampling, with taps and edits at every step.
 ///
 /// The new text goes to stdout, as it comes where there is one prompt; with --json an object a line. Prompts of any lengths run
-/// together, without padding: each gives what it gives alone, bit for bit. Generation runs on the CPU so far, `auto` included.
+/// together, without padding: each gives what it gives alone, bit for bit. On a GPU, prompts from files are read twice: once to
+/// plan its memory by the longest.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
     /// Model: a directory in Hugging Face layout, or a hub id (ORG/NAME, ORG/NAME@REVISION).
@@ -106,7 +108,6 @@ pub struct GenerateArgs {
 
 impl GenerateArgs {
     fn job(&self) -> Result<Job, Failure> {
-        self.device.cpu_alone("generation")?;
         if self.resume {
             return Err(Usage(
                 "--resume is not available yet for generate: run it again into another directory"
@@ -148,6 +149,28 @@ impl GenerateArgs {
         }
     }
 
+    /// What a device is to have room for: the longest prompt and what follows it. From standard input, which is read only once, any
+    /// prompt that the model has positions for.
+    fn room(&self, prepared: &Prepared, place: &Place) -> Result<Room, Failure> {
+        let most = prepared.tokenising.max_length;
+        let tokens = match place.device {
+            Device::Cpu => most,
+            _ if self.data.iter().any(|data| data == "-") => most,
+            _ => {
+                let mut longest = 0;
+                for record in self.records(prepared)? {
+                    let tokens = prompt(prepared, record?)?.sample.row.tokens.len();
+                    longest = longest.max(tokens);
+                }
+                longest.saturating_add(self.max_new_tokens).min(most)
+            }
+        };
+        Ok(Room {
+            sequences: self.batch,
+            tokens,
+        })
+    }
+
     /// The prompts: of the command line, or of the files, a record at a time.
     fn records<'a>(
         &'a self,
@@ -178,11 +201,16 @@ struct Prompt {
 }
 
 pub fn run(args: &GenerateArgs) -> CliResult {
-    let prepared = Prepared::for_generation(args.job()?)?;
+    let (prepared, place) = args.device.open_for_generation(args.job()?)?;
     let (choosing, stops) = (args.choosing(), Stops::of(&prepared, args.max_new_tokens));
-    let mut generator = Generator::new(&prepared, choosing, stops.clone())?;
+    let opened = place.open_for_generation(&prepared, args.room(&prepared, &place)?)?;
+    if let Some(line) = told(&place, &opened).filter(|_| !args.quiet) {
+        eprintln!("{line}");
+    }
+    let machine: Box<dyn Decoder + '_> = opened.machine;
+    let mut generator = Generator::on(machine, &prepared, choosing, stops)?;
     let mut store = match &args.out {
-        Some(dir) => Some(GenerationStore::create(&prepared, &choosing, &stops, dir)?),
+        Some(dir) => Some(GenerationStore::create(&generator, dir)?),
         None => None,
     };
     let done = match all(args, &prepared, &mut generator, store.as_mut()) {

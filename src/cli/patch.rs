@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 
-use super::device_args::DeviceArgs;
+use super::device_args::{DeviceArgs, told};
 use super::edit_args::EditArgs;
 use super::extract::receipts;
 use super::{CliResult, Failure, Usage, format, out};
+use crate::engine::Job;
 use crate::engine::sweep::{
     Metric, Sweep, SweepProgress, SweepSpec, Swept, Way, means, read_pairs, write,
 };
-use crate::engine::{Job, Prepared};
 
 /// Patching sweeps: put parts of one run into another, one at a time, and measure how far each goes.
 ///
@@ -112,7 +112,6 @@ enum AlignArg {
 
 impl PatchArgs {
     fn job(&self) -> Result<Job, Failure> {
-        self.device.cpu_alone("a sweep")?;
         if self.edits.tap_before_edits {
             let why = "--tap-before-edits has no effect in a sweep: it has no taps";
             return Err(Usage(why.into()).into());
@@ -169,14 +168,18 @@ impl PatchArgs {
 }
 
 pub fn run(args: &PatchArgs) -> CliResult {
-    let prepared = Prepared::for_generation(args.job()?)?;
+    let (prepared, place) = args.device.open_for_generation(args.job()?)?;
     let spec = args.spec(prepared.dims.n_layers)?;
     let prompts = read_pairs(&args.data, &prepared)?;
     let sweep = Sweep::new(&prepared, spec, prompts)?;
-    let mut cpu = prepared.cpu();
-    let record = sweep.record(&cpu);
+    let mut opened = place.open(&prepared, None)?;
+    if let Some(line) = told(&place, &opened).filter(|_| !args.quiet) {
+        eprintln!("{line}");
+    }
+    let machine = &mut *opened.machine;
+    let record = sweep.record(machine);
     let mut meter = Meter::new(args.quiet);
-    let swept = sweep.run_in(&mut cpu, &args.out, args.resume, &mut |p| meter.show(p));
+    let swept = sweep.run_in(machine, &args.out, args.resume, &mut |p| meter.show(p));
     meter.done();
     let swept = swept?;
     let command: Vec<String> = std::env::args().collect();

@@ -83,10 +83,10 @@ impl Generated {
 
 /// Generates with one model and one set of taps and edits.
 pub struct Generator<'p> {
-    prepared: &'p Prepared,
-    machine: Box<dyn Decoder + 'p>,
-    choosing: Choosing,
-    stops: Stops,
+    pub(super) prepared: &'p Prepared,
+    pub(super) machine: Box<dyn Decoder + 'p>,
+    pub(super) choosing: Choosing,
+    pub(super) stops: Stops,
     receipts: Vec<Receipt>,
 }
 

@@ -5,10 +5,9 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::choose::Choosing;
-use super::generate::{Generated, Stops};
+use super::generate::{Generated, Generator};
 use super::provenance::{dataset_info, provenance};
-use super::{EditReceipt, Error, Identity, Prepared, Result, Sample};
+use super::{EditReceipt, Error, Prepared, Result, Sample};
 use crate::store::{SampleRow, StoreWriter, Summary, TapRows};
 
 /// The store of a generation run.
@@ -20,21 +19,17 @@ pub struct GenerationStore<'p> {
 }
 
 impl<'p> GenerationStore<'p> {
-    /// Begins it in `out`, which must be empty or not there.
+    /// Begins it in `out`, which must be empty or not there, for what this generator taps.
     ///
     /// # Errors
     /// As [`StoreWriter::create`].
-    pub fn create(
-        prepared: &'p Prepared,
-        choosing: &Choosing,
-        stops: &Stops,
-        out: &Path,
-    ) -> Result<Self> {
-        let mut provenance = provenance(prepared, Identity::cpu());
+    pub fn create(generator: &Generator<'p>, out: &Path) -> Result<Self> {
+        let (prepared, stops) = (generator.prepared, &generator.stops);
+        let mut provenance = provenance(prepared, generator.machine.identity());
         provenance.job = json!({
             "command": "generate",
             "prompts": prepared.job,
-            "choosing": choosing,
+            "choosing": generator.choosing,
             "max_new_tokens": stops.max_new_tokens,
             "stop_tokens": stops.tokens,
             "end_of_turn": stops.end_of_turn,

@@ -209,7 +209,15 @@ impl Prepared {
     /// As there; and taps, selections and edits that generation does not have.
     pub fn for_generation(job: Job) -> Result<Self> {
         let dir = crate::model::resolve(&job.model)?;
-        Self::prepare(job, Model::open(&dir)?, Use::Generate)
+        Self::for_generation_with(job, Model::open(&dir)?)
+    }
+
+    /// As [`Prepared::for_generation`], for a model that is open.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn for_generation_with(job: Job, model: Model) -> Result<Self> {
+        Self::prepare(job, model, Use::Generate)
     }
 
     fn prepare(mut job: Job, model: Model, purpose: Use) -> Result<Self> {

@@ -51,7 +51,7 @@ pub use live::{Consumer, LiveBatch, LiveTap};
 pub use machine::{Decoder, Identity, Machine, Reader, SavedResidual, numeric_record};
 #[cfg(feature = "interpreter")]
 pub use place::interpreter;
-pub use place::{Compute, Device, Opened, Place, Upload};
+pub use place::{Compute, Device, Engine, Opened, Place, Room, Upload};
 pub use plan::Plan;
 pub use read_ahead::{PlannedShard, ReadState};
 pub use recompute::{Recomputed, recompute, recompute_on};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Error, Job, Machine, Prepared, Result, shape};
+use super::{Decoder, Error, Job, Prepared, Reader, Result, shape};
 use crate::backend::Reduce;
 use crate::backend::cuda::driver::Driver;
 use crate::backend::cuda::{
@@ -89,11 +89,25 @@ pub struct Place {
     pub why_cpu: Option<String>,
 }
 
+/// All that a backend does with a model: batches, sequences that go on, scores.
+pub trait Engine: Decoder + Reader {}
+
+impl<M: Decoder + Reader> Engine for M {}
+
 /// A backend with the job's model.
 pub struct Opened<'p> {
-    pub machine: Box<dyn Machine + 'p>,
+    pub machine: Box<dyn Engine + 'p>,
     /// Of the weights, where they went to a device.
     pub upload: Option<Upload>,
+}
+
+/// What a device is to have room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Sequences that are generated at a time; fewer, where its memory is short.
+    pub sequences: usize,
+    /// Most tokens of one, generated ones included.
+    pub tokens: usize,
 }
 
 /// Bytes that went to a device, and how long they took, conversions included.
@@ -176,6 +190,31 @@ impl Place {
     /// No such device, a model that it has no kernels or no room for, and what a device can fail at; products that were made by
     /// another library than there is here.
     pub fn open<'p>(&self, prepared: &'p Prepared, record: Option<&Value>) -> Result<Opened<'p>> {
+        let room = Room {
+            sequences: 0,
+            tokens: prepared.tokenising.max_length,
+        };
+        self.open_with(prepared, record, room)
+    }
+
+    /// As [`open`](Self::open), to generate: with room for keys and values.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_for_generation<'p>(
+        &self,
+        prepared: &'p Prepared,
+        room: Room,
+    ) -> Result<Opened<'p>> {
+        self.open_with(prepared, None, room)
+    }
+
+    fn open_with<'p>(
+        &self,
+        prepared: &'p Prepared,
+        record: Option<&Value>,
+        room: Room,
+    ) -> Result<Opened<'p>> {
         match self.device {
             Device::Auto | Device::Cpu => Ok(Opened {
                 machine: Box::new(prepared.cpu()),
@@ -185,12 +224,12 @@ impl Place {
                 cuda::supports(&shape(&prepared.model.config))?;
                 cuda::has_kernels()?;
                 let gpu = Gpu::open(ordinal, self.gemm)?;
-                self.on(gpu, prepared, record, None)
+                self.on(gpu, prepared, record, room, None)
             }
             #[cfg(feature = "interpreter")]
             Device::Interpreter => {
                 cuda::has_kernels()?;
-                self.on(interpreter(), prepared, record, Some(4 << 20))
+                self.on(interpreter(), prepared, record, room, Some(4 << 20))
             }
         }
     }
@@ -200,6 +239,7 @@ impl Place {
         driver: D,
         prepared: &'p Prepared,
         record: Option<&Value>,
+        room: Room,
         ring_bytes: Option<usize>,
     ) -> Result<Opened<'p>> {
         let gemm: Option<GemmRecord> =
@@ -213,11 +253,11 @@ impl Place {
             f32_resid: self.f32_resid,
             // A longer sample is a batch of its own, and a chunk of products is not cut short: its size decides bits.
             rows: (prepared.job.batch_tokens)
-                .max(prepared.tokenising.max_length)
+                .max(room.tokens)
                 .max(if library { chunk } else { 1 }),
-            positions: prepared.tokenising.max_length,
+            positions: room.tokens,
             means: means.count(),
-            sequences: 0,
+            sequences: room.sequences,
             ring_bytes,
             gemm_chunk: chunk,
             gemm,

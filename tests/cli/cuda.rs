@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use assert_cmd::Command;
 use serde_json::{Value, json};
 
-use super::{Bench, common, done, done_json, refused, streamgauge};
+use super::{Bench, common, done, done_json, streamgauge};
 
 /// 2 layers each, d 64 or 80, heads of 64 and of 80.
 const BF16: &str = "mistral-bf16-h64";
@@ -219,19 +219,96 @@ fn a_plan_for_a_device_names_its_dtype() {
     assert_eq!(plan["gemm_gflops"].as_f64().unwrap(), rate / 1e9);
 }
 
-#[test]
-fn generation_refuses_a_device_by_name() {
+/// A line of JSON for each prompt.
+fn generate(bench: &Bench, device: &str, flags: &[&str]) -> Vec<Value> {
     let mut c = streamgauge();
-    c.args([
-        "generate",
-        "--prompt",
-        "x",
-        "--device",
-        "interpreter",
-        "--model",
-    ])
-    .arg(common::fixtures().join("models").join(BF16));
-    assert!(refused(&mut c, 2).contains("--device interpreter"));
+    c.args(["generate", "--json", "--quiet", "--max-new-tokens", "6"])
+        .args(["--device", device, "--model"])
+        .arg(common::fixtures().join("models").join(BF16))
+        .arg("--data")
+        .arg(bench.path("data.jsonl"))
+        .args(flags);
+    let lines = done(&mut c);
+    let read = lines.lines().map(serde_json::from_str);
+    read.collect::<Result<_, _>>().unwrap()
+}
+
+#[test]
+fn text_is_generated_on_a_device_as_on_the_cpu() {
+    let bench = Bench::new(5);
+    let edit = ["--edit", "scale at=blocks.0.hook_resid_post c=1.5"];
+    let on_cpu = generate(&bench, "cpu", &edit);
+    // Fewer at a time than there are, and more.
+    for batch in ["2", "16"] {
+        let flags = [&edit[..], &["--dtype", "f32", "--batch", batch]].concat();
+        let on_device = generate(&bench, "interpreter", &flags);
+        assert_eq!(on_device.len(), 5);
+        for (a, b) in on_device.iter().zip(&on_cpu) {
+            assert_eq!((&a["tokens"], &a["stop"]), (&b["tokens"], &b["stop"]));
+            let of = |v: &Value| v["logprobs"][0].as_f64().unwrap();
+            assert!((of(a) - of(b)).abs() < 1e-4, "{a} {b}");
+        }
+    }
+}
+
+#[test]
+fn what_is_tapped_while_generating_on_a_device_says_what_computed_it() {
+    let bench = Bench::new(3);
+    let store = bench.path("generated");
+    let out = store.display().to_string();
+    let tap = ["--tap", "blocks.1.hook_resid_post@generated", "--out", &out];
+    generate(&bench, "interpreter", &tap);
+    let held = done_json(streamgauge().arg("inspect").arg(&store).arg("--json"));
+    for (field, value) in [
+        ("backend", "cuda"),
+        ("device", "PTX interpreter"),
+        ("compute_dtype", "bf16"),
+        ("store_dtype", "bf16"),
+    ] {
+        assert_eq!(held[field], value, "{field}");
+    }
+    assert_eq!(held["taps"][0]["rows"], 3 * 5);
+}
+
+#[test]
+fn a_sweep_on_a_device_recovers_as_on_the_cpu() {
+    let bench = Bench::new(1);
+    let pairs = bench.path("pairs.jsonl");
+    let line = r#"{"clean": [5, 61, 12, 77, 17], "corrupt": [5, 90, 33, 41, 17]}"#;
+    std::fs::write(&pairs, line).unwrap();
+    let sweep = |device: &str| {
+        let out = bench.path(device);
+        let mut c = streamgauge();
+        c.args(["patch", "--quiet", "--min-kl", "0", "--dtype", "f32"])
+            .args([
+                "--sites",
+                "blocks.*.hook_mlp_out",
+                "blocks.1.attn.hook_z[0--1]",
+            ])
+            .args(["--device", device, "--model"])
+            .arg(common::fixtures().join("models").join(BF16))
+            .arg("--data")
+            .arg(&pairs)
+            .arg("--out")
+            .arg(&out);
+        done(&mut c);
+        let manifest = std::fs::read(out.join("manifest.json")).unwrap();
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        let means = std::fs::read_to_string(out.join("means.csv")).unwrap();
+        let rows = means.lines().skip(1).map(|line| {
+            let numbers = line
+                .split(',')
+                .filter_map(|field| field.parse::<f64>().ok());
+            numbers.collect::<Vec<_>>()
+        });
+        (manifest.to_string(), rows.collect::<Vec<_>>())
+    };
+    let ((cpu, expected), (device, found)) = (sweep("cpu"), sweep("interpreter"));
+    assert!(!cpu.contains("PTX interpreter") && device.contains("PTX interpreter"));
+    assert!(!expected.is_empty() && expected.len() == found.len());
+    for (a, b) in expected.iter().flatten().zip(found.iter().flatten()) {
+        assert!((a - b).abs() < 1e-3, "{a} {b}");
+    }
 }
 
 #[test]

@@ -118,8 +118,8 @@ fn decoding_gives_what_the_whole_text_gives_at_every_step() {
         let mut cuda = device(&prepared, dtype);
         let out = dir.path().join("generated");
         let (choosing, stops) = (Choosing::default(), stops(20));
-        let mut store = GenerationStore::create(&prepared, &choosing, &stops, &out).unwrap();
         let mut generator = Generator::on(Box::new(&mut cuda), &prepared, choosing, stops).unwrap();
+        let mut store = GenerationStore::create(&generator, &out).unwrap();
         let done = generator.generate(&prompts, &mut |_, _| ()).unwrap();
         store.write(&prompts, &done).unwrap();
         store.finish(2, &generator.receipts()).unwrap();

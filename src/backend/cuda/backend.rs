@@ -127,12 +127,12 @@ impl<D: Driver> Cuda<D> {
         mut driver: D,
         shape: Shape,
         weights: &dyn StoredWeights,
-        options: CudaOptions,
+        mut options: CudaOptions,
     ) -> Result<Cuda<D>> {
         supports(&shape)?;
         let free = driver.free_bytes()?;
         let library = driver.gemm_library() != OWN;
-        let needed = |rows: usize| {
+        let needed = |rows: usize, options: &CudaOptions| {
             let options = CudaOptions {
                 rows,
                 positions: options.positions.min(rows),
@@ -146,12 +146,15 @@ impl<D: Driver> Cuda<D> {
         };
         let ring_least = options.ring_bytes.unwrap_or(ring_least(&shape, &options));
         let room = free.saturating_sub(LEFT_FREE.min(free / 16) + ring_least);
-        let (weight_bytes, without_ring) = needed(options.rows);
+        while options.sequences > 1 && needed(options.rows, &options).1 > room {
+            options.sequences = options.sequences.div_ceil(2);
+        }
+        let (weight_bytes, without_ring) = needed(options.rows, &options);
         if without_ring > room {
             let fits = (0..options.rows).rev().step_by(128);
             let fits = fits
                 .skip(1)
-                .find(|&rows| rows > 0 && needed(rows).1 <= room);
+                .find(|&rows| rows > 0 && needed(rows, &options).1 <= room);
             return Err(Error::DeviceMemory {
                 device: driver.name(),
                 free,
