@@ -204,7 +204,7 @@ pub fn run(args: &GenerateArgs) -> CliResult {
     let (prepared, place) = args.device.open_for_generation(args.job()?)?;
     let (choosing, stops) = (args.choosing(), Stops::of(&prepared, args.max_new_tokens));
     let opened = place.open_for_generation(&prepared, args.room(&prepared, &place)?)?;
-    if let Some(line) = told(&place, &opened).filter(|_| !args.quiet) {
+    if let Some(line) = told(&place, &opened).filter(|_| !args.quiet && opened.upload.is_some()) {
         eprintln!("{line}");
     }
     let machine: Box<dyn Decoder + '_> = opened.machine;

@@ -173,7 +173,7 @@ pub fn run(args: &PatchArgs) -> CliResult {
     let prompts = read_pairs(&args.data, &prepared)?;
     let sweep = Sweep::new(&prepared, spec, prompts)?;
     let mut opened = place.open(&prepared, None)?;
-    if let Some(line) = told(&place, &opened).filter(|_| !args.quiet) {
+    if let Some(line) = told(&place, &opened).filter(|_| !args.quiet && opened.upload.is_some()) {
         eprintln!("{line}");
     }
     let machine = &mut *opened.machine;
