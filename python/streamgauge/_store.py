@@ -40,10 +40,6 @@ class Context:
     turns: List[Tuple[str, int, int]]
     #: The fields that `--keep` named.
     kept: Dict[str, Any]
-    #: The document that the token is of, and the token's number in it. Chunks and packed contexts do not begin where their
-    #: documents do; elsewhere these are `sample` and `position`.
-    document: int
-    document_position: int
 
 
 class Store(Mapping[str, Tap]):
@@ -148,7 +144,6 @@ class Store(Mapping[str, Tap]):
             start, end = 0, len(tokens)
         else:
             start, end = max(position - before, 0), min(position + after + 1, len(tokens))
-        document, document_position = _document(table, i, position)
         return Context(
             sample=int(table.sample[i]),
             chunk=int(table.chunk[i]),
@@ -160,8 +155,6 @@ class Store(Mapping[str, Tap]):
             start=start,
             turns=[(turn["role"], turn["first"], turn["last"]) for turn in table.turns.row(i).to_pylist()],
             kept={name: column[i].as_py() for name, column in table.kept.items()},
-            document=document,
-            document_position=document_position,
         )
 
     def _shard_samples(self, shard: int) -> ShardSamples:
@@ -171,16 +164,6 @@ class Store(Mapping[str, Tap]):
                 self._shards.popitem(last=False)
         self._shards.move_to_end(shard)
         return self._shards[shard]
-
-
-def _document(table: ShardSamples, i: int, position: int) -> Tuple[int, int]:
-    """Of which document the token is, and its place there."""
-    if table.pieces is not None:
-        for piece in table.pieces.row(i).to_pylist():
-            if position < piece["first"] + piece["tokens"]:
-                at = piece["offset"] + position - piece["first"] if position >= 0 else -1
-                return int(piece["sample"]), int(at)
-    return int(table.sample[i]), position
 
 
 def open(path: Union[str, "os.PathLike[str]"], partial: bool = False) -> Store:

@@ -140,7 +140,6 @@ def test_a_rows_context_is_its_sample_and_the_tokens_around_it(tmp_path):
             begin = max(here.position - 1, 0)
             assert here.start == begin and here.tokens.tolist() == tokens[here.sample][begin : here.position + 3].tolist()
             assert (here.line, here.kept) == (here.sample + 1, {"label": here.sample % 2})
-            assert (here.document, here.document_position) == (here.sample, here.position)
     whole = store.context("c", -1)
     assert (whole.sample, whole.position, whole.token) == (4, -1, -1) and whole.tokens.tolist() == tokens[4].tolist()
     assert store.context(store["a"], 0).turns == [("user", 0, 2)]

@@ -149,21 +149,23 @@ impl GenerateArgs {
         }
     }
 
-    /// What a device is to have room for: the longest prompt and what follows it. From standard input, which is read only once, any
-    /// prompt that the model has positions for.
+    /// What a device is to have room for: the longest prompt and what follows it; where prompts can be read only once, any prompt that
+    /// the model has positions for.
     fn room(&self, prepared: &Prepared, place: &Place) -> Result<Room, Failure> {
         let most = prepared.tokenising.max_length;
-        let tokens = match place.device {
-            Device::Cpu => most,
-            _ if self.data.iter().any(|data| data == "-") => most,
-            _ => {
-                let mut longest = 0;
-                for record in self.records(prepared)? {
-                    let tokens = prompt(prepared, record?)?.sample.row.tokens.len();
-                    longest = longest.max(tokens);
-                }
-                longest.saturating_add(self.max_new_tokens).min(most)
+        let is_stream = || -> crate::Result<bool> {
+            let files = !self.data.is_empty();
+            Ok(files && prepared.job.dataset(false)?.stream().is_some())
+        };
+        let tokens = if place.device == Device::Cpu || is_stream()? {
+            most
+        } else {
+            let mut longest = 0;
+            for record in self.records(prepared)? {
+                let tokens = prompt(prepared, record?)?.sample.row.tokens.len();
+                longest = longest.max(tokens);
             }
+            longest.saturating_add(self.max_new_tokens).min(most)
         };
         Ok(Room {
             sequences: self.batch,

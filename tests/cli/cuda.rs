@@ -1,6 +1,7 @@
 //! The CUDA path from the command line, on the interpreter's device: what the GPU would run, without one.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use assert_cmd::Command;
 use serde_json::{Value, json};
@@ -227,7 +228,9 @@ fn generate(bench: &Bench, device: &str, flags: &[&str]) -> Vec<Value> {
         .arg(common::fixtures().join("models").join(BF16))
         .arg("--data")
         .arg(bench.path("data.jsonl"))
-        .args(flags);
+        .args(flags)
+        // A pipe that is read twice never ends.
+        .timeout(Duration::from_secs(120));
     let lines = done(&mut c);
     let read = lines.lines().map(serde_json::from_str);
     read.collect::<Result<_, _>>().unwrap()
@@ -249,6 +252,20 @@ fn text_is_generated_on_a_device_as_on_the_cpu() {
             assert!((of(a) - of(b)).abs() < 1e-4, "{a} {b}");
         }
     }
+}
+
+#[test]
+fn prompts_from_a_pipe_are_read_once() {
+    let bench = Bench::new(3);
+    let expected = generate(&bench, "interpreter", &[]);
+    let data = bench.path("data.jsonl");
+    let lines = std::fs::read(&data).unwrap();
+    std::fs::remove_file(&data).unwrap();
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mkfifoat(rustix::fs::CWD, &data, mode).unwrap();
+    let writer = std::thread::spawn(move || std::fs::write(data, lines).unwrap());
+    assert_eq!(generate(&bench, "interpreter", &[]), expected);
+    writer.join().unwrap();
 }
 
 #[test]

@@ -96,6 +96,28 @@ fn greedy_tokens_are_the_cpu_backends_past_the_window_and_edited() {
     }
 }
 
+#[test]
+fn a_device_that_is_short_of_memory_takes_fewer_sequences_at_a_time() {
+    let prepared = Prepared::for_generation(job(BF16, &[], &[])).unwrap();
+    let prompts = prompts(&prepared, &[3, 9, 1]);
+    let asked = CudaOptions {
+        sequences: 100_000,
+        ..options(Dtype::F32)
+    };
+    let mut cuda = open(&prepared.model, gpu(), asked);
+    let kept = cuda.sequences();
+    assert!(kept > 1 && kept < 100_000, "{kept}");
+    let (ours, _) = on_device(&prepared, &mut cuda, &prompts, 4);
+    let few = &mut device(&prepared, Dtype::F32);
+    let (theirs, _) = on_device(&prepared, few, &prompts, 4);
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert_eq!(
+            (&ours.tokens, &ours.logprobs),
+            (&theirs.tokens, &theirs.logprobs)
+        );
+    }
+}
+
 /// Every row of a tap by (sample, position).
 fn rows(store: &Path, tap: &str) -> Vec<(i64, i32, Vec<f32>)> {
     let store = Store::open(store).unwrap();
