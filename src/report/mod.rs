@@ -1,10 +1,13 @@
 //! What a reader of results sees: tables as CSV ([`table`]) and pictures as SVG and PNG ([`plot`]). A picture is
 //! drawn once, as SVG, and the PNG is that SVG rasterised with the [`fonts`] that the crate carries, so both look the
-//! same on every machine and equal input gives equal bytes. An experiment's result is a [`finding`], of which the page is made.
+//! same on every machine and equal input gives equal bytes. An experiment's result is a [`finding`], of which the
+//! [`page`] is made.
 //! Knows rows and points, not the analyses they come from.
 
+mod chart;
 pub mod finding;
 pub mod fonts;
+pub mod page;
 pub mod plot;
 pub mod table;
 
@@ -16,6 +19,9 @@ pub enum Error {
     /// A plot of nothing, or of what cannot be placed on its axes.
     #[error("{path}: {what}; nothing was drawn")]
     Points { path: PathBuf, what: String },
+    /// A name that cannot be a file's, or that is another's.
+    #[error("{path}: no page was written: {what}; name findings and exhibits apart")]
+    Name { path: PathBuf, what: String },
     /// The drawing library's own refusal.
     #[error("{path}: the plot could not be drawn: {what}")]
     Draw { path: PathBuf, what: String },

@@ -79,7 +79,7 @@ pub fn accuracy_by_layer(
 }
 
 /// `run/truth.v2` becomes `run/truth.v2.svg`: what follows a dot in the stem is part of the name.
-fn with_extension(stem: &Path, extension: &str) -> std::path::PathBuf {
+pub(super) fn with_extension(stem: &Path, extension: &str) -> std::path::PathBuf {
     let mut name = stem.as_os_str().to_owned();
     name.push(".");
     name.push(extension);
@@ -93,8 +93,8 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// An SVG as PNG, a pixel per unit, with the crate's own fonts.
-fn rasterise(svg: &str, path: &Path) -> Result<Vec<u8>> {
+/// An SVG as PNG, a pixel per unit of its `width` and `height`, with the crate's own fonts.
+pub(super) fn rasterise(svg: &str, path: &Path) -> Result<Vec<u8>> {
     let refused = |what: String| Error::Draw {
         path: path.to_owned(),
         what,

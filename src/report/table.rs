@@ -26,6 +26,28 @@ pub fn write_csv<Row: serde::Serialize>(path: &Path, rows: &[Row]) -> Result<()>
     })
 }
 
+/// Write lines of cells as CSV, the first being the columns' names; all must be as long as it.
+///
+/// # Errors
+/// When a line has another length, or the file cannot be written.
+pub fn write_records(path: &Path, lines: &[Vec<String>]) -> Result<()> {
+    let refused = |source| Error::Table {
+        path: path.to_owned(),
+        source,
+    };
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    for line in lines {
+        writer.write_record(line).map_err(refused)?;
+    }
+    let written = writer
+        .into_inner()
+        .map_err(|error| refused(error.into_error().into()))?;
+    std::fs::write(path, written).map_err(|source| Error::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// A CSV file that is written line by line, for tables that memory should not hold.
 pub struct Lines {
     path: PathBuf,
