@@ -1,4 +1,4 @@
-//! The command line: one file per subcommand, each thin; what they share is in `job_args`, `device_args`, `edit_args`, `format` and `progress`.
+//! The command line: one file per subcommand, each thin; what they share is in `job_args`, `prompt_args`, `device_args`, `edit_args`, `format` and `progress`.
 //! Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 usage; 130 or 143 where Ctrl-C or SIGTERM ended a run that can be resumed.
 
 mod analyze;
@@ -18,7 +18,9 @@ mod model_info;
 mod patch;
 mod plan;
 mod progress;
+mod prompt_args;
 mod rank;
+mod score;
 mod store_taps;
 mod verify;
 
@@ -42,6 +44,7 @@ enum Command {
     Plan(plan::PlanArgs),
     Extract(extract::ExtractArgs),
     Generate(generate::GenerateArgs),
+    Score(score::ScoreArgs),
     Patch(patch::PatchArgs),
     Inspect(inspect::InspectArgs),
     Verify(verify::VerifyArgs),
@@ -97,6 +100,7 @@ pub fn run() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Extract(args) => extract::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Score(args) => score::run(&args),
         Command::Patch(args) => patch::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
