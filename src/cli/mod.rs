@@ -22,6 +22,7 @@ mod prompt_args;
 mod rank;
 mod score;
 mod store_taps;
+mod study;
 mod verify;
 
 use std::io::Write;
@@ -51,6 +52,7 @@ enum Command {
     Merge(merge::MergeArgs),
     Analyze(analyze::AnalyzeArgs),
     Lens(lens::LensArgs),
+    Study(study::StudyArgs),
     Bench(bench::BenchArgs),
 }
 
@@ -107,6 +109,7 @@ pub fn run() -> ExitCode {
         Command::Merge(args) => merge::run(&args),
         Command::Analyze(args) => analyze::run(&args),
         Command::Lens(args) => lens::run(&args),
+        Command::Study(args) => study::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match result {

@@ -36,7 +36,7 @@ mod trace;
 mod weights;
 
 pub use crate::backend::Scores;
-pub use choose::Choosing;
+pub use choose::{Choosing, argmax};
 pub use directions::of_layer as direction_of_layer;
 pub use edits::EditReceipt;
 pub use error::{Error, Result};
@@ -57,7 +57,7 @@ pub use read_ahead::{PlannedShard, ReadState};
 pub use recompute::{Recomputed, recompute, recompute_on};
 pub use resume::{Ending, Options, merge_receipts, stopped};
 pub use sample::{OnLong, Sample, Tokenising};
-pub use score::{Hidden, Scorer};
+pub use score::{Hidden, Scorer, kl, log_sum_exp};
 pub use selected::{BatchRows, Part, SelectedSample};
 pub use trace::{Stage, Trace};
 pub use weights::{dims, shape};

@@ -249,7 +249,7 @@ pub(super) fn scores(logits: &[f32], next: Option<u32>, top: usize) -> Scores {
 }
 
 /// ln Σ exp(x), in f64.
-pub(super) fn log_sum_exp(x: &[f32]) -> f64 {
+pub fn log_sum_exp(x: &[f32]) -> f64 {
     let largest = f64::from(x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let sum: f64 = x.iter().map(|&v| (f64::from(v) - largest).exp()).sum();
     largest + sum.ln()
@@ -264,7 +264,7 @@ fn entropy(logits: &[f32], lse: f64) -> f64 {
 }
 
 /// KL(softmax p ‖ softmax q) of two rows of logits.
-pub(super) fn kl(p: &[f32], q: &[f32]) -> f64 {
+pub fn kl(p: &[f32], q: &[f32]) -> f64 {
     let (p_lse, q_lse) = (log_sum_exp(p), log_sum_exp(q));
     let each = |(&p, &q): (&f32, &f32)| {
         let (p, q) = (f64::from(p) - p_lse, f64::from(q) - q_lse);
