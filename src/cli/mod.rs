@@ -21,6 +21,7 @@ mod progress;
 mod prompt_args;
 mod rank;
 mod score;
+mod shell;
 mod store_taps;
 mod study;
 mod verify;
@@ -54,6 +55,8 @@ enum Command {
     Lens(lens::LensArgs),
     Study(study::StudyArgs),
     Bench(bench::BenchArgs),
+    Completions(shell::CompletionsArgs),
+    Man(shell::ManArgs),
 }
 
 /// A command line that makes no sense, found after clap was done with it: exit status 2.
@@ -111,6 +114,8 @@ pub fn run() -> ExitCode {
         Command::Lens(args) => lens::run(&args),
         Command::Study(args) => study::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
