@@ -20,6 +20,8 @@ pub enum Error {
     #[error(transparent)]
     Report(#[from] crate::report::Error),
     #[error(transparent)]
+    Study(#[from] crate::study::Error),
+    #[error(transparent)]
     Store(Box<crate::store::Error>),
 }
 

@@ -9,6 +9,7 @@ pub mod hooks;
 pub mod model;
 pub mod report;
 pub mod store;
+pub mod study;
 pub mod sys;
 
 mod error;

@@ -314,25 +314,29 @@ fn an_output_directory_that_is_not_empty_or_not_writable_is_refused() {
     );
 }
 
-/// A tmpfs for one test; needs the right to mount, which CI's machine and most containers' root have.
-struct Tmpfs(tempfile::TempDir);
+/// A file system in memory for one test; needs the right to mount, which CI's machine and most containers' root have.
+struct Mounted(tempfile::TempDir);
 
-impl Tmpfs {
-    fn mount(options: &str) -> Self {
+impl Mounted {
+    fn tmpfs(options: &str) -> Self {
+        Self::mount("tmpfs", options)
+    }
+
+    fn mount(kind: &str, options: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mounted = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .args(["-t", kind, "-o", options, kind])
             .arg(dir.path())
             .status();
         assert!(
             mounted.is_ok_and(|s| s.success()),
-            "cannot mount a tmpfs: run this test as root (tests need it to fill a disk)"
+            "cannot mount a {kind}: run this test as root (tests need it to fill a disk)"
         );
-        Tmpfs(dir)
+        Mounted(dir)
     }
 }
 
-impl Drop for Tmpfs {
+impl Drop for Mounted {
     fn drop(&mut self) {
         let _ = std::process::Command::new("umount")
             .arg(self.0.path())
@@ -342,7 +346,7 @@ impl Drop for Tmpfs {
 
 #[test]
 fn a_full_disk_is_found_before_any_compute() {
-    let disk = Tmpfs::mount("size=256k");
+    let disk = Mounted::tmpfs("size=256k");
     let dir = tempfile::tempdir().unwrap();
     let data = data(
         dir.path(),
@@ -360,7 +364,7 @@ fn a_full_disk_is_found_before_any_compute() {
 
 #[test]
 fn a_read_only_disk_is_refused() {
-    let disk = Tmpfs::mount("size=1m,ro");
+    let disk = Mounted::tmpfs("size=1m,ro");
     let dir = tempfile::tempdir().unwrap();
     refused(
         &tiny(),
@@ -370,6 +374,22 @@ fn a_read_only_disk_is_refused() {
         1,
         &["out"],
     );
+}
+
+#[test]
+fn a_file_system_that_only_maps_is_refused_with_one_that_does() {
+    let disk = Mounted::mount("hugetlbfs", "rw");
+    let dir = tempfile::tempdir().unwrap();
+    let out = disk.0.path().join("out");
+    refused(
+        &tiny(),
+        &data(dir.path(), GOOD),
+        &out,
+        &[],
+        1,
+        &["hugetlbfs", "huge=always"],
+    );
+    assert!(!out.exists());
 }
 
 #[test]

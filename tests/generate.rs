@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use serde_json::Value;
 use streamgauge::data::{Input, Record};
 use streamgauge::engine::{
-    Choosing, Generated, GenerationStore, Generator, Job, Prepared, Sample, Scorer, Stop, Stops,
-    extract,
+    Choosing, Generated, GenerationBeginning, GenerationStore, Generator, Job, Prepared,
+    PromptSource, Sample, Scorer, Stop, Stops, extract,
 };
 use streamgauge::store::Store;
 
@@ -95,12 +95,13 @@ fn tapped(
     let (choosing, stops) = (Choosing::default(), without_end(new));
     let out = dir.join("generated");
     let mut generator = Generator::new(&prepared, choosing, stops).unwrap();
-    let mut store = GenerationStore::create(&generator, &out).unwrap();
+    let begun = GenerationStore::begin(&mut generator, PromptSource::default(), &out, false);
+    let Ok(GenerationBeginning::Store(mut store)) = begun else {
+        panic!("a new store begins")
+    };
     let done = generator.generate(&prompts, &mut |_, _| ()).unwrap();
-    store.write(&prompts, &done).unwrap();
-    store
-        .finish(prompts.len() as u64, &generator.receipts())
-        .unwrap();
+    store.write(&generator, &prompts, &done).unwrap();
+    store.finish(&generator).unwrap();
     (out, done)
 }
 

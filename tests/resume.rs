@@ -8,7 +8,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
-use streamgauge::engine::{Ending, Error, Extracted, Job, Options, Prepared, extract_with};
+use streamgauge::engine::{
+    Choosing, Ending, Error, Extracted, GenerationBeginning, GenerationStore, Generator, Job,
+    Options, Prepared, PromptSource, Sample, Stops, extract_with,
+};
 use streamgauge::store::{Manifest, State, Store, verify};
 
 const TAPS: [&str; 4] = [
@@ -343,4 +346,91 @@ fn a_selection_that_picks_nothing_is_found_before_anything_is_computed() {
     let error = error.unwrap_err().to_string();
     assert!(error.contains("40 samples"), "{error}");
     assert!(!out.join("manifest.json").exists());
+}
+
+/// Generates from a dataset into a store, four prompts at a time, for at most so many groups; then dies. Whether it came to its end.
+fn generated(data: &str, out: &Path, groups: usize) -> bool {
+    let base = job(data);
+    let job = Job {
+        edits: base.edits,
+        add_generation_prompt: true,
+        ..Job::new(base.model, base.data, vec![GENERATED.into()])
+    };
+    let prepared = Prepared::for_generation(job).unwrap();
+    let stops = Stops::of(&prepared, 6);
+    let mut generator = Generator::new(&prepared, Choosing::default(), stops).unwrap();
+    let source = PromptSource {
+        given: &[],
+        together: 4,
+    };
+    let begun = GenerationStore::begin(&mut generator, source, out, true).unwrap();
+    let GenerationBeginning::Store(mut store) = begun else {
+        panic!("there already")
+    };
+    let records = prepared.job.dataset(false).unwrap();
+    let samples = records.flat_map(|r| prepared.tokenising.samples(r.unwrap()).unwrap());
+    let left: Vec<Sample> = samples.skip(store.prompts() as usize).collect();
+    for (group, prompts) in left.chunks(4).enumerate() {
+        if group == groups {
+            return false;
+        }
+        let done = generator.generate(prompts, &mut |_, _| ()).unwrap();
+        store.write(&generator, prompts, &done).unwrap();
+    }
+    store.finish(&generator).unwrap();
+    true
+}
+
+const GENERATED: &str = "blocks.1.hook_resid_post@generated";
+
+#[test]
+fn generation_goes_on_after_the_prompts_that_its_store_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path());
+    let reference = dir.path().join("reference");
+    assert!(generated(&data, &reference, usize::MAX));
+    let out = dir.path().join("stopped");
+    let mut attempts = 1;
+    while !generated(&data, &out, 3) {
+        attempts += 1;
+        assert!(attempts < 10, "no progress");
+    }
+    assert_eq!(attempts, 4);
+    assert!(verify(&out, &|_| ()).unwrap().ok());
+    assert_same_store(&out, &reference);
+}
+
+#[test]
+fn the_generate_command_resumes_and_refuses_another_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path());
+    let reference = dir.path().join("reference");
+    assert!(generated(&data, &reference, usize::MAX));
+    let out = dir.path().join("stopped");
+    assert!(!generated(&data, &out, 2));
+    let model = common::fixtures().join("models/mistral-window4");
+    let command = |new: &str| {
+        let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_streamgauge"));
+        command.args(["generate", "--resume", "--batch", "4", "--tap", GENERATED]);
+        command.args(["--edit", &job(&data).edits[0], "--max-new-tokens", new]);
+        command.args(["--data", &data, "--model"]);
+        command.arg(&model).arg("--out").arg(&out);
+        command.assert()
+    };
+    let said = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let refused = command("7").code(1);
+    let why = said(&refused.get_output().stderr);
+    assert!(why.contains("--max-new-tokens was 6 and is 7"), "{why}");
+    let done = command("6").success();
+    assert!(said(&done.get_output().stderr).contains("going on after 8 prompts"));
+    let results = said(&done.get_output().stdout);
+    assert_eq!(results.matches("---").count(), 32, "{results}");
+    assert_same_store(&out, &reference);
+    let again = command("6").success();
+    assert!(said(&again.get_output().stdout).contains("was complete already"));
+    let error = run(job(&data), &out, true, 1).unwrap_err().to_string();
+    assert!(
+        error.contains("it is of `generate`, and this is `extract`"),
+        "{error}"
+    );
 }

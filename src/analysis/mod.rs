@@ -13,7 +13,7 @@ pub mod mass_mean;
 pub mod principal;
 pub mod probe;
 pub mod project;
-mod random;
+pub(crate) mod random;
 pub mod roc;
 pub mod scored;
 pub mod split;

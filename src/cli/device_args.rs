@@ -71,6 +71,20 @@ impl DeviceArgs {
     /// # Errors
     /// As [`Place::of`] and [`Prepared::for_generation`].
     pub fn open_for_generation(&self, job: Job) -> Result<(Prepared, Place), Failure> {
+        let (job, model, place) = self.settle(job)?;
+        Ok((Prepared::for_generation_with(job, model)?, place))
+    }
+
+    /// Where a job of texts that are given runs, and the job opened for it.
+    ///
+    /// # Errors
+    /// As [`Place::of`] and [`Prepared::open`].
+    pub fn open(&self, job: Job) -> Result<(Prepared, Place), Failure> {
+        let (job, model, place) = self.settle(job)?;
+        Ok((Prepared::with_model(job, model)?, place))
+    }
+
+    fn settle(&self, job: Job) -> Result<(Job, Model, Place), Failure> {
         let model = Model::open(&resolve(&job.model)?)?;
         let place = Place::of(&self.compute(), &model)?;
         let job = Job {
@@ -78,7 +92,7 @@ impl DeviceArgs {
             f32_resid: place.f32_resid,
             ..job
         };
-        Ok((Prepared::for_generation_with(job, model)?, place))
+        Ok((job, model, place))
     }
 
     /// What these flags ask for.

@@ -64,7 +64,7 @@ pub fn run(args: &ExtractArgs) -> CliResult {
     }
     let done = match ending? {
         Ending::Done(done) => done,
-        Ending::Already(manifest) => return recheck(args, dir, &manifest),
+        Ending::Already(manifest) => return recheck(dir, &manifest, args.json, args.quiet),
     };
     if done.skipped > 0 {
         eprintln!("skipped {}:", format::counted(done.skipped, "bad record"));
@@ -120,9 +120,9 @@ fn run_job(
 }
 
 /// `--resume` of a store that is complete: there is nothing to run, and its files are rechecked.
-fn recheck(args: &ExtractArgs, dir: &Path, manifest: &Manifest) -> CliResult {
+pub(super) fn recheck(dir: &Path, manifest: &Manifest, json: bool, quiet: bool) -> CliResult {
     let report = verify(dir, &|_| ())?;
-    if args.json {
+    if json {
         out(format_args!(
             "{}\n",
             serde_json::json!({
@@ -140,7 +140,7 @@ fn recheck(args: &ExtractArgs, dir: &Path, manifest: &Manifest) -> CliResult {
             .problems
             .iter()
             .for_each(|problem| out(format_args!("{problem}\n")));
-        if report.ok() && !args.quiet {
+        if report.ok() && !quiet {
             out(format_args!(
                 "{} was complete already: {}, {} bytes, every checksum agrees\n",
                 dir.display(),

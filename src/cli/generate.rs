@@ -2,20 +2,20 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use clap::Args;
 
 use super::device_args::{DeviceArgs, told};
 use super::edit_args::EditArgs;
-use super::extract::receipts;
+use super::extract::{receipts, recheck};
 use super::job_args::{StoreDtypeArg, with_absolute_path};
-use super::{CliResult, Failure, Usage, out};
-use crate::data::{Input, Record};
+use super::prompt_args::{Prompt, PromptArgs};
+use super::{CliResult, Failure, Usage, format, out};
 use crate::engine::{
-    Choosing, Decoder, Device, Generated, GenerationStore, Generator, InputKind, Job, Place,
-    Prepared, Room, Sample, Stops,
+    Choosing, Decoder, Device, Generated, GenerationBeginning, GenerationStore, Generator, Job,
+    Place, Prepared, PromptSource, Room, Sample, Stops, stopped,
 };
+use crate::sys::stop;
 
 /// Continue prompts: greedily or by sampling, with taps and edits at every step.
 ///
@@ -27,33 +27,11 @@ pub struct GenerateArgs {
     /// Model: a directory in Hugging Face layout, or a hub id (ORG/NAME, ORG/NAME@REVISION).
     #[arg(long, value_name = "M")]
     model: String,
-    /// A prompt. May be given several times.
-    #[arg(long, value_name = "T", required_unless_present = "data", conflicts_with = "data", num_args = 1..)]
-    prompt: Vec<String>,
-    /// Prompts from files: as extract's --data.
-    #[arg(long, value_name = "F", num_args = 1..)]
-    data: Vec<String>,
-    /// Field that holds the text.
-    #[arg(long, value_name = "FIELD", group = "input")]
-    text_field: Option<String>,
-    /// Field that holds token ids.
-    #[arg(long, value_name = "FIELD", group = "input")]
-    tokens_field: Option<String>,
-    /// Field that holds chat messages; the assistant's next turn is generated.
-    #[arg(long, value_name = "FIELD", group = "input")]
-    messages_field: Option<String>,
+    #[command(flatten)]
+    prompts: PromptArgs,
     /// Fields that the store's samples table carries along.
     #[arg(long, value_name = "FIELD,…", value_delimiter = ',')]
     keep: Vec<String>,
-    /// Wrap each prompt as one turn of this role, by the model's chat template, and generate the assistant's.
-    #[arg(long, value_name = "ROLE", num_args = 0..=1, default_missing_value = "user")]
-    chat: Option<String>,
-    /// Don't let the tokenizer add BOS to plain text.
-    #[arg(long)]
-    no_special_tokens: bool,
-    /// Read the first N prompts only.
-    #[arg(long, value_name = "N")]
-    limit: Option<u64>,
     #[command(flatten)]
     edits: EditArgs,
     /// What to read while generating, into --out: PATTERN[@SELECTION][|REDUCTION].
@@ -62,8 +40,9 @@ pub struct GenerateArgs {
     /// Where the taps' store goes: a directory that is empty or not there.
     #[arg(long, value_name = "DIR", requires = "tap")]
     out: Option<PathBuf>,
-    /// Not available yet.
-    #[arg(long, hide = true)]
+    /// Go on with a run that was stopped, in the same --out, by the same command: after the prompts that its store holds. Begins one where
+    /// there is none.
+    #[arg(long, requires = "out")]
     resume: bool,
     /// Rows of taps that name no selection. While generating, a selection is asked anew at each step of the tokens there are by
     /// then: prompt, generated, step:0..3, all, no-bos, positions; `last` is the newest token of each step.
@@ -108,35 +87,18 @@ pub struct GenerateArgs {
 
 impl GenerateArgs {
     fn job(&self) -> Result<Job, Failure> {
-        if self.resume {
-            return Err(Usage(
-                "--resume is not available yet for generate: run it again into another directory"
-                    .into(),
-            )
-            .into());
-        }
         if self.batch == 0 {
             return Err(Usage("--batch must be at least 1".into()).into());
         }
-        let field = |kind, name: &Option<String>| name.clone().map(|name| (kind, name));
+        let taps = self.tap.iter().map(|tap| with_absolute_path(tap));
         Ok(Job {
             select: self.select.clone(),
             edits: self.edits.read()?,
             tap_before_edits: self.edits.tap_before_edits,
             store_dtype: self.store_dtype.into(),
-            input_field: field(InputKind::Text, &self.text_field)
-                .or_else(|| field(InputKind::Tokens, &self.tokens_field))
-                .or_else(|| field(InputKind::Messages, &self.messages_field)),
             keep: self.keep.clone(),
-            chat: self.chat.clone(),
             add_generation_prompt: true,
-            special_tokens: !self.no_special_tokens,
-            limit: self.limit,
-            ..Job::new(
-                self.model.clone(),
-                self.data.clone(),
-                self.tap.iter().map(|tap| with_absolute_path(tap)).collect(),
-            )
+            ..self.prompts.job(&self.model, taps.collect())
         })
     }
 
@@ -154,16 +116,15 @@ impl GenerateArgs {
     fn room(&self, prepared: &Prepared, place: &Place) -> Result<Room, Failure> {
         let most = prepared.tokenising.max_length;
         let is_stream = || -> crate::Result<bool> {
-            let files = !self.data.is_empty();
+            let files = !self.prompts.data.is_empty();
             Ok(files && prepared.job.dataset(false)?.stream().is_some())
         };
         let tokens = if place.device == Device::Cpu || is_stream()? {
             most
         } else {
             let mut longest = 0;
-            for record in self.records(prepared)? {
-                let tokens = prompt(prepared, record?)?.sample.row.tokens.len();
-                longest = longest.max(tokens);
+            for prompt in self.prompts.prompts(prepared)? {
+                longest = longest.max(prompt?.sample.row.tokens.len());
             }
             longest.saturating_add(self.max_new_tokens).min(most)
         };
@@ -172,34 +133,6 @@ impl GenerateArgs {
             tokens,
         })
     }
-
-    /// The prompts: of the command line, or of the files, a record at a time.
-    fn records<'a>(
-        &'a self,
-        prepared: &Prepared,
-    ) -> Result<Box<dyn Iterator<Item = crate::Result<Record>> + 'a>, Failure> {
-        if !self.prompt.is_empty() {
-            let record = |(i, text): (usize, &String)| Record {
-                index: i as u64,
-                file: Arc::from("--prompt"),
-                line: i as u64 + 1,
-                input: Input::Text(text.clone()),
-                spans: Vec::new(),
-                kept: Vec::new(),
-            };
-            let limit = self.limit.map_or(usize::MAX, |n| n as usize);
-            let given = self.prompt.iter().enumerate().take(limit);
-            return Ok(Box::new(given.map(record).map(Ok)));
-        }
-        let records = prepared.job.dataset(prepared.needs_spans())?;
-        Ok(Box::new(records.map(|r| r.map_err(Into::into))))
-    }
-}
-
-/// A prompt, before and after tokenising.
-struct Prompt {
-    text: Option<String>,
-    sample: Sample,
 }
 
 pub fn run(args: &GenerateArgs) -> CliResult {
@@ -211,45 +144,74 @@ pub fn run(args: &GenerateArgs) -> CliResult {
     }
     let machine: Box<dyn Decoder + '_> = opened.machine;
     let mut generator = Generator::on(machine, &prepared, choosing, stops)?;
-    let mut store = match &args.out {
-        Some(dir) => Some(GenerationStore::create(&generator, dir)?),
-        None => None,
-    };
-    let done = match all(args, &prepared, &mut generator, store.as_mut()) {
-        Ok(done) => done,
-        Err(failure) => {
-            if let Some(store) = store {
-                store.abandon();
+    match &args.out {
+        None => all(args, &prepared, &mut generator, None)?,
+        Some(out) => {
+            let source = PromptSource {
+                given: &args.prompts.prompt,
+                together: args.batch,
+            };
+            match GenerationStore::begin(&mut generator, source, out, args.resume)? {
+                GenerationBeginning::Already(manifest) => {
+                    return recheck(out, &manifest, args.json, args.quiet);
+                }
+                GenerationBeginning::Store(store) => {
+                    into_store(args, &prepared, &mut generator, *store)?;
+                }
             }
-            return Err(failure);
         }
-    };
-    let done_by_edits = generator.receipts();
-    if let Some(store) = store {
-        store.finish(done, &done_by_edits)?;
     }
     if !args.quiet {
-        eprint!("{}", receipts(&done_by_edits));
+        eprint!("{}", receipts(&generator.receipts()));
     }
     Ok(())
 }
 
-/// Generates from every prompt, a group at a time; returns how many there were.
-fn all(
+/// Generates into a store, until the end of the prompts or until a signal asks for it.
+fn into_store<'p>(
     args: &GenerateArgs,
     prepared: &Prepared,
-    generator: &mut Generator<'_>,
-    mut store: Option<&mut GenerationStore<'_>>,
-) -> Result<u64, Failure> {
-    let mut records = args.records(prepared)?.peekable();
-    let mut done = 0;
-    while records.peek().is_some() {
-        let group = records
-            .by_ref()
-            .take(args.batch)
-            .map(|record| prompt(prepared, record?))
-            .collect::<Result<Vec<_>, Failure>>()?;
-        let alone = done == 0 && group.len() == 1 && records.peek().is_none();
+    generator: &mut Generator<'p>,
+    mut store: GenerationStore<'p>,
+) -> CliResult {
+    stop::on_signals().map_err(|e| Failure::Refused(format!("cannot take signals: {e}")))?;
+    if store.prompts() > 0 && !args.quiet {
+        let there = format::counted(store.prompts(), "prompt");
+        eprintln!("going on after {there}");
+    }
+    let ending = all(args, prepared, generator, Some(&mut store));
+    let done = store.prompts();
+    let Err(failure) = ending else {
+        return Ok(store.finish(generator)?);
+    };
+    let kept = store.abandon();
+    Err(match failure {
+        Failure::Stopped(_, status) => {
+            let why = stopped(done, kept, &prepared.job);
+            Failure::Stopped(why.to_string(), status)
+        }
+        failure => failure,
+    })
+}
+
+/// Generates from every prompt that the store does not hold yet, a group at a time.
+fn all<'p>(
+    args: &GenerateArgs,
+    prepared: &Prepared,
+    generator: &mut Generator<'p>,
+    mut store: Option<&mut GenerationStore<'p>>,
+) -> CliResult {
+    let before = store.as_ref().map_or(0, |store| store.prompts());
+    let prompts = args.prompts.prompts(prepared)?;
+    let mut prompts = prompts.skip(before as usize).peekable();
+    let mut done = before;
+    while prompts.peek().is_some() {
+        if let Some(status) = stop::asked() {
+            return Err(Failure::Stopped(String::new(), status));
+        }
+        let group = prompts.by_ref().take(args.batch);
+        let group = group.collect::<Result<Vec<_>, Failure>>()?;
+        let alone = done == 0 && group.len() == 1 && prompts.peek().is_none();
         let samples: Vec<Sample> = group.iter().map(|p| p.sample.clone()).collect();
         let mut stream = Stream::new(prepared, alone && !args.json);
         let generated = generator.generate(&samples, &mut |_, token| stream.heard(token))?;
@@ -257,28 +219,14 @@ fn all(
             show(args, prepared, prompt, generated, stream.is_on)?;
         }
         if let Some(store) = &mut store {
-            store.write(&samples, &generated)?;
+            store.write(generator, &samples, &generated)?;
         }
         done += group.len() as u64;
     }
     if done == 0 {
         return Err(Failure::Refused("the dataset has no prompts".into()));
     }
-    generator.check_edits(done)?;
-    Ok(done)
-}
-
-fn prompt(prepared: &Prepared, record: Record) -> Result<Prompt, Failure> {
-    let place = record.place();
-    let text = match &record.input {
-        Input::Text(text) => Some(text.clone()),
-        Input::Tokens(_) | Input::Messages(_) => None,
-    };
-    let mut samples = prepared.tokenising.samples(record)?;
-    match samples.pop() {
-        Some(sample) if samples.is_empty() => Ok(Prompt { text, sample }),
-        _ => Err(Failure::Refused(format!("{place}: the prompt was cut up"))),
-    }
+    Ok(generator.check_edits(done)?)
 }
 
 /// Prints one result, or what is left of it to print.

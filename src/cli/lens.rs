@@ -6,10 +6,11 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
+use super::device_args::{DeviceArgs, told};
 use super::edit_args::EditArgs;
 use super::{CliResult, Failure, Usage, out};
 use crate::data::{Input, Record};
-use crate::engine::{Job, LensRow, Prepared, lens};
+use crate::engine::{Job, LensRow, Room, lens};
 use crate::model::Tokenizer;
 use crate::report::table;
 
@@ -45,6 +46,8 @@ pub struct LensArgs {
     no_special_tokens: bool,
     #[command(flatten)]
     edits: EditArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Write lens.csv there, a line per position and layer.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -87,7 +90,7 @@ struct Line {
 }
 
 pub fn run(args: &LensArgs) -> CliResult {
-    let prepared = Prepared::open(args.job()?)?;
+    let (prepared, place) = args.device.open(args.job()?)?;
     let record = Record {
         index: 0,
         file: Arc::from("--prompt"),
@@ -110,7 +113,21 @@ pub fn run(args: &LensArgs) -> CliResult {
             args.select
         )));
     }
-    let rows = lens(&prepared, &sample, &positions, args.top)?;
+    let room = Room {
+        sequences: 0,
+        tokens: sample.row.tokens.len(),
+    };
+    let mut opened = place.open_for_generation(&prepared, room)?;
+    if let Some(line) = told(&place, &opened).filter(|_| opened.upload.is_some()) {
+        eprintln!("{line}");
+    }
+    let rows = lens(
+        &mut *opened.machine,
+        &prepared,
+        &sample,
+        &positions,
+        args.top,
+    )?;
     let words = Words(prepared.tokenising.tokenizer.as_ref());
     let lines: Vec<Line> = rows
         .iter()

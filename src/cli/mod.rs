@@ -1,4 +1,4 @@
-//! The command line: one file per subcommand, each thin; what they share is in `job_args`, `device_args`, `edit_args`, `format` and `progress`.
+//! The command line: one file per subcommand, each thin; what they share is in `job_args`, `prompt_args`, `device_args`, `edit_args`, `format` and `progress`.
 //! Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 usage; 130 or 143 where Ctrl-C or SIGTERM ended a run that can be resumed.
 
 mod analyze;
@@ -18,8 +18,12 @@ mod model_info;
 mod patch;
 mod plan;
 mod progress;
+mod prompt_args;
 mod rank;
+mod score;
+mod shell;
 mod store_taps;
+mod study;
 mod verify;
 
 use std::io::Write;
@@ -42,13 +46,17 @@ enum Command {
     Plan(plan::PlanArgs),
     Extract(extract::ExtractArgs),
     Generate(generate::GenerateArgs),
+    Score(score::ScoreArgs),
     Patch(patch::PatchArgs),
     Inspect(inspect::InspectArgs),
     Verify(verify::VerifyArgs),
     Merge(merge::MergeArgs),
     Analyze(analyze::AnalyzeArgs),
     Lens(lens::LensArgs),
+    Study(study::StudyArgs),
     Bench(bench::BenchArgs),
+    Completions(shell::CompletionsArgs),
+    Man(shell::ManArgs),
 }
 
 /// A command line that makes no sense, found after clap was done with it: exit status 2.
@@ -97,13 +105,17 @@ pub fn run() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Extract(args) => extract::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Score(args) => score::run(&args),
         Command::Patch(args) => patch::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Analyze(args) => analyze::run(&args),
         Command::Lens(args) => lens::run(&args),
+        Command::Study(args) => study::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -89,7 +89,7 @@ impl Choosing {
 }
 
 /// The index of the largest; of equals, the lowest.
-pub(super) fn argmax(scores: &[f32]) -> u32 {
+pub fn argmax(scores: &[f32]) -> u32 {
     let mut best = 0;
     for (i, &score) in scores.iter().enumerate() {
         if score > scores[best] {

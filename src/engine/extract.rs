@@ -18,7 +18,7 @@ use super::lay_out::{LaidOut, lay_out};
 use super::live::{self, Consumer, LiveBatch};
 use super::provenance::{dataset_info, provenance};
 use super::read_ahead::{PlannedShard, ReadSummary, read_ahead};
-use super::resume::{Beginning, Carry, begin};
+use super::resume::{Beginning, Carry, begin, stopped};
 use super::route::{BATCHES, Route, ring_bytes};
 use super::selected::{BatchRows, Part};
 use super::slice;
@@ -139,13 +139,7 @@ pub fn extract_with(
     let kept = writer.abandon();
     Err(match error {
         crate::Error::Engine(Error::Stopped { samples, .. }) => {
-            let from_stdin = prepared.job.data.iter().any(|data| data == "-");
-            let kept = match (kept, from_stdin) {
-                (true, false) => ", which are kept: pass --resume to go on",
-                (true, true) => ", which a partial store keeps; standard input cannot be resumed",
-                (false, _) => ": nothing was left to go on with",
-            };
-            Error::Stopped { samples, kept }.into()
+            stopped(samples, kept, &prepared.job).into()
         }
         error => error,
     })

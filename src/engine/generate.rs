@@ -87,7 +87,7 @@ pub struct Generator<'p> {
     pub(super) machine: Box<dyn Decoder + 'p>,
     pub(super) choosing: Choosing,
     pub(super) stops: Stops,
-    receipts: Vec<Receipt>,
+    pub(super) receipts: Vec<Receipt>,
 }
 
 /// A sequence under way.
@@ -209,8 +209,7 @@ impl<'p> Generator<'p> {
 
     /// What each edit has done so far.
     pub fn receipts(&self) -> Vec<EditReceipt> {
-        let edits = self.prepared.edits.iter().zip(&self.receipts);
-        edits.map(|(edit, done)| edit.receipt(done)).collect()
+        self.prepared.receipts(&self.receipts)
     }
 
     /// An edit that touched nothing is a mistake.
@@ -218,14 +217,7 @@ impl<'p> Generator<'p> {
     /// # Errors
     /// There is one; `samples` were generated from.
     pub fn check_edits(&self, samples: u64) -> Result<()> {
-        match self.receipts.iter().position(|r| r.rows == 0) {
-            None => Ok(()),
-            Some(edit) => Err(Error::EditTouchedNothing {
-                edit: self.prepared.edits[edit].describe(),
-                samples,
-            }
-            .into()),
-        }
+        self.prepared.check_touched(&self.receipts, samples)
     }
 
     fn begin<'s>(&self, prompts: &'s [Sample]) -> Result<Vec<Sequence<'s>>> {

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::edits::{self, OpenEdit};
 use super::sample::{OnLong, Sample, Tokenising};
 use super::selected::{BatchRows, Part, SelectedSample};
-use super::{Error, Plan, Result, Trace, dims, shape};
+use super::{EditReceipt, Error, Plan, Result, Trace, dims, shape};
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Dtype;
-use crate::backend::{Edit, Reduce, SinkDtype, SinkSpec};
+use crate::backend::{Edit, Receipt, Reduce, SinkDtype, SinkSpec};
 use crate::data::{Dataset, Fields, ReadOptions};
 use crate::hooks::{Dims, Reduction, SampleView, Selection, Tap, TapSpec};
 use crate::model::{ChatTemplate, Model, Tokenizer};
@@ -321,6 +321,27 @@ impl Prepared {
             open.check(sample, part.selected(selection))?;
         }
         Ok(())
+    }
+
+    /// What each edit has done.
+    pub(super) fn receipts(&self, done: &[Receipt]) -> Vec<EditReceipt> {
+        let edits = self.edits.iter().zip(done);
+        edits.map(|(edit, done)| edit.receipt(done)).collect()
+    }
+
+    /// An edit that touched nothing is a mistake.
+    ///
+    /// # Errors
+    /// There is one; `samples` were run.
+    pub(super) fn check_touched(&self, done: &[Receipt], samples: u64) -> Result<()> {
+        match done.iter().position(|receipt| receipt.rows == 0) {
+            None => Ok(()),
+            Some(edit) => Err(Error::EditTouchedNothing {
+                edit: self.edits[edit].describe(),
+                samples,
+            }
+            .into()),
+        }
     }
 
     /// Whether samples can be chats.

@@ -6,9 +6,8 @@ use rayon::prelude::*;
 
 use super::score::{kl, scores};
 use super::selected::Part;
-use super::{Plan, Prepared, Result, Sample, forward, replay};
-use crate::backend::cpu::Cpu;
-use crate::backend::{Act, Batch, Sink, SinkSpec};
+use super::{Machine, Plan, Prepared, Result, Sample, SavedResidual};
+use crate::backend::{Batch, Sink, SinkSpec};
 use crate::hooks::{HookPoint, Reduction, Selection, Site, Tap};
 
 /// Rows whose logits exist at a time.
@@ -32,26 +31,26 @@ pub struct LensRow {
     pub kl: f64,
 }
 
-/// Reads `sample`, with the job's edits of the residual stream and before it, at these positions (rising); rows come by position, then by layer.
+/// Reads `sample` on a machine that holds the job's model, with the job's edits of the residual stream and before it, at these positions (rising); rows come by position, then by layer.
 /// Edits of the final norm and of the logits play no part.
 ///
 /// # Errors
-/// A selection that the sample cannot answer.
+/// A selection that the sample cannot answer, and what a device can fail at.
 pub fn lens(
+    machine: &mut dyn Machine,
     prepared: &Prepared,
     sample: &Sample,
     positions: &[u32],
     top: usize,
 ) -> Result<Vec<LensRow>> {
-    let mut cpu = prepared.cpu();
-    let stream = residuals(prepared, &mut cpu, sample, positions)?;
+    let stream = residuals(machine, prepared, sample, positions)?;
     let (d, vocab) = (prepared.dims.d_model, prepared.dims.vocab);
     let mut found = Vec::new();
     for first in (0..positions.len()).step_by(WIDE_ROWS) {
         let rows = first..(first + WIDE_ROWS).min(positions.len());
         let logits = stream
             .iter()
-            .map(|layer| head(prepared, &mut cpu, &layer[rows.start * d..rows.end * d]))
+            .map(|layer| head(machine, prepared, &layer[rows.start * d..rows.end * d]))
             .collect::<Result<Vec<_>>>()?;
         let Some(model) = logits.last() else { continue };
         for (i, &position) in positions[rows].iter().enumerate() {
@@ -98,8 +97,8 @@ impl LensRow {
 
 /// `[n, d]` of what enters the first block, and of what each block puts out.
 fn residuals(
+    machine: &mut dyn Machine,
     prepared: &Prepared,
-    cpu: &mut Cpu<'_>,
     sample: &Sample,
     positions: &[u32],
 ) -> Result<Vec<Vec<f32>>> {
@@ -122,29 +121,29 @@ fn residuals(
         .iter_mut()
         .map(|rows| sink(positions.to_vec(), rows))
         .collect();
-    let edits = prepared.batch_edits(&[part]);
-    let mut pass = cpu.begin(&batch, sinks)?.with_edits(edits);
-    forward(&mut pass, n_layers, &plan);
-    drop(pass);
+    machine.run(
+        &batch,
+        sinks,
+        prepared.batch_edits(&[part]),
+        n_layers,
+        &plan,
+    )?;
     Ok(stream)
 }
 
 /// `[n, vocabulary]` of some rows of the residual stream.
-fn head(prepared: &Prepared, cpu: &mut Cpu<'_>, rows: &[f32]) -> Result<Vec<f32>> {
+fn head(machine: &mut dyn Machine, prepared: &Prepared, rows: &[f32]) -> Result<Vec<f32>> {
     let (n, n_layers) = (rows.len() / prepared.dims.d_model, prepared.dims.n_layers);
     // Behind the last block tokens matter no more, only how many rows there are.
     let batch = Batch::pack([&vec![0; n][..]]);
     let mut logits = vec![0.0_f32; n * prepared.dims.vocab];
     let sinks = vec![sink((0..n as u32).collect(), &mut logits)];
-    let mut pass = cpu.begin(&batch, sinks)?;
-    pass.fill(Act::ResidPre, rows);
-    replay(
-        &mut pass,
-        n_layers,
-        n_layers,
-        &Plan::new(&[tap(Site::Logits, 0)]),
-    );
-    drop(pass);
+    let from = SavedResidual {
+        layer: n_layers,
+        rows,
+    };
+    let plan = Plan::new(&[tap(Site::Logits, 0)]);
+    machine.run_from(from, &batch, sinks, Vec::new(), n_layers, &plan)?;
     Ok(logits)
 }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::extract::run_batch;
 use super::gate::{Gate, differences};
+use super::resume::{GENERATE, command};
 use super::{Device, Error, Identity, Job, Machine, Place, Prepared, Result, Sample};
 use crate::model::Model;
 use crate::store::{Provenance, SampleRow, Store, StoreDtype, StoreWriter, Summary};
@@ -87,7 +88,7 @@ pub fn recompute_on(
 ) -> Result<Recomputed> {
     let store = Store::open(dir)?;
     let manifest = store.manifest();
-    if manifest.provenance.job["command"] == "generate" {
+    if command(&manifest.provenance.job) == GENERATE {
         let why = "it was tapped while generating; rows of that kind are not run again yet".into();
         return Err(Error::ForeignJob {
             dir: dir.display().to_string(),

@@ -11,6 +11,7 @@ use super::read_ahead::ReadState;
 use super::slice::refuse_streams;
 use super::{Error, Extracted, Job, Prepared, Result};
 use crate::backend::Receipt;
+use crate::data::Dataset;
 use crate::store::{Found, Manifest, Provenance, StoreWriter, find};
 
 /// How a job is run, beyond what it computes.
@@ -141,12 +142,18 @@ pub fn begin(
     if !resume {
         return new(provenance);
     }
-    let dataset = prepared.job.dataset(false)?;
-    refuse_streams(&dataset, "--resume")?;
+    let dataset = match prepared.job.data.is_empty() {
+        true => None,
+        false => Some(prepared.job.dataset(false)?),
+    };
+    if let Some(dataset) = &dataset {
+        refuse_streams(dataset, "--resume")?;
+    }
+    let fingerprint = || dataset.as_ref().map_or(Ok(None), Dataset::fingerprint);
     let unfinished = match find(out)? {
         Found::Nothing => return new(provenance),
         Found::Complete(manifest) => {
-            let hash = dataset.fingerprint()?;
+            let hash = fingerprint()?;
             refuse_changes(&manifest, &provenance, prepared, hash.as_deref(), out)?;
             return Ok(Beginning::Already(manifest));
         }
@@ -157,7 +164,7 @@ pub fn begin(
     // The dataset is read whole before the first shard is committed: without its fingerprint there is nothing to lose.
     let hash = match is_new {
         true => None,
-        false => dataset.fingerprint()?,
+        false => fingerprint()?,
     };
     refuse_changes(manifest, &provenance, prepared, hash.as_deref(), out)?;
     if is_new {
@@ -180,6 +187,17 @@ pub fn begin(
     }
     let writer = unfinished.go_on()?;
     Ok(Beginning::Writer(Box::new(writer), Box::new(carry)))
+}
+
+/// What a run says that was asked to stop after so many samples; `kept`: whether anything of them stays.
+pub fn stopped(samples: u64, kept: bool, job: &Job) -> Error {
+    let from_stdin = job.data.iter().any(|data| data == "-");
+    let kept = match (kept, from_stdin) {
+        (true, false) => ", which are kept: pass --resume to go on",
+        (true, true) => ", which a partial store keeps; standard input cannot be resumed",
+        (false, _) => ": nothing was left to go on with",
+    };
+    Error::Stopped { samples, kept }
 }
 
 /// Refuses to go on with a store that this job did not begin; says what differs.
@@ -208,10 +226,11 @@ fn changes(
     dataset: Option<&str>,
 ) -> Vec<String> {
     let then = &stored.provenance;
-    if then.job["command"] == "generate" {
-        return vec!["it is a store of generated text, which is not resumed yet".into()];
+    let (was, is) = (command(&then.job), command(&now.job));
+    if was != is {
+        return vec![format!("it is of `{was}`, and this is `{is}`")];
     }
-    let Ok(job) = serde_json::from_value::<Job>(then.job.clone()) else {
+    let Ok(job) = serde_json::from_value::<Job>(job_of(&then.job).clone()) else {
         return vec!["its job is one of another version".into()];
     };
     let mut changes = Vec::new();
@@ -227,10 +246,17 @@ fn changes(
         }
     };
     let job = serde_json::to_value(job).unwrap_or_default();
-    for (field, now) in now.job.as_object().into_iter().flatten() {
+    for (field, now) in job_of(&now.job).as_object().into_iter().flatten() {
         // The model may have been moved: its fingerprint counts.
         if field != "model" {
             compare(flag(field), job[field].clone(), now.clone());
+        }
+    }
+    if is == GENERATE {
+        for (field, now) in now.job.as_object().into_iter().flatten() {
+            if field != "prompts" {
+                compare(flag(field), then.job[field].clone(), now.clone());
+            }
         }
     }
     let fields = [
@@ -270,6 +296,22 @@ fn changes(
     changes
 }
 
+/// The command of a store of generated text, which tells of its job in a record of its own.
+pub const GENERATE: &str = "generate";
+
+/// Which command a store's job is of.
+pub fn command(job: &Value) -> &str {
+    job["command"].as_str().unwrap_or("extract")
+}
+
+/// The part of a store's job that a [`Job`] is.
+fn job_of(job: &Value) -> &Value {
+    match command(job) {
+        GENERATE => &job["prompts"],
+        _ => job,
+    }
+}
+
 /// `i/n`.
 fn shard(of: &Provenance) -> Value {
     of.slice
@@ -297,6 +339,10 @@ fn flag(field: &str) -> &str {
         "limit" => "--limit",
         "shard_bytes" => "--shard-size",
         "batch_tokens" => "--batch-tokens",
+        "given" => "--prompt",
+        "batch" => "--batch",
+        "choosing" => "how tokens are chosen",
+        "max_new_tokens" => "--max-new-tokens",
         other => other,
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::choose::argmax;
 use super::selected::Part;
-use super::{Plan, Prepared, Reader, Result, Sample};
-use crate::backend::{Batch, Edit, HEAD_ROWS, HeadRows, Scores, Sink, SinkSpec};
+use super::{EditReceipt, Plan, Prepared, Reader, Result, Sample};
+use crate::backend::{Batch, Edit, HEAD_ROWS, HeadRows, Receipt, Scores, Sink, SinkSpec};
 use crate::hooks::{HookPoint, Reduction, Selection, Site, Tap};
 
 /// Scores the samples of a job that was opened for generation, with its edits. Its taps play no part.
@@ -14,6 +14,7 @@ pub struct Scorer<'p> {
     prepared: &'p Prepared,
     machine: Box<dyn Reader + 'p>,
     plan: Plan,
+    receipts: Vec<Receipt>,
 }
 
 /// What the LM head reads at chosen positions of some samples.
@@ -58,6 +59,7 @@ impl<'p> Scorer<'p> {
         Scorer {
             machine,
             plan: Plan::new(&[last]).with_edits(edits, false),
+            receipts: vec![Receipt::default(); prepared.edits.len()],
             prepared,
         }
     }
@@ -99,9 +101,41 @@ impl<'p> Scorer<'p> {
         let bytes = bytemuck::cast_slice_mut(&mut hidden.rows);
         let sink = Sink::new(Arc::new(SinkSpec::plain()), rows, per_sample, bytes, None);
         let n_layers = prepared.dims.n_layers;
-        self.machine
+        let mut receipts = self
+            .machine
             .run(&batch, vec![sink], edits, n_layers, &self.plan)?;
+        for (edit, of_logits) in self.logit_edits().zip(&hidden.edits) {
+            receipts[edit] = Receipt {
+                rows: of_logits.rows.len() as u64,
+                norm_before: f64::NAN,
+                norm_after: f64::NAN,
+            };
+        }
+        for (sum, receipt) in self.receipts.iter_mut().zip(&receipts) {
+            sum.add(receipt);
+        }
         Ok(hidden)
+    }
+
+    /// What each edit has done so far. Of logits, the rows alone: their norms are not known (NaN), since they are edited only when they
+    /// are read.
+    pub fn receipts(&self) -> Vec<EditReceipt> {
+        self.prepared.receipts(&self.receipts)
+    }
+
+    /// An edit that touched nothing is a mistake.
+    ///
+    /// # Errors
+    /// There is one; `samples` were run.
+    pub fn check_edits(&self, samples: u64) -> Result<()> {
+        self.prepared.check_touched(&self.receipts, samples)
+    }
+
+    /// The edits of the logits, by their number.
+    fn logit_edits(&self) -> impl Iterator<Item = usize> + use<'p> {
+        let edits = self.prepared.edits.iter().enumerate();
+        let at_logits = edits.filter(|(_, e)| e.edit.point.site == Site::Logits);
+        at_logits.map(|(i, _)| i)
     }
 
     /// Scores each row, with the `top` likeliest tokens.
@@ -151,7 +185,6 @@ impl<'p> Scorer<'p> {
     /// The edits of the logits, in terms of the rows that are kept.
     fn edits_of_logits(&self, edits: &[Edit], kept: &[u32]) -> Vec<LogitEdit> {
         let vocab = self.prepared.dims.vocab;
-        let at_logits = |i: usize| self.prepared.edits[i].edit.point.site == Site::Logits;
         let of = |edit: &Edit| {
             let both = kept.iter().enumerate();
             let both: Vec<(usize, usize)> = both
@@ -169,10 +202,7 @@ impl<'p> Scorer<'p> {
                     .collect(),
             }
         };
-        (0..edits.len())
-            .filter(|&i| at_logits(i))
-            .map(|i| of(&edits[i]))
-            .collect()
+        self.logit_edits().map(|i| of(&edits[i])).collect()
     }
 }
 
@@ -219,7 +249,7 @@ pub(super) fn scores(logits: &[f32], next: Option<u32>, top: usize) -> Scores {
 }
 
 /// ln Σ exp(x), in f64.
-pub(super) fn log_sum_exp(x: &[f32]) -> f64 {
+pub fn log_sum_exp(x: &[f32]) -> f64 {
     let largest = f64::from(x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let sum: f64 = x.iter().map(|&v| (f64::from(v) - largest).exp()).sum();
     largest + sum.ln()
@@ -234,7 +264,7 @@ fn entropy(logits: &[f32], lse: f64) -> f64 {
 }
 
 /// KL(softmax p ‖ softmax q) of two rows of logits.
-pub(super) fn kl(p: &[f32], q: &[f32]) -> f64 {
+pub fn kl(p: &[f32], q: &[f32]) -> f64 {
     let (p_lse, q_lse) = (log_sum_exp(p), log_sum_exp(q));
     let each = |(&p, &q): (&f32, &f32)| {
         let (p, q) = (f64::from(p) - p_lse, f64::from(q) - q_lse);

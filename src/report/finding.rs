@@ -50,6 +50,85 @@ pub struct Number {
     pub note: String,
 }
 
+impl Number {
+    /// A value by itself; the rest is added by the methods below.
+    pub fn new(name: impl Into<String>, value: impl Into<Option<f64>>) -> Self {
+        Number {
+            name: name.into(),
+            value: value.into(),
+            unit: String::new(),
+            interval: None,
+            n: None,
+            published: None,
+            controls: Vec::new(),
+            note: String::new(),
+        }
+    }
+
+    /// Its unit.
+    pub fn unit(mut self, unit: &str) -> Self {
+        self.unit = unit.into();
+        self
+    }
+
+    /// Its 95 % interval.
+    pub fn interval(mut self, interval: impl Into<Option<[f64; 2]>>) -> Self {
+        self.interval = interval.into();
+        self
+    }
+
+    /// How many prompts or groups it is over.
+    pub fn over(mut self, n: usize) -> Self {
+        self.n = Some(n);
+        self
+    }
+
+    /// What was published for it, if anything.
+    pub fn published(mut self, published: Option<Published>) -> Self {
+        self.published = published;
+        self
+    }
+
+    /// A number that it is to be read beside.
+    pub fn beside(mut self, name: impl Into<String>, value: f64) -> Self {
+        self.controls.push(Control {
+            name: name.into(),
+            value,
+            interval: None,
+        });
+        self
+    }
+
+    /// What is to be said of it.
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.note = note.into();
+        self
+    }
+}
+
+impl Axis {
+    /// An axis; `unit` is empty for none.
+    pub fn new(name: &str, unit: &str) -> Self {
+        Axis {
+            name: name.into(),
+            unit: unit.into(),
+        }
+    }
+}
+
+impl At {
+    /// A point without interval or label.
+    pub fn new(x: f64, y: impl Into<Option<f64>>) -> Self {
+        At {
+            x,
+            y: y.into(),
+            low: None,
+            high: None,
+            label: String::new(),
+        }
+    }
+}
+
 /// A value printed in the paper, or recomputed from the authors' files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

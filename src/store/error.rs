@@ -20,6 +20,9 @@ pub enum Error {
     /// A file, or something else that is no directory, is where the store should go.
     #[error("{} is there and is not a directory; give another path for the store", path.display())]
     NotADirectory { path: PathBuf },
+    /// On hugetlbfs, where a manifest cannot be written.
+    #[error("{} is on hugetlbfs, whose files can only be mapped, and a store has some that are written: give a directory of a tmpfs that is mounted with huge=always", path.display())]
+    OnlyMapped { path: PathBuf },
     /// An earlier run's store is already there.
     #[error("{} already holds a store ({state}); give another directory, remove this one{}", path.display(), if *state == "partial" { ", or pass --resume to go on with it" } else { "" })]
     AlreadyAStore { path: PathBuf, state: &'static str },

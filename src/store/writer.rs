@@ -24,6 +24,7 @@ use super::samples::{
     KeptType, RowRange, SampleRow, SamplesTable, check_keep, kept_columns, settle_types, widened,
 };
 use super::shard::{Begun, ShardWriter};
+use crate::sys::disk::file_system;
 use crate::sys::lock::{Attempt, LockFile};
 use crate::sys::writable::{WritableMap, Writeback, create_anew};
 
@@ -111,6 +112,14 @@ impl StoreWriter {
             });
         }
         fs::create_dir_all(dir).map_err(|e| Error::write(dir, 0, 0, e))?;
+        if !file_system(dir).takes_writes() {
+            if !existed {
+                let _ = fs::remove_dir(dir);
+            }
+            return Err(Error::OnlyMapped {
+                path: dir.to_owned(),
+            });
+        }
         if fs::read_dir(dir)
             .map_err(|e| Error::io("read", dir, e))?
             .next()

@@ -75,6 +75,11 @@ impl FileSystem {
         matches!(self.0, Self::TMPFS | Self::HUGETLBFS | Self::RAMFS)
     }
 
+    /// Whether its files can be written by `write`; hugetlbfs only maps them.
+    pub fn takes_writes(self) -> bool {
+        self.0 != Self::HUGETLBFS
+    }
+
     /// Its name, if it is one of the usual.
     pub fn name(self) -> String {
         match self.0 {

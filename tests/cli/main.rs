@@ -17,6 +17,7 @@ mod merge;
 mod model_info;
 mod plan;
 mod resume;
+mod score;
 #[cfg(feature = "interpreter")]
 mod stand_in_cuda;
 mod usage;

@@ -206,17 +206,6 @@ fn what_can_be_read_only_once_is_neither_resumed_nor_sliced() {
     assert!(!bench.path("store").exists());
 }
 
-#[test]
-fn generate_refuses_to_resume_by_name() {
-    let message = refused(
-        streamgauge()
-            .args(["generate", "--prompt", "x", "--resume", "--model"])
-            .arg(model()),
-        2,
-    );
-    assert!(message.contains("--resume is not available"), "{message}");
-}
-
 /// The model's folder with a weight file of its own, to be cut short.
 fn own_model(bench: &Bench) -> std::path::PathBuf {
     let dir = bench.path("model");

@@ -2,25 +2,36 @@
 
 use super::{Bench, done, refused, streamgauge};
 
+/// Every command, by the manual pages: `streamgauge-analyze-lat.1` is `analyze lat`.
+fn commands() -> Vec<String> {
+    let dir = tempfile::tempdir().unwrap();
+    done(streamgauge().arg("man").arg("--out").arg(dir.path()));
+    let pages = std::fs::read_dir(dir.path()).unwrap();
+    let name = |page: std::io::Result<std::fs::DirEntry>| {
+        let name = page.unwrap().file_name().into_string().unwrap();
+        let words = name.strip_prefix("streamgauge").unwrap();
+        let words = words.strip_suffix(".1").unwrap().trim_start_matches('-');
+        // This one has a hyphen in its name.
+        words.replace('-', " ").replace("mean diff", "mean-diff")
+    };
+    pages.map(name).collect()
+}
+
+#[test]
+fn completions_know_every_command() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = done(streamgauge().args(["completions", shell]));
+        for command in commands() {
+            let last = command.split(' ').next_back().unwrap();
+            assert!(script.contains(last), "{shell}: {command}");
+        }
+    }
+}
+
 #[test]
 fn every_command_has_help_and_nonsense_is_a_usage_error() {
-    let commands = [
-        "",
-        "doctor",
-        "model",
-        "model info",
-        "plan",
-        "extract",
-        "patch",
-        "inspect",
-        "verify",
-        "analyze",
-        "analyze mean-diff",
-        "bench",
-        "bench gemm",
-        "bench kernels",
-        "bench ceilings",
-    ];
+    let commands = commands();
+    assert!(commands.len() > 20, "{commands:?}");
     for command in commands {
         let words: Vec<&str> = command.split_whitespace().collect();
         let help = done(streamgauge().args(&words).arg("--help"));

@@ -1,6 +1,8 @@
 //! What several tests share: the fixtures' place, and every hook point of a few samples in memory.
 #![allow(dead_code)] // each test binary uses a part
 
+pub mod tiny_chat;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

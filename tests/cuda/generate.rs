@@ -7,8 +7,8 @@ use streamgauge::backend::cuda::virtual_gpu::{VirtualGpu, VirtualGpuOptions};
 use streamgauge::backend::cuda::{Cuda, CudaOptions, Dtype};
 use streamgauge::data::{Input, Record};
 use streamgauge::engine::{
-    Choosing, EditReceipt, Generated, GenerationStore, Generator, Job, Prepared, Sample, Stops,
-    extract_on,
+    Choosing, EditReceipt, Generated, GenerationBeginning, GenerationStore, Generator, Job,
+    Prepared, PromptSource, Sample, Stops, extract_on,
 };
 use streamgauge::store::Store;
 
@@ -141,10 +141,13 @@ fn decoding_gives_what_the_whole_text_gives_at_every_step() {
         let out = dir.path().join("generated");
         let (choosing, stops) = (Choosing::default(), stops(20));
         let mut generator = Generator::on(Box::new(&mut cuda), &prepared, choosing, stops).unwrap();
-        let mut store = GenerationStore::create(&generator, &out).unwrap();
+        let begun = GenerationStore::begin(&mut generator, PromptSource::default(), &out, false);
+        let Ok(GenerationBeginning::Store(mut store)) = begun else {
+            panic!("a new store begins")
+        };
         let done = generator.generate(&prompts, &mut |_, _| ()).unwrap();
-        store.write(&prompts, &done).unwrap();
-        store.finish(2, &generator.receipts()).unwrap();
+        store.write(&generator, &prompts, &done).unwrap();
+        store.finish(&generator).unwrap();
         drop(generator);
         let data = dir.path().join("texts.jsonl");
         let line = |g: &Generated| format!("{{\"tokens\": {:?}}}\n", g.tokens);

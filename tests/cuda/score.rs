@@ -5,7 +5,9 @@ use std::sync::Arc;
 use streamgauge::backend::cuda::{CudaOptions, Dtype};
 use streamgauge::backend::{Batch, Sink, SinkDtype, SinkSpec};
 use streamgauge::data::{Input, Record};
-use streamgauge::engine::{Job, Machine, Plan, Prepared, Sample, SavedResidual, Scorer, dims};
+use streamgauge::engine::{
+    Job, Machine, Plan, Prepared, Sample, SavedResidual, Scorer, dims, lens,
+};
 use streamgauge::hooks::HookPoint;
 
 use crate::{BF16, common, gpu, model, noise, open, options, run};
@@ -114,5 +116,32 @@ fn a_pass_from_a_saved_residual_gives_the_whole_passs_bits() {
             .unwrap();
         let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&logits), bits(&whole[1][0]), "{dtype}");
+    }
+}
+
+#[test]
+fn the_lens_is_the_cpu_backends() {
+    let edited = prepared(&["scale at=blocks.0.hook_resid_post c=1.5 select=every:2"]);
+    let text = samples(&edited, &[70]).remove(0);
+    // More positions than logits are wide at a time.
+    let positions: Vec<u32> = (2..70).collect();
+    let mut cuda = open(&edited.model, gpu(), options(Dtype::F32));
+    let ours = lens(&mut cuda, &edited, &text, &positions, 3).unwrap();
+    let theirs = lens(&mut edited.cpu(), &edited, &text, &positions, 3).unwrap();
+    assert_eq!(ours.len(), 68 * (edited.dims.n_layers + 1));
+    assert_eq!(ours.len(), theirs.len());
+    let near = |a: f64, b: f64| (a - b).abs() <= 1e-5 * b.abs().max(1.0);
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert_eq!(
+            (ours.blocks, ours.position),
+            (theirs.blocks, theirs.position)
+        );
+        assert!(
+            near(ours.kl, theirs.kl) && near(ours.entropy, theirs.entropy),
+            "{ours:?} {theirs:?}"
+        );
+        for (a, b) in ours.top.iter().zip(&theirs.top) {
+            assert!(near(a.1, b.1), "{ours:?} {theirs:?}");
+        }
     }
 }

@@ -1,0 +1,104 @@
+//! The flags that say which texts are run, for commands that take them from the command line or from files.
+
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::Failure;
+use crate::data::{Input, Record};
+use crate::engine::{InputKind, Job, Prepared, Sample};
+
+/// Which texts.
+#[derive(Debug, Args)]
+pub struct PromptArgs {
+    /// A text. May be given several times.
+    #[arg(long, value_name = "T", required_unless_present = "data", conflicts_with = "data", num_args = 1..)]
+    pub prompt: Vec<String>,
+    /// Texts from files: as extract's --data.
+    #[arg(long, value_name = "F", num_args = 1..)]
+    pub data: Vec<String>,
+    /// Field that holds the text.
+    #[arg(long, value_name = "FIELD", group = "input")]
+    text_field: Option<String>,
+    /// Field that holds token ids.
+    #[arg(long, value_name = "FIELD", group = "input")]
+    tokens_field: Option<String>,
+    /// Field that holds chat messages.
+    #[arg(long, value_name = "FIELD", group = "input")]
+    messages_field: Option<String>,
+    /// Wrap each text as one turn of this role, by the model's chat template.
+    #[arg(long, value_name = "ROLE", num_args = 0..=1, default_missing_value = "user")]
+    pub chat: Option<String>,
+    /// Don't let the tokenizer add BOS to plain text.
+    #[arg(long)]
+    no_special_tokens: bool,
+    /// Read the first N texts only.
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+}
+
+/// A text, before and after tokenising.
+pub struct Prompt {
+    pub text: Option<String>,
+    pub sample: Sample,
+}
+
+impl PromptArgs {
+    /// A job that reads these texts with this model.
+    pub fn job(&self, model: &str, taps: Vec<String>) -> Job {
+        let field = |kind, name: &Option<String>| name.clone().map(|name| (kind, name));
+        Job {
+            input_field: field(InputKind::Text, &self.text_field)
+                .or_else(|| field(InputKind::Tokens, &self.tokens_field))
+                .or_else(|| field(InputKind::Messages, &self.messages_field)),
+            chat: self.chat.clone(),
+            special_tokens: !self.no_special_tokens,
+            limit: self.limit,
+            ..Job::new(model.to_owned(), self.data.clone(), taps)
+        }
+    }
+
+    /// The texts, of the command line or of the files, one at a time.
+    pub fn prompts<'a>(
+        &'a self,
+        prepared: &'a Prepared,
+    ) -> Result<Box<dyn Iterator<Item = Result<Prompt, Failure>> + 'a>, Failure> {
+        let records: Box<dyn Iterator<Item = crate::Result<Record>> + 'a> =
+            match self.data.is_empty() {
+                true => {
+                    let limit = self.limit.map_or(usize::MAX, |n| n as usize);
+                    Box::new(self.prompt.iter().enumerate().map(given).take(limit))
+                }
+                false => {
+                    let dataset = prepared.job.dataset(prepared.needs_spans())?;
+                    Box::new(dataset.map(|record| record.map_err(Into::into)))
+                }
+            };
+        Ok(Box::new(records.map(|record| prompt(prepared, record?))))
+    }
+}
+
+/// The i-th `--prompt`.
+fn given((i, text): (usize, &String)) -> crate::Result<Record> {
+    Ok(Record {
+        index: i as u64,
+        file: Arc::from("--prompt"),
+        line: i as u64 + 1,
+        input: Input::Text(text.clone()),
+        spans: Vec::new(),
+        kept: Vec::new(),
+    })
+}
+
+fn prompt(prepared: &Prepared, record: Record) -> Result<Prompt, Failure> {
+    let place = record.place();
+    let text = match &record.input {
+        Input::Text(text) => Some(text.clone()),
+        Input::Tokens(_) | Input::Messages(_) => None,
+    };
+    let mut samples = prepared.tokenising.samples(record)?;
+    match samples.pop() {
+        Some(sample) if samples.is_empty() => Ok(Prompt { text, sample }),
+        _ => Err(Failure::Refused(format!("{place}: the prompt was cut up"))),
+    }
+}

@@ -1,0 +1,162 @@
+//! What the direction is read from: true statements, cut off ever later, put into the mouth of one persona and of the other.
+
+use std::ops::Range;
+
+use super::{Error, Result, Study};
+use crate::model::Message;
+
+/// Pairs that train a direction, and that test it, as in the published procedure.
+const PAIRS: [usize; 2] = [512, 256];
+const QUICK_PAIRS: [usize; 2] = [96, 48];
+/// A statement is cut after its tokens 1 to len − 6.
+const UNREACHED: usize = 6;
+/// Fewer pairs than this make no direction.
+const LEAST: usize = 12;
+
+/// A statement's beginning, said by either persona: token ids of the whole prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Cut {
+    /// Which of the facts.
+    pub fact: usize,
+    pub positive: Vec<u32>,
+    pub negative: Vec<u32>,
+}
+
+/// Cuts in the order of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Cuts {
+    pub cuts: Vec<Cut>,
+    pub train: Range<usize>,
+    /// From the first statement on that has no part in training.
+    pub test: Range<usize>,
+}
+
+impl Cuts {
+    /// The published procedure's: for each true statement in file order and every i in 1..=len − 6, the decoded first i tokens after the
+    /// template with this persona's words and the generation prompt (and a space, where that ends in `[/INST]`), tokenised whole. The
+    /// first 512 pairs train, 256 test; the rest of the statement that the training ends in is dropped. Where there are fewer, two in
+    /// three train.
+    ///
+    /// # Errors
+    /// No tokenizer or template; hardly any cuts.
+    pub fn new(study: &Study<'_>, positive: &str, negative: &str) -> Result<Self> {
+        let tokenizer = study.tokenizer()?;
+        let positive = opening(study, positive)?;
+        let negative = opening(study, negative)?;
+        let statements = tokenised(study)?;
+        let places: Vec<(usize, usize)> = statements
+            .iter()
+            .enumerate()
+            .flat_map(|(statement, (_, ids))| {
+                let last = ids.len().saturating_sub(UNREACHED);
+                (1..=last).map(move |tokens| (statement, tokens))
+            })
+            .collect();
+        let wanted = if study.options().quick {
+            QUICK_PAIRS
+        } else {
+            PAIRS
+        };
+        let (train, test) = split(&places, wanted).ok_or_else(|| {
+            let n = places.len();
+            let what = format!(
+                "its true statements can be cut in {n} places, the last {UNREACHED} tokens of each left out"
+            );
+            let remedy = format!("give more or longer ones, for {LEAST} cuts and several statements");
+            Error::input(&study.facts().file, what, remedy)
+        })?;
+        let cut = |&(statement, tokens): &(usize, usize)| {
+            let (fact, ids) = &statements[statement];
+            let beginning = tokenizer.decode(&ids[..tokens], false)?;
+            let whole = |opening: &str| tokenizer.encode(&format!("{opening}{beginning}"), false);
+            Ok(Cut {
+                fact: *fact,
+                positive: whole(&positive)?.ids,
+                negative: whole(&negative)?.ids,
+            })
+        };
+        Ok(Cuts {
+            cuts: places[..test.end].iter().map(cut).collect::<Result<_>>()?,
+            train,
+            test,
+        })
+    }
+
+    /// The prompts: pair i's positive one is number 2i, its negative one 2i + 1.
+    pub fn sequences(&self) -> Vec<&[u32]> {
+        self.cuts
+            .iter()
+            .flat_map(|cut| [&cut.positive[..], &cut.negative[..]])
+            .collect()
+    }
+}
+
+/// All that comes before the statement.
+fn opening(study: &Study<'_>, words: &str) -> Result<String> {
+    let turn = Message::new("user", study.behaviour().instruction(words));
+    let mut text = study.template()?.render(&[turn], true)?.text;
+    if text.ends_with("[/INST]") {
+        text.push(' ');
+    }
+    Ok(text)
+}
+
+/// The true statements: which of the facts, and its tokens.
+fn tokenised(study: &Study<'_>) -> Result<Vec<(usize, Vec<u32>)>> {
+    let tokenizer = study.tokenizer()?;
+    let facts = study.facts().facts.iter().enumerate();
+    facts
+        .filter(|(_, fact)| fact.label)
+        .map(|(i, fact)| Ok((i, tokenizer.encode(&fact.statement, false)?.ids)))
+        .collect()
+}
+
+/// Which cuts train and which test: `None` where that leaves nothing to test on.
+fn split(
+    places: &[(usize, usize)],
+    [train, test]: [usize; 2],
+) -> Option<(Range<usize>, Range<usize>)> {
+    let enough = |train: usize| {
+        let straddling = places.get(train.checked_sub(1)?)?.0;
+        let first = train
+            + places[train..]
+                .iter()
+                .take_while(|p| p.0 == straddling)
+                .count();
+        (first < places.len()).then_some(first)
+    };
+    let few = places.len() < train + test;
+    let train = if few { places.len() * 2 / 3 } else { train };
+    let first = enough(train).filter(|_| places.len() >= LEAST)?;
+    Some((0..train, first..(first + test).min(places.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Statements that can be cut in `cuts` places each.
+    fn places(statements: usize, cuts: usize) -> Vec<(usize, usize)> {
+        (0..statements)
+            .flat_map(|s| (1..=cuts).map(move |tokens| (s, tokens)))
+            .collect()
+    }
+
+    #[test]
+    fn the_statement_that_the_training_ends_in_is_dropped_from_the_test() {
+        let (train, test) = split(&places(200, 5), PAIRS).unwrap();
+        // Cut 511 is the second of statement 102, whose cuts end at 514.
+        assert_eq!((train, test), (0..512, 515..771));
+        let (train, test) = split(&places(200, 8), PAIRS).unwrap();
+        assert_eq!((train, test), (0..512, 512..768), "512 = 64 statements");
+    }
+
+    #[test]
+    fn few_statements_are_split_in_thirds_and_hardly_any_are_refused() {
+        let (train, test) = split(&places(10, 6), PAIRS).unwrap();
+        assert_eq!((train, test), (0..40, 42..60));
+        assert_eq!(split(&places(1, 100), PAIRS), None);
+        assert_eq!(split(&places(3, 3), PAIRS), None);
+        assert_eq!(split(&[], PAIRS), None);
+    }
+}

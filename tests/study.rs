@@ -1,0 +1,190 @@
+//! The dishonesty study from the command line: on a tiny model that can chat, what it writes, keeps, goes on with and refuses; on
+//! SmolLM2, that the numbers are what they should be.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use common::tiny_chat::tiny_chat_model;
+use streamgauge::report::finding::{Body, Finding};
+
+fn streamgauge() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_streamgauge"))
+}
+
+/// A folder with the tiny model.
+struct Bench {
+    dir: TempDir,
+    model: PathBuf,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let model = tiny_chat_model(dir.path());
+        Bench { dir, model }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    /// A quick study into `out`.
+    fn study(&self, out: &str) -> Command {
+        let mut command = streamgauge();
+        command
+            .args([
+                "study",
+                "dishonesty",
+                "--quick",
+                "--device",
+                "cpu",
+                "--model",
+            ])
+            .arg(&self.model)
+            .arg("--out")
+            .arg(self.path(out));
+        command
+    }
+
+    fn finding(&self, out: &str, id: &str) -> Finding {
+        finding(&self.path(out), id)
+    }
+}
+
+fn finding(out: &Path, id: &str) -> Finding {
+    let file = out.join("findings").join(format!("{id}.json"));
+    serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+}
+
+fn refused(command: &mut Command, status: i32) -> String {
+    let output = command.assert().code(status).get_output().clone();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        message.starts_with("error: ") && message.trim_end().lines().count() == 1,
+        "{message}"
+    );
+    message
+}
+
+fn table<'f>(finding: &'f Finding, name: &str) -> (Vec<&'f str>, &'f [Vec<Value>]) {
+    let exhibit = finding.exhibits.iter().find(|e| e.name == name).unwrap();
+    match &exhibit.body {
+        Body::Table { columns, rows } => (columns.iter().map(String::as_str).collect(), rows),
+        other => panic!("{name} is no table: {other:?}"),
+    }
+}
+
+fn column(finding: &Finding, exhibit: &str, column: &str) -> Vec<Value> {
+    let (columns, rows) = table(finding, exhibit);
+    let at = columns.iter().position(|&c| c == column).unwrap();
+    rows.iter().map(|row| row[at].clone()).collect()
+}
+
+#[test]
+fn a_study_goes_on_with_what_is_missing_and_does_nothing_twice() {
+    let bench = Bench::new();
+    bench
+        .study("out")
+        .args(["--experiments", "E1"])
+        .assert()
+        .success();
+    let kept = bench.path("out/findings/E1.json");
+    let first = std::fs::read(&kept).unwrap();
+    let told = bench
+        .study("out")
+        .args(["--experiments", "E1,E2"])
+        .assert()
+        .success();
+    let told = String::from_utf8(told.get_output().stderr.clone()).unwrap();
+    assert!(
+        told.contains("E1: done before") && told.contains("E2 (2 of"),
+        "{told}"
+    );
+    assert_eq!(std::fs::read(&kept).unwrap(), first, "seconds included");
+
+    // Made again, it is the same but for the time it took.
+    let finding = bench.finding("out", "E1");
+    std::fs::remove_file(&kept).unwrap();
+    bench
+        .study("out")
+        .args(["--experiments", "e1", "--resume", "--quiet"])
+        .assert()
+        .success()
+        .stderr("");
+    let again = bench.finding("out", "E1");
+    assert_eq!(
+        (again.numbers, again.exhibits),
+        (finding.numbers, finding.exhibits)
+    );
+}
+
+#[test]
+fn a_folder_of_another_study_or_of_something_else_is_refused_by_what_differs() {
+    let bench = Bench::new();
+    bench
+        .study("out")
+        .args(["--experiments", "E1"])
+        .assert()
+        .success();
+    let facts = b"statement,label\nThe sky is above the ground we stand on.,1\nThe sky is below the ground we stand on.,0\n";
+    let facts = bench.write("facts.csv", facts);
+    let message = refused(bench.study("out").arg("--facts").arg(&facts), 1);
+    assert!(
+        message.contains("a study of another facts") && message.contains("another folder"),
+        "{message}"
+    );
+    let message = refused(bench.study("out").args(["--seed", "1"]), 1);
+    assert!(
+        message.contains("'seed' (it was 0, now it is 1)"),
+        "{message}"
+    );
+    std::fs::create_dir(bench.path("full")).unwrap();
+    bench.write("full/thesis.txt", b"mine");
+    let message = refused(&mut bench.study("full"), 1);
+    assert!(
+        message.contains("full: the folder is not empty and holds no study"),
+        "{message}"
+    );
+    let message = refused(bench.study("new").args(["--experiments", "E1,E77"]), 1);
+    assert!(
+        message.contains("no experiment 'E77'; there are E1, E2"),
+        "{message}"
+    );
+    assert!(!bench.path("new").exists());
+}
+
+#[test]
+fn bad_inputs_are_refused_by_file_and_line_before_anything_runs() {
+    let bench = Bench::new();
+    let cases: [(&str, &str, &[u8], &str); 8] = [
+        ("--facts", "one.csv", b"statement,label\nA is b.,1\nC is d.,1\n", "one.csv:2: all 2 statements"),
+        ("--facts", "twice.csv", b"statement,label\nA is b.,1\nC is d.,0\nA is b.,1\n", "twice.csv:4: the statement of line 2 again"),
+        ("--facts", "column.csv", b"statement,topic\nA is b.,x\n", "column.csv:1: no column `label`"),
+        ("--facts", "bytes.csv", b"statement,label\nA is b.,1\nC \xff d.,0\n", "bytes.csv:3: not UTF-8"),
+        ("--facts", "short.csv", b"statement,label\nA is b.,1\nC is d.,0\n", "short.csv: its true statements can be cut"),
+        ("--prompts", "special.jsonl", b"{\"text\": \"Is it?\", \"honest\": \"no\"}\n{\"text\": \"A</s>?\", \"honest\": \"yes\"}\n{\"text\": \"B?\", \"honest\": \"no\"}\n", "special.jsonl:2: the prompt does not fit the template: it holds `</s>`"),
+        ("--prompts", "honest.jsonl", b"{\"text\": \"Is it?\", \"honest\": \"maybe\"}\n", "honest.jsonl:1: column"),
+        ("--behaviour", "b.toml", b"name = \"x\"\ntitel = \"y\"\n", "b.toml:2: unknown field `titel`"),
+    ];
+    for (flag, name, bytes, says) in cases {
+        let file = bench.write(name, bytes);
+        let message = refused(bench.study("out").arg(flag).arg(&file), 1);
+        assert!(message.contains(says), "{message}");
+    }
+    let long = json!({ "text": "long ".repeat(300), "honest": "yes" });
+    let file = bench.write("long.jsonl", format!("{{\"text\": \"a?\", \"honest\": \"no\"}}\n{long}\n{{\"text\": \"b?\", \"honest\": \"no\"}}\n").as_bytes());
+    let message = refused(bench.study("out").arg("--prompts").arg(&file), 1);
+    assert!(message.contains("long.jsonl:2"), "{message}");
+    assert!(!bench.path("out/findings/E1.json").exists());
+}
