@@ -16,9 +16,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut findings: Vec<Finding> = Vec::new();
     for entry in std::fs::read_dir(study.join("findings"))? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "json") {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "json")
+        {
             let text = std::fs::read_to_string(&path)?;
-            findings.push(serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?);
+            findings.push(
+                serde_json::from_str(&text)
+                    .map_err(|error| format!("{}: {error}", path.display()))?,
+            );
         }
     }
     // E2 before E10: by the letters, then by the number.
@@ -31,7 +37,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let heading = Heading {
         title: format!("Findings of {}", study.display()),
         lead: vec![format!("{} experiments.", findings.len())],
-        facts: vec![("Made from".into(), study.join("findings").display().to_string())],
+        facts: vec![(
+            "Made from".into(),
+            study.join("findings").display().to_string(),
+        )],
     };
     page::write(&out, &heading, &findings)?;
     println!("{}", out.join(page::PAGE).display());

@@ -27,6 +27,17 @@ OVERLAPS = """() => [...document.querySelectorAll('svg.chart')].flatMap(svg => {
   return found.slice(0, 3);
 })"""
 
+# What is wrong with what one plot shows on hover; at once, since a page that scrolls hides it.
+HOVER = """name => {
+  const marks = document.querySelectorAll(`figure#${name} [data-value]`), hover = document.getElementById('hover');
+  if (!marks.length) return null;
+  marks[marks.length >> 1].dispatchEvent(new PointerEvent('pointermove', {clientX: innerWidth - 2, clientY: innerHeight - 2, bubbles: true}));
+  const box = hover.getBoundingClientRect(), inside = box.left >= 0 && box.right <= innerWidth && box.bottom <= innerHeight;
+  const wrong = hover.hidden || !hover.textContent.trim() ? `${name} shows no value on hover` : inside ? null : `what ${name} shows on hover is cut off`;
+  hover.hidden = true;
+  return wrong;
+}"""
+
 # Elements that reach over the window's right edge, outside the boxes that scroll by themselves.
 TOO_WIDE = """() => [...document.querySelectorAll('main *')].filter(one => !one.closest('.scroll') && one.getBoundingClientRect().right > innerWidth + 1)
   .slice(0, 5).map(one => one.tagName + ' ' + (one.className.baseVal ?? one.className) + ' in ' + one.closest('section')?.id)"""
@@ -73,19 +84,8 @@ def check(page, study, scheme):
 
 
 def hovered(page, drawn):
-    """A value in each plot shows when the pointer is on it."""
-    wrong = []
-    for name in drawn:
-        marks = page.locator(f"figure#{name} [data-value]")
-        if marks.count() == 0:
-            continue  # an exhibit without a value
-        mark = marks.nth(marks.count() // 2)
-        mark.scroll_into_view_if_needed()
-        mark.dispatch_event("pointermove", {"clientX": 100, "clientY": 100, "bubbles": True})
-        if page.locator("#hover").is_hidden() or not page.locator("#hover").inner_text().strip():
-            wrong.append(f"{name} shows no value on hover")
-    page.mouse.move(0, 0)
-    return wrong
+    """A value in each plot shows when the pointer is on it, whole in the window."""
+    return [one for name in drawn if (one := page.evaluate(HOVER, name))]
 
 
 def look(browser, study, pictures):

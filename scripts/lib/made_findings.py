@@ -64,7 +64,7 @@ def lines():
 
 def bars():
     blocks = [{"name": f"{kind}{layer}", "value": wave(3 * layer + (kind == "mlp"), base=0.05, size=0.3), "interval": [wave(3 * layer, base=-0.05, size=0.3), 0.4],
-               "points": [wave(3 * layer + p, base=0.05, size=0.35) for p in range(8)], "published": 0.336 if layer == 20 else None}
+               "points": [wave(3 * layer + p, base=0.05, size=0.35) for p in range(8)], "published": 0.336 if layer == 16 else None}
               for layer in range(14, 20) for kind in ("attn", "mlp")]
     blocks.append({"name": "random direction, mean of 99", "value": 0.01, "interval": [-0.02, 0.03], "control": True})
     blocks.append({"name": LONG, "value": None})

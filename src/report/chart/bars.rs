@@ -96,6 +96,15 @@ fn draw_bar(
 ) {
     let thick = row * 0.62;
     let title = title(bar, y);
+    // The whole row tells its value, but for what is drawn on it.
+    let (left, right) = (across.at(across.low), across.at(across.high));
+    canvas.rect(
+        "hit",
+        [left, middle - row / 2.0],
+        [0.0f64.max(right - left), row],
+        "",
+        &title,
+    );
     if let Some(value) = bar.value.filter(|value| value.is_finite()) {
         let (zero, end) = (across.at(0.0), across.at(value));
         let size = [(end - zero).abs().max(1.0), thick];
@@ -136,14 +145,6 @@ fn draw_bar(
             &title,
         );
     }
-    let (left, right) = (across.at(across.low), across.at(across.high));
-    canvas.rect(
-        "hit",
-        [left, middle - row / 2.0],
-        [0.0f64.max(right - left), row],
-        "",
-        &title,
-    );
 }
 
 fn title(bar: &Bar, y: &Axis) -> String {

@@ -142,10 +142,10 @@ fn draw_cell(
         &title,
     );
     // On paper nothing is shown on hover.
-    let words = if value == 0.0 {
-        "0".into()
-    } else {
-        format!("{value:.2}").replace('-', "−")
+    let words = match format!("{value:.2}").as_str() {
+        _ if value == 0.0 => "0".into(),
+        "-0.00" => "0.00".into(),
+        words => words.replace('-', "−"),
     };
     if w >= 32.0 && h >= 14.0 && value.abs() < 1000.0 {
         let ink = if strength > 0.55 {

@@ -27,7 +27,11 @@ impl Scale {
             (low, high) = (0.0, 1.0);
         }
         if high - low < 1e-12 * high.abs().max(low.abs()).max(1e-12) {
-            let half = if low == 0.0 { 0.5 } else { low.abs() * 0.1 };
+            let half = if low.abs() < 1e-200 {
+                0.5
+            } else {
+                low.abs() * 0.1
+            };
             (low, high) = (low - half, high + half);
         }
         let margin = (high - low) * 0.04;

@@ -9,7 +9,6 @@ pub(super) fn html(numbers: &[Number]) -> String {
     let counts = numbers.iter().any(|number| number.n.is_some());
     let published = numbers.iter().any(|number| number.published.is_some());
     let controls = numbers.iter().any(|number| !number.controls.is_empty());
-    let notes = numbers.iter().any(|number| !number.note.is_empty());
 
     let mut table = String::from(
         "<div class=\"scroll\"><table class=\"numbers\">\n<thead><tr><th>Number</th><th class=\"num\">Ours</th>",
@@ -25,12 +24,11 @@ pub(super) fn html(numbers: &[Number]) -> String {
     column(published, right, "Difference");
     column(counts, right, "n");
     column(controls, "", "Controls");
-    column(notes, "", "Note");
     table.push_str("</tr></thead>\n<tbody>\n");
     for number in numbers {
         let mut row = format!(
             "<tr><th scope=\"row\">{}</th><td class=\"num ours\">{}</td>",
-            text(&number.name),
+            name(number),
             value(number)
         );
         let mut cell = |there: bool, class: &str, html: String| {
@@ -55,7 +53,6 @@ pub(super) fn html(numbers: &[Number]) -> String {
             number.n.map_or(String::new(), |n| n.to_string()),
         );
         cell(controls, "", controls_html(number));
-        cell(notes, " class=\"note\"", text(&number.note));
         table.push_str(&row);
         table.push_str("</tr>\n");
     }
@@ -68,6 +65,18 @@ pub(super) fn html(numbers: &[Number]) -> String {
         table.push_str("<p class=\"files\">° recomputed from the authors' saved results, not printed by them.</p>\n");
     }
     table
+}
+
+/// The name, and below it what is to be known of the number.
+fn name(number: &Number) -> String {
+    match number.note.as_str() {
+        "" => text(&number.name),
+        note => format!(
+            "{}<div class=\"note\">{}</div>",
+            text(&number.name),
+            text(note)
+        ),
+    }
 }
 
 fn value(number: &Number) -> String {
