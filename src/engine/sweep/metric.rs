@@ -144,6 +144,11 @@ impl Measures {
         self.metrics.len()
     }
 
+    /// What is projected on.
+    pub fn directions(&self) -> impl Iterator<Item = &[f32]> {
+        self.readings.iter().filter_map(|r| r.spec.directions())
+    }
+
     /// What the plan needs to know.
     pub fn taps(&self) -> impl Iterator<Item = Tap> {
         self.readings.iter().map(|r| plain_tap(r.point))

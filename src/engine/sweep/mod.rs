@@ -317,6 +317,7 @@ impl<'p> Sweep<'p> {
             "model": self.prepared.model.fingerprint,
             "prompts": self.prompts.len(),
             "prompts_xxh3": [tokens(Run::Clean), tokens(Run::Corrupt), crate::store::Xxh3::of(json!(named).to_string().as_bytes())],
+            "directions_xxh3": self.measures.directions().map(super::directions::hash_of).collect::<Vec<_>>(),
             "edits": self.prepared.edits.iter().map(|e| e.record()).collect::<Vec<_>>(),
             "backend": identity.backend,
             "device": identity.device,
