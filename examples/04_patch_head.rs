@@ -13,7 +13,7 @@ pub fn run(model: &str, pairs: &Path, layer: usize, head: usize) -> streamgauge:
     let prompts = read_pairs(pairs, &prepared)?;
     // z is what a head reads, before W_O; patching it patches the head's share of attn_out.
     let spec = SweepSpec {
-        metric: Metric::LogitDiff,
+        metrics: vec![Metric::LogitDiff],
         ..SweepSpec::new(vec![format!("blocks.{layer}.attn.hook_z[{head}]")])
     };
     let sweep = Sweep::new(&prepared, spec, prompts)?;

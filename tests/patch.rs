@@ -204,6 +204,107 @@ fn replay_gives_what_whole_passes_give_bit_for_bit() {
 }
 
 #[test]
+fn a_set_is_patched_together_and_gives_what_a_whole_pass_gives_bit_for_bit() {
+    let (bench, prepared) = (Bench::new(), prepared(&[]));
+    let pairs = bench.pairs(&[(9, 9), (4, 4)]);
+    let set = |places: &[&str]| places.iter().map(|p| p.to_string()).collect();
+    let sets = vec![
+        set(&["blocks.*.hook_mlp_out"]),
+        set(&["blocks.{0,2}.attn.hook_z[1,3]", "blocks.1.hook_mlp_out@-2"]),
+        set(&[
+            "blocks.0.hook_mlp_out",
+            "blocks.1.hook_mlp_out",
+            "blocks.2.hook_attn_out",
+        ]),
+        set(&[
+            "blocks.1.hook_resid_post@-1",
+            "blocks.1.hook_resid_post@-3",
+            "blocks.1.hook_resid_post@-5",
+        ]),
+        // As the pair below.
+        set(&["blocks.0.hook_attn_out", "blocks.2.hook_attn_out"]),
+    ];
+    let both = SweepSpec {
+        sets,
+        ..spec(&[], &["blocks.{0,2}.hook_attn_out"])
+    };
+    let done = swept(&prepared, &pairs, both).unwrap();
+    let of = |prompt| {
+        let rows = done
+            .rows
+            .iter()
+            .filter(|r| r.prompt == prompt && r.way == Way::Denoising);
+        let mut places: Vec<usize> = rows.map(|r| r.sites.len()).collect();
+        places.sort();
+        places
+    };
+    assert_eq!(of(0), [2, 3, 3, 3, 5]);
+    assert_eq!(
+        of(1),
+        [2, 3, 3, 5],
+        "the prompt of 4 tokens has no fifth from its end"
+    );
+    for row in &done.rows {
+        let whole = naive(&prepared, &pairs, row);
+        assert_eq!(row.patched.to_bits(), whole.to_bits(), "{row:?}: {whole}");
+    }
+    let empty = SweepSpec {
+        sets: vec![Vec::new()],
+        ..spec(&["blocks.0.hook_mlp_out"], &[])
+    };
+    let message = swept(&prepared, &pairs, empty).unwrap_err();
+    assert!(message.contains("names no place"), "{message}");
+}
+
+#[test]
+fn several_metrics_of_one_sweep_are_what_each_gives_in_its_own() {
+    let (bench, prepared) = (Bench::new(), prepared(&[]));
+    let pairs = bench.pairs(&[(9, 9), (6, 6)]);
+    let direction = direction(&bench);
+    let metrics = vec![
+        Metric::KlRecovery,
+        Metric::Direction {
+            file: direction,
+            key: "v".into(),
+            at: "blocks.2.hook_resid_post".into(),
+        },
+        Metric::LogitDiff,
+        Metric::ProbDiff { of: None },
+    ];
+    let sites = spec(&["blocks.*.hook_attn_out"], &["blocks.*.hook_mlp_out"]);
+    let of = |metrics: &[Metric]| {
+        let metrics = metrics.to_vec();
+        let spec = SweepSpec {
+            metrics,
+            ..sites.clone()
+        };
+        swept(&prepared, &pairs, spec)
+    };
+    let together = of(&metrics).unwrap();
+    let mut naive = 0;
+    for metric in &metrics {
+        let alone = of(std::slice::from_ref(metric)).unwrap();
+        let rows = together.rows.iter().filter(|r| r.metric == metric.name());
+        assert!(rows.eq(&alone.rows), "{}", metric.name());
+        assert_eq!(alone.layer_runs, together.layer_runs);
+        naive = alone.naive_layer_runs;
+    }
+    assert_eq!(naive, together.naive_layer_runs);
+    assert!(of(&[]).unwrap_err().contains("at least one"));
+    let beyond = Metric::ProbDiff {
+        of: Some([vec![1], vec![160]]),
+    };
+    assert!(of(&[beyond]).unwrap_err().contains("no 160"));
+    let twice = [Metric::LogitDiff, Metric::LogitDiff];
+    assert!(of(&twice).unwrap_err().contains("given twice"));
+    let out = bench.path("tables");
+    write(&out, &together, &serde_json::json!({}), &[]).unwrap();
+    let means = std::fs::read_to_string(out.join("means.csv")).unwrap();
+    assert!(means.lines().next().unwrap().ends_with("position2,metric"));
+    assert_eq!(means.lines().count(), 1 + 4 * 2 * (3 + 3));
+}
+
+#[test]
 fn patching_everything_makes_the_other_run_exactly() {
     let (bench, prepared) = (Bench::new(), prepared(&[]));
     let pairs = bench.pairs(&[(9, 9), (17, 17)]);
@@ -240,15 +341,21 @@ fn all_heads_of_z_together_are_attn_out() {
     );
 }
 
-#[test]
-fn nothing_below_an_edit_recovers_anything() {
-    let bench = Bench::new();
+/// A file with one direction, `v`.
+fn direction(bench: &Bench) -> PathBuf {
     let direction = bench.path("dir.safetensors");
     let bytes: Vec<u8> = (0..64)
         .flat_map(|i| ((i % 5) as f32 - 1.5).to_le_bytes())
         .collect();
     let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![64], &bytes);
     safetensors::serialize_to_file([("v", view.unwrap())], None, &direction).unwrap();
+    direction
+}
+
+#[test]
+fn nothing_below_an_edit_recovers_anything() {
+    let bench = Bench::new();
+    let direction = direction(&bench);
     let edit = format!(
         "add at=blocks.1.hook_resid_post v={}#v c=3",
         direction.display()
@@ -329,7 +436,7 @@ fn metrics_go_by_the_last_position() {
         &prepared(&[]),
         &pairs,
         SweepSpec {
-            metric: Metric::LogitDiff,
+            metrics: vec![Metric::LogitDiff],
             ..spec(&[last], &[])
         },
     );
@@ -413,7 +520,7 @@ fn a_stopped_sweep_goes_on_where_it_was_and_only_by_the_same_command() {
     assert_eq!(resumed.rows, whole.rows);
     assert_eq!(resumed.receipts, whole.receipts);
     let other = SweepSpec {
-        metric: Metric::LogitDiff,
+        metrics: vec![Metric::LogitDiff],
         ..spec
     };
     let other = Sweep::new(&prepared, other, prompts).unwrap();
@@ -610,6 +717,28 @@ fn the_command_writes_tables_and_a_manifest() {
         .get_output()
         .clone();
     assert!(String::from_utf8_lossy(&again.stderr).contains("not empty"));
+}
+
+#[test]
+fn the_command_patches_a_set_and_names_all_its_places() {
+    let bench = Bench::new();
+    let pairs = bench.pairs(&[(9, 9)]);
+    let set = "blocks.{0-1}.hook_mlp_out blocks.2.attn.hook_z[1]@-1";
+    let flags = ["--set", set, "--metric", "prob-diff", "--quiet"];
+    patch(&bench, &pairs, &flags).assert().success();
+    let mut csv = csv::Reader::from_path(bench.path("out/sweep.csv")).unwrap();
+    assert_eq!(csv.headers().unwrap().iter().last(), Some("set"));
+    let rows: Vec<csv::StringRecord> = csv.records().map(Result::unwrap).collect();
+    assert_eq!(rows.len(), 1);
+    assert_eq!(&rows[0][5], "prob-diff");
+    assert_eq!(
+        rows[0].iter().last().unwrap(),
+        "blocks.0.hook_mlp_out@all + blocks.1.hook_mlp_out@all + blocks.2.attn.hook_z[1]@-1"
+    );
+    let empty = Bench::new();
+    let output = patch(&empty, &pairs, &["--set", " "]).assert().code(1);
+    let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
+    assert!(message.contains("names no place"), "{message}");
 }
 
 #[test]

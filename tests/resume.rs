@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 use streamgauge::engine::{
     Choosing, Ending, Error, Extracted, GenerationBeginning, GenerationStore, Generator, Job,
-    Options, Prepared, PromptSource, Sample, Stops, extract_with,
+    Options, Prepared, PromptSource, Sample, Stops, extract_with, recompute,
 };
 use streamgauge::store::{Manifest, State, Store, verify};
 
@@ -433,4 +433,43 @@ fn the_generate_command_resumes_and_refuses_another_command() {
         error.contains("it is of `generate`, and this is `extract`"),
         "{error}"
     );
+}
+
+/// Writes a direction into `directions.safetensors`; returns a tap that projects on it.
+fn tap_on(dir: &Path, direction: [f32; 64]) -> String {
+    let path = dir.join("directions.safetensors");
+    let bytes: Vec<u8> = direction.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![64], &bytes);
+    safetensors::serialize_to_file([("d", view.unwrap())], None, &path).unwrap();
+    format!("blocks.0.hook_resid_post|dot:{}#d", path.display())
+}
+
+#[test]
+fn a_direction_that_has_changed_is_refused_though_its_file_is_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path());
+    let base = || Job {
+        taps: vec![tap_on(dir.path(), [0.5; 64])],
+        shard_bytes: 500,
+        ..job(&data)
+    };
+    let out = dir.path().join("store");
+    assert!(is_stopped(&run(base(), &out, false, 3)));
+    let changed = base();
+    tap_on(dir.path(), [0.25; 64]);
+    let error = run(changed, &out, true, usize::MAX)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("the content of its taps' directions"),
+        "{error}"
+    );
+    assert!(matches!(
+        run(base(), &out, true, usize::MAX),
+        Ok(Ending::Done(_))
+    ));
+    assert!(recompute(&out, 3, 0, None, None).unwrap().exact);
+    tap_on(dir.path(), [0.25; 64]);
+    let error = recompute(&out, 3, 0, None, None).unwrap_err().to_string();
+    assert!(error.contains("have changed since"), "{error}");
 }

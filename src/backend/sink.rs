@@ -63,6 +63,14 @@ impl SinkSpec {
         }
     }
 
+    /// What it projects rows on, if it does.
+    pub fn directions(&self) -> Option<&[f32]> {
+        match &self.reduce {
+            Reduce::Dot(directions) => Some(directions),
+            _ => None,
+        }
+    }
+
     /// Width of a stored row, given the activation's.
     pub fn stored_width(&self, act_width: usize) -> usize {
         let width = self.width(act_width);

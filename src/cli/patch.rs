@@ -33,16 +33,19 @@ pub struct PatchArgs {
     /// What to patch, one place at a time: PATTERN[@POSITIONS], as in 'blocks.{14-29}.hook_mlp_out', 'blocks.*.attn.hook_z[0--1]'
     /// (each head by itself), 'blocks.*.hook_resid_post@each'. POSITIONS: all (the default), -1, -5..-1 (together), each, each:-5..-1
     /// (one by one), or a name of the pairs file. May be given several times.
-    #[arg(long, value_name = "P", num_args = 1.., required_unless_present = "pairs")]
+    #[arg(long, value_name = "P", num_args = 1.., required_unless_present_any = ["pairs", "set"])]
     sites: Vec<String>,
     /// Patch every two of these places together: the same form.
     #[arg(long, value_name = "P", num_args = 1..)]
     pairs: Vec<String>,
+    /// Patch these places all together: the same form, in one quoted text, parted by spaces. May be given several times.
+    #[arg(long, value_name = "P P …")]
+    set: Vec<String>,
     /// Which run is patched: the corrupt one with the clean one's part (denoising), the other way (noising), or both.
     #[arg(long, value_enum, default_value = "denoising")]
     way: WayArg,
-    /// kl-recovery: KL from the clean run's distribution; logit-diff: logit of `answer` less that of `wrong`; direction: projection on
-    /// --direction. All at the last position.
+    /// kl-recovery: KL from the clean run's distribution; logit-diff: logit of `answer` less that of `wrong`; prob-diff: probability
+    /// of `answer` less that of `wrong`; direction: projection on --direction. All at the last position.
     #[arg(long, value_enum, default_value = "kl-recovery")]
     metric: MetricArg,
     /// For --metric direction: FILE.safetensors#TENSOR.
@@ -101,6 +104,7 @@ enum WayArg {
 enum MetricArg {
     KlRecovery,
     LogitDiff,
+    ProbDiff,
     Direction,
 }
 
@@ -131,12 +135,13 @@ impl PatchArgs {
         Ok(SweepSpec {
             sites: self.sites.clone(),
             pairs: self.pairs.clone(),
+            sets: self.set.iter().map(|set| places(set)).collect(),
             ways: match self.way {
                 WayArg::Denoising => vec![Way::Denoising],
                 WayArg::Noising => vec![Way::Noising],
                 WayArg::Both => vec![Way::Denoising, Way::Noising],
             },
-            metric: self.metric(n_layers)?,
+            metrics: vec![self.metric(n_layers)?],
             align_from_end: self.align == AlignArg::End,
             min_kl: self.min_kl,
             memory: self.memory,
@@ -163,8 +168,13 @@ impl PatchArgs {
             (_, Some(_)) => usage("--direction has an effect with --metric direction alone"),
             (MetricArg::KlRecovery, None) => Ok(Metric::KlRecovery),
             (MetricArg::LogitDiff, None) => Ok(Metric::LogitDiff),
+            (MetricArg::ProbDiff, None) => Ok(Metric::ProbDiff { of: None }),
         }
     }
+}
+
+fn places(set: &str) -> Vec<String> {
+    set.split_whitespace().map(String::from).collect()
 }
 
 pub fn run(args: &PatchArgs) -> CliResult {

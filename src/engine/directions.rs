@@ -6,6 +6,7 @@ use safetensors::SafeTensors;
 
 use super::{Error, Result};
 use crate::backend::cpu::{StoredDtype, StoredTensor};
+use crate::store::Xxh3;
 use crate::sys::map::MappedFile;
 
 /// One tensor of a file, widened to f32.
@@ -34,6 +35,11 @@ pub fn of_layer(
         (key, _) => key.map(str::to_owned),
     };
     checked(file, key.as_deref(), width)
+}
+
+/// By which a run that goes on knows that its directions are still the same.
+pub(super) fn hash_of(directions: &[f32]) -> Xxh3 {
+    Xxh3::of(bytemuck::cast_slice(directions))
 }
 
 /// Reads the tensor `key` of a safetensors file, or its only one; why not, if not.

@@ -126,6 +126,11 @@ pub enum Error {
         "{dir}: edit `{edit}` reads other numbers than it did when the store was made: put the original file or store back"
     )]
     EditDiffers { dir: String, edit: String },
+    /// A file of directions that has other numbers than a store's rows were projected on.
+    #[error(
+        "{dir}: the directions that its taps project on have changed since; put the file back that it was extracted with"
+    )]
+    DirectionsDiffer { dir: String },
     #[error(
         "no sample has a row for the tap {tap}: its selection picked nothing in any of the {samples} samples"
     )]

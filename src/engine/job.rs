@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::directions::hash_of;
 use super::edits::{self, OpenEdit};
 use super::sample::{OnLong, Sample, Tokenising};
 use super::selected::{BatchRows, Part, SelectedSample};
@@ -16,7 +17,7 @@ use crate::backend::{Edit, Receipt, Reduce, SinkDtype, SinkSpec};
 use crate::data::{Dataset, Fields, ReadOptions};
 use crate::hooks::{Dims, Reduction, SampleView, Selection, Tap, TapSpec};
 use crate::model::{ChatTemplate, Model, Tokenizer};
-use crate::store::{ShardLimits, StoreDtype, TapInfo, TapRows};
+use crate::store::{ShardLimits, StoreDtype, TapInfo, TapRows, Xxh3};
 
 /// Everything that decides what a run computes and stores. Two runs with equal jobs write equal tap files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -321,6 +322,16 @@ impl Prepared {
             open.check(sample, part.selected(selection))?;
         }
         Ok(())
+    }
+
+    /// Hashes of what each tap projects on, if it does; empty where none does.
+    pub(super) fn directions(&self) -> Vec<Option<Xxh3>> {
+        let of = |spec: &Arc<SinkSpec>| spec.directions().map(hash_of);
+        let hashes: Vec<_> = self.specs.iter().map(of).collect();
+        match hashes.iter().any(Option::is_some) {
+            true => hashes,
+            false => Vec::new(),
+        }
     }
 
     /// What each edit has done.

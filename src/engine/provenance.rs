@@ -34,6 +34,7 @@ pub(super) fn provenance(prepared: &Prepared, machine: Identity) -> Provenance {
         kernel_build: machine.kernel_build,
         batch_tokens: job.batch_tokens as u64,
         job: json!(job),
+        directions: prepared.directions(),
         edits: prepared.edits.iter().map(|e| e.record()).collect(),
         numeric_record: machine.numeric_record,
         ..Provenance::default()

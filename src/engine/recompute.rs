@@ -131,6 +131,11 @@ pub fn recompute_on(
             .into());
         }
     }
+    let stored = &manifest.provenance.directions;
+    if !stored.is_empty() && *stored != prepared.directions() {
+        let dir = dir.display().to_string();
+        return Err(Error::DirectionsDiffer { dir }.into());
+    }
     if let Some(stored) = &manifest.provenance.dataset.fingerprint
         && let Some(found) = prepared.job.dataset(false)?.fingerprint()?
     {

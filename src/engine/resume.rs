@@ -285,6 +285,8 @@ fn changes(
         then.numeric_record.clone(),
         now.numeric_record.clone(),
     );
+    let directions = "the content of its taps' directions";
+    compare(directions, json!(then.directions), json!(now.directions));
     compare("--edit", json!(then.edits), json!(now.edits));
     if let (Some(stored), Some(found)) = (&then.dataset.fingerprint, dataset) {
         compare("the dataset", json!(stored), json!(found));

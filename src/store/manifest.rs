@@ -160,6 +160,9 @@ pub struct Provenance {
     /// The part of the dataset that the run reads, where it is not all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slice: Option<Slice>,
+    /// What taps project on: xxh3-64 of each tap's directions, none for a tap without.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub directions: Vec<Option<Xxh3>>,
     #[serde(default)]
     pub edits: Vec<Value>,
     #[serde(default)]

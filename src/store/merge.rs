@@ -119,6 +119,7 @@ fn check_job(slices: &[Slice]) -> Result<()> {
             ("job", p.job.clone()),
             ("taps", json!(m.taps)),
             ("kept fields", json!(names(m))),
+            ("directions", json!(p.directions)),
             ("edits", json!(p.edits)),
             ("model", json!(p.model.fingerprint)),
             ("tokenizer", json!(p.tokenizer_fingerprint)),

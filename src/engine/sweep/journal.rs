@@ -18,10 +18,10 @@ pub(super) const NAME: &str = "journal.jsonl";
 /// The numbers of one part.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Part {
-    /// The metric of the prompt's runs without patches.
-    pub clean: f64,
-    pub corrupt: f64,
-    /// Of each patched run; empty where the prompt is left out.
+    /// The metrics of the prompt's runs without patches.
+    pub clean: Vec<f64>,
+    pub corrupt: Vec<f64>,
+    /// Of each patched run in turn; empty where the prompt is left out.
     pub values: Vec<f64>,
     pub layer_runs: u64,
     /// Per site.
@@ -35,7 +35,7 @@ pub(super) struct Part {
 struct Written {
     prompt: usize,
     part: usize,
-    ends: [u64; 2],
+    ends: [Vec<u64>; 2],
     values: Vec<u64>,
     layer_runs: u64,
     patched: Vec<[u64; 3]>,
@@ -183,11 +183,12 @@ fn check(first: &str, record: &Value) -> Result<(), String> {
 impl Written {
     fn of(prompt: usize, number: usize, part: &Part) -> Self {
         let bits = |r: &Receipt| [r.rows, r.norm_before.to_bits(), r.norm_after.to_bits()];
+        let numbers = |values: &[f64]| values.iter().map(|v| v.to_bits()).collect();
         Written {
             prompt,
             part: number,
-            ends: [part.clean.to_bits(), part.corrupt.to_bits()],
-            values: part.values.iter().map(|v| v.to_bits()).collect(),
+            ends: [numbers(&part.clean), numbers(&part.corrupt)],
+            values: numbers(&part.values),
             layer_runs: part.layer_runs,
             patched: part.patched.iter().map(bits).collect(),
             edited: part.edited.iter().map(bits).collect(),
@@ -200,10 +201,12 @@ impl Written {
             norm_before: f64::from_bits(before),
             norm_after: f64::from_bits(after),
         };
+        let numbers = |bits: Vec<u64>| bits.into_iter().map(f64::from_bits).collect();
+        let [clean, corrupt] = self.ends.map(numbers);
         Part {
-            clean: f64::from_bits(self.ends[0]),
-            corrupt: f64::from_bits(self.ends[1]),
-            values: self.values.into_iter().map(f64::from_bits).collect(),
+            clean,
+            corrupt,
+            values: numbers(self.values),
             layer_runs: self.layer_runs,
             patched: self.patched.into_iter().map(receipt).collect(),
             edited: self.edited.into_iter().map(receipt).collect(),

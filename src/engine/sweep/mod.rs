@@ -25,7 +25,7 @@ pub use site::{PatchSite, Positions};
 pub use table::{Row, means, write};
 
 use journal::{Journal, Part};
-use metric::Measure;
+use metric::Measures;
 use site::SiteSpec;
 use walk::{Done, References, Walk};
 
@@ -75,11 +75,14 @@ pub struct SweepSpec {
     pub sites: Vec<String>,
     /// The same form: a patch of every two places among them.
     pub pairs: Vec<String>,
+    /// The same form: of each set, one patch of all its places together.
+    pub sets: Vec<Vec<String>>,
     pub ways: Vec<Way>,
-    pub metric: Metric,
+    /// All are measured in the same runs, each kind once.
+    pub metrics: Vec<Metric>,
     /// Prompts of unequal lengths: match whole runs from their ends, and don't refuse.
     pub align_from_end: bool,
-    /// Prompts whose runs are nearer than this by KL, in nats, are left out (metric kl-recovery).
+    /// Prompts whose runs are nearer than this by KL, in nats, are left out (where kl-recovery is among the metrics).
     pub min_kl: f64,
     /// Bytes that the streams of patched runs may take.
     pub memory: u64,
@@ -91,8 +94,9 @@ impl SweepSpec {
         SweepSpec {
             sites,
             pairs: Vec::new(),
+            sets: Vec::new(),
             ways: vec![Way::Denoising],
-            metric: Metric::KlRecovery,
+            metrics: vec![Metric::KlRecovery],
             align_from_end: false,
             min_kl: 0.01,
             memory: 1 << 30,
@@ -107,11 +111,11 @@ pub struct Sweep<'p> {
     prompts: Vec<PromptPair>,
     /// In the order of the pass.
     sites: Vec<PatchSite>,
-    /// Places, by their index among the sites, rising: one or two.
+    /// Places, by their index among the sites, rising.
     patches: Vec<Vec<usize>>,
     /// Layers that have a site.
     layers: BTreeSet<usize>,
-    measure: Measure,
+    measures: Measures,
 }
 
 /// How far a sweep is.
@@ -127,7 +131,7 @@ pub struct SweepProgress {
 /// What a sweep found.
 #[derive(Debug, Clone)]
 pub struct Swept {
-    /// Prompt by prompt, way by way, patch by patch.
+    /// Prompt by prompt, way by way, patch by patch, metric by metric.
     pub rows: Vec<Row>,
     /// Prompts, by their number, that were left out because their two runs hardly differ, with the KL between these.
     pub left_out: Vec<(u64, f64)>,
@@ -152,6 +156,27 @@ fn bad(flag: &'static str, text: &str, why: impl Into<String>) -> crate::Error {
     .into()
 }
 
+/// The patches: of single places, of every two, of sets; none twice.
+fn patches(
+    sites: &[PatchSite],
+    single: &BTreeSet<PatchSite>,
+    paired: &BTreeSet<PatchSite>,
+    sets: &[BTreeSet<PatchSite>],
+) -> Vec<Vec<usize>> {
+    let index: BTreeMap<&PatchSite, usize> = sites.iter().zip(0..).collect();
+    let mut patches: Vec<Vec<usize>> = single.iter().map(|s| vec![index[s]]).collect();
+    let paired: Vec<usize> = paired.iter().map(|s| index[s]).collect();
+    for (i, &a) in paired.iter().enumerate() {
+        patches.extend(paired[i + 1..].iter().map(|&b| vec![a, b]));
+    }
+    let mut known: BTreeSet<Vec<usize>> = patches.iter().cloned().collect();
+    let of = |set: &BTreeSet<PatchSite>| set.iter().map(|s| index[s]).collect();
+    let new = sets.iter().map(of).filter(|p| known.insert(Vec::clone(p)));
+    let new: Vec<Vec<usize>> = new.collect();
+    patches.extend(new);
+    patches
+}
+
 impl<'p> Sweep<'p> {
     /// For a job that was opened for generation (it needs no taps; its edits make the clean run), and prompts of [`read_pairs`].
     ///
@@ -171,26 +196,31 @@ impl<'p> Sweep<'p> {
             resolve("sites", &spec.sites)?,
             resolve("pairs", &spec.pairs)?,
         );
-        if single.is_empty() && paired.len() < 2 {
+        let sets = spec.sets.iter().map(|set| resolve("sets", set));
+        let sets: Vec<BTreeSet<PatchSite>> = sets.collect::<Result<_>>()?;
+        if single.is_empty() && paired.len() < 2 && sets.is_empty() {
             return Err(bad(
                 "sites",
                 "",
                 "nothing to patch: pass --sites, for example --sites 'blocks.*.hook_mlp_out', or --pairs that name two places",
             ));
         }
+        if sets.iter().any(BTreeSet::is_empty) {
+            return Err(bad("sets", "", "a set names no place"));
+        }
         if spec.ways.is_empty() {
             return Err(bad("way", "", "choose denoising, noising or both"));
         }
-        let sites: Vec<PatchSite> = single.union(&paired).cloned().collect();
-        let index: BTreeMap<&PatchSite, usize> = sites.iter().zip(0..).collect();
-        let mut patches: Vec<Vec<usize>> = single.iter().map(|s| vec![index[s]]).collect();
-        let paired: Vec<usize> = paired.iter().map(|s| index[s]).collect();
-        for (i, &a) in paired.iter().enumerate() {
-            patches.extend(paired[i + 1..].iter().map(|&b| vec![a, b]));
-        }
+        let all: BTreeSet<&PatchSite> = single
+            .iter()
+            .chain(&paired)
+            .chain(sets.iter().flatten())
+            .collect();
+        let sites: Vec<PatchSite> = all.into_iter().cloned().collect();
+        let patches = patches(&sites, &single, &paired, &sets);
         let sweep = Sweep {
             layers: sites.iter().map(|s| s.point.layer).collect(),
-            measure: Measure::open(&spec.metric, prepared)?,
+            measures: Measures::open(&spec.metrics, prepared)?,
             prepared,
             spec,
             prompts,
@@ -203,16 +233,17 @@ impl<'p> Sweep<'p> {
 
     fn check(&self) -> Result<()> {
         let last = self.layers.last().copied().unwrap_or(0);
-        let read = self.measure.point;
-        let embeds = read.site == crate::hooks::Site::Embed;
-        if embeds || (read.site.is_per_layer() && read.layer < last) {
-            let why =
-                format!("patches are made up to layer {last}: read at that layer or after it");
-            return Err(bad("direction-at", &read.to_string(), why));
+        for read in self.measures.readings.iter().map(|r| r.point) {
+            let embeds = read.site == crate::hooks::Site::Embed;
+            if embeds || (read.site.is_per_layer() && read.layer < last) {
+                let why =
+                    format!("patches are made up to layer {last}: read at that layer or after it");
+                return Err(bad("direction-at", &read.to_string(), why));
+            }
         }
         let whole = self.sites.iter().any(|s| s.positions == Positions::All);
         for pair in &self.prompts {
-            self.measure.check(pair)?;
+            self.measures.check(pair)?;
             let (clean, corrupt) = (
                 pair.tokens(Run::Clean).len(),
                 pair.tokens(Run::Corrupt).len(),
@@ -286,6 +317,7 @@ impl<'p> Sweep<'p> {
             "model": self.prepared.model.fingerprint,
             "prompts": self.prompts.len(),
             "prompts_xxh3": [tokens(Run::Clean), tokens(Run::Corrupt), crate::store::Xxh3::of(json!(named).to_string().as_bytes())],
+            "directions_xxh3": self.measures.directions().map(super::directions::hash_of).collect::<Vec<_>>(),
             "edits": self.prepared.edits.iter().map(|e| e.record()).collect::<Vec<_>>(),
             "backend": identity.backend,
             "device": identity.device,
@@ -405,12 +437,7 @@ impl<'p> Sweep<'p> {
             }
         };
         let target = &references.target;
-        // NaN is too near as well.
-        let far = target
-            .corrupt
-            .partial_cmp(&self.spec.min_kl)
-            .is_some_and(|o| o.is_ge());
-        let too_near = self.measure.is_kl() && !far;
+        let too_near = self.measures.are_too_near(target, self.spec.min_kl);
         let values = if too_near {
             Vec::new()
         } else {
@@ -426,8 +453,8 @@ impl<'p> Sweep<'p> {
             values
         };
         Ok(Part {
-            clean: target.clean,
-            corrupt: target.corrupt,
+            clean: target.clean.clone(),
+            corrupt: target.corrupt.clone(),
             values,
             layer_runs: done.layer_runs,
             patched: done.patched,
@@ -464,7 +491,8 @@ impl Sum {
 
     fn add(&mut self, sweep: &Sweep<'_>, prompt: usize, keys: &[(Way, Vec<usize>)], part: Part) {
         self.layer_runs += part.layer_runs;
-        self.naive_runs += part.values.len() as u64;
+        let n_metrics = sweep.measures.len();
+        self.naive_runs += (part.values.len() / n_metrics) as u64;
         for (sum, receipt) in self.patched.iter_mut().zip(&part.patched) {
             sum.add(receipt);
         }
@@ -472,22 +500,23 @@ impl Sum {
             sum.add(receipt);
         }
         if part.values.is_empty() {
-            self.left_out.insert(prompt as u64, part.corrupt);
+            let kl = sweep.measures.kl(&part.corrupt);
+            self.left_out.insert(prompt as u64, kl);
         }
-        for ((way, patch), &value) in keys.iter().zip(&part.values) {
-            let sites = patch.iter().map(|&s| sweep.sites[s].clone()).collect();
-            self.rows.push(Row {
-                recovery: sweep
-                    .measure
-                    .recovery((part.clean, part.corrupt), *way, value),
-                metric: sweep.spec.metric.name(),
+        for ((way, patch), values) in keys.iter().zip(part.values.chunks(n_metrics)) {
+            let sites = || patch.iter().map(|&s| sweep.sites[s].clone()).collect();
+            let measured = (sweep.measures).recoveries(&part.clean, &part.corrupt, *way, values);
+            let row = |(metric, [clean, corrupt, patched, recovery]): (_, [f64; 4])| Row {
+                recovery,
+                metric,
                 prompt: prompt as u64,
-                clean: part.clean,
-                corrupt: part.corrupt,
-                patched: value,
+                clean,
+                corrupt,
+                patched,
                 way: *way,
-                sites,
-            });
+                sites: sites(),
+            };
+            self.rows.extend(measured.map(row));
         }
     }
 

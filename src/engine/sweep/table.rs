@@ -21,7 +21,7 @@ use crate::engine::{Error, Result};
 /// One patched run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// One place, or two in the order of the pass.
+    /// One place, or several in the order of the pass.
     pub sites: Vec<PatchSite>,
     /// The prompt's place in the pairs file, from 0.
     pub prompt: u64,
@@ -36,13 +36,16 @@ pub struct Row {
 }
 
 /// The columns, in order. Optional are those of a head that is not chosen, of a second place, and a recovery that is no number.
-const SCHEMA: &str = "message sweep {
+const SCHEMA: &str = "
     required binary site (STRING); required int64 layer; optional int64 head; required binary position (STRING);
     required int64 prompt; required binary metric (STRING);
     required double clean; required double corrupt; required double patched; optional double recovery;
     required binary way (STRING);
     optional binary site2 (STRING); optional int64 layer2; optional int64 head2; optional binary position2 (STRING);
-}";
+";
+
+/// One more, where a patch has more than two places: all of them, joined by ` + `.
+const SET: &str = "optional binary set (STRING);";
 
 const PLACE: [&str; 4] = ["site", "layer", "head", "position"];
 
@@ -54,12 +57,45 @@ enum Cell {
     Empty,
 }
 
+/// What a table has beyond the columns that every one has.
+#[derive(Debug, Clone, Copy)]
+struct More {
+    /// The places of patches of more than two.
+    set: bool,
+    /// In the means: which metric.
+    metric: bool,
+}
+
+impl More {
+    fn of(rows: &[Row]) -> Self {
+        More {
+            set: rows.iter().any(|row| row.sites.len() > 2),
+            metric: rows.iter().any(|row| row.metric != rows[0].metric),
+        }
+    }
+
+    fn schema(self) -> String {
+        format!(
+            "message sweep {{ {SCHEMA} {} }}",
+            if self.set { SET } else { "" }
+        )
+    }
+}
+
 impl Row {
-    fn cells(&self) -> Vec<Cell> {
+    fn set(&self) -> Cell {
+        if self.sites.len() < 3 {
+            return Cell::Empty;
+        }
+        let sites: Vec<String> = self.sites.iter().map(ToString::to_string).collect();
+        Cell::Text(sites.join(" + "))
+    }
+
+    fn cells(&self, more: More) -> Vec<Cell> {
         let [site, layer, head, position] = place(self.sites.first());
         let [site2, layer2, head2, position2] = place(self.sites.get(1));
         let recovery = Some(self.recovery).filter(|r| r.is_finite());
-        vec![
+        let mut cells = vec![
             site,
             layer,
             head,
@@ -75,7 +111,9 @@ impl Row {
             layer2,
             head2,
             position2,
-        ]
+        ];
+        cells.extend(more.set.then(|| self.set()));
+        cells
     }
 }
 
@@ -102,13 +140,15 @@ impl Cell {
     }
 }
 
-/// The mean recovery of each patch over the prompts that have one, and how many these are; in the rows' order.
+/// The mean recovery of each patch, by each metric, over the prompts that have one, and how many these are; in the rows' order.
 pub fn means(rows: &[Row]) -> Vec<(&Row, f64, usize)> {
     let mut order: Vec<(&Row, Vec<f64>)> = Vec::new();
-    let mut known: BTreeMap<(Way, &[PatchSite]), usize> = BTreeMap::new();
+    let mut known: BTreeMap<(Way, &[PatchSite], &str), usize> = BTreeMap::new();
     for row in rows {
         let next = order.len();
-        let at = *known.entry((row.way, &row.sites)).or_insert(next);
+        let at = *known
+            .entry((row.way, &row.sites, row.metric))
+            .or_insert(next);
         if at == next {
             order.push((row, Vec::new()));
         }
@@ -127,15 +167,13 @@ pub fn means(rows: &[Row]) -> Vec<(&Row, f64, usize)> {
 /// A file that cannot be written.
 pub fn write(dir: &Path, swept: &Swept, record: &Value, command: &[String]) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| failed(dir, &e))?;
+    let more = More::of(&swept.rows);
     whole(dir, "sweep.parquet", |path| {
-        parquet_table(path, &swept.rows).map_err(|e| failed(path, &e))
+        parquet_table(path, &swept.rows, more).map_err(|e| failed(path, &e))
     })?;
     whole(dir, "sweep.csv", |path| {
-        let rows = swept
-            .rows
-            .iter()
-            .map(|row| row.cells().iter().map(Cell::text).collect());
-        csv_table(path, &names(), rows)
+        let cells = |row: &Row| row.cells(more).iter().map(Cell::text).collect();
+        csv_table(path, &names(more), swept.rows.iter().map(cells))
     })?;
     whole(dir, "means.csv", |path| {
         let names: Vec<String> = PLACE
@@ -143,8 +181,11 @@ pub fn write(dir: &Path, swept: &Swept, record: &Value, command: &[String]) -> R
             .map(|n| n.to_string())
             .chain(["way", "recovery", "prompts"].map(String::from))
             .chain(PLACE.iter().map(|n| format!("{n}2")))
+            .chain(more.set.then(|| "set".into()))
+            .chain(more.metric.then(|| "metric".into()))
             .collect();
-        csv_table(path, &names, means(&swept.rows).into_iter().map(mean_cells))
+        let cells = |mean| mean_cells(mean, more);
+        csv_table(path, &names, means(&swept.rows).into_iter().map(cells))
     })?;
     let manifest = manifest(swept, record, command);
     whole(dir, "manifest.json", |path| {
@@ -175,13 +216,13 @@ fn whole(dir: &Path, name: &str, write: impl FnOnce(&Path) -> Result<()>) -> Res
         .map_err(|e| failed(&path, &e))
 }
 
-fn names() -> Vec<String> {
-    let schema = parse_message_type(SCHEMA);
+fn names(more: More) -> Vec<String> {
+    let schema = parse_message_type(&more.schema());
     let fields = schema.iter().flat_map(|s| s.get_fields());
     fields.map(|f| f.name().to_owned()).collect()
 }
 
-fn mean_cells((row, mean, prompts): (&Row, f64, usize)) -> Vec<String> {
+fn mean_cells((row, mean, prompts): (&Row, f64, usize), more: More) -> Vec<String> {
     let mut cells: Vec<Cell> = place(row.sites.first()).into();
     cells.push(Cell::Text(row.way.name().into()));
     cells.push(if prompts == 0 {
@@ -191,6 +232,8 @@ fn mean_cells((row, mean, prompts): (&Row, f64, usize)) -> Vec<String> {
     });
     cells.push(Cell::Int(prompts as u64));
     cells.extend(place(row.sites.get(1)));
+    cells.extend(more.set.then(|| row.set()));
+    cells.extend(more.metric.then(|| Cell::Text(row.metric.into())));
     cells.iter().map(Cell::text).collect()
 }
 
@@ -207,14 +250,14 @@ fn csv_table(path: &Path, names: &[String], rows: impl Iterator<Item = Vec<Strin
 /// Rows of a group: it bounds what is held as columns.
 const GROUP: usize = 1 << 16;
 
-fn parquet_table(path: &Path, rows: &[Row]) -> Result<(), ParquetError> {
-    let schema = Arc::new(parse_message_type(SCHEMA)?);
+fn parquet_table(path: &Path, rows: &[Row], more: More) -> Result<(), ParquetError> {
+    let schema = Arc::new(parse_message_type(&more.schema())?);
     let properties = WriterProperties::builder().set_compression(Compression::SNAPPY);
     let file = File::create(path)?;
     let mut writer =
         SerializedFileWriter::new(file, Arc::clone(&schema), Arc::new(properties.build()))?;
     for rows in rows.chunks(GROUP) {
-        let cells: Vec<Vec<Cell>> = rows.iter().map(Row::cells).collect();
+        let cells: Vec<Vec<Cell>> = rows.iter().map(|row| row.cells(more)).collect();
         let mut group = writer.next_row_group()?;
         for (i, field) in schema.get_fields().iter().enumerate() {
             let column = cells.iter().map(|row| &row[i]);

@@ -2,8 +2,8 @@
 //!
 //! The two runs without patches go through the model once; what they hold where patches begin is kept. The patched runs then
 //! walk the layers together, from one layer with patched places to the next. A run joins at the layer of its first patch, from
-//! the stream of the run that it equals until there: one of the two, or, for a pair, the run that has the first of its patches
-//! alone, which walks along once for all pairs that begin with it. So nothing is computed twice, and nothing that cannot change.
+//! the stream of the run that it equals until there: one of the two, or, for several places together, the run that has the first
+//! of them alone, which walks along once for all patches that begin with these. So nothing is computed twice, and nothing that cannot change.
 //! All runs that are at a layer go through it in the same batches.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,7 +63,7 @@ impl References {
             .chain(stream_at.values().copied())
             .collect();
         let mut taps: Vec<_> = wanted.iter().map(|&point| plain_tap(point)).collect();
-        taps.push(sweep.measure.tap());
+        taps.extend(sweep.measures.taps());
         let runs = [Run::Clean, Run::Corrupt];
         let batch = Batch::pack(runs.map(|run| pair.tokens(run)));
         let lengths: Vec<u32> = batch.samples().map(|rows| rows.len() as u32).collect();
@@ -72,7 +72,7 @@ impl References {
             .iter()
             .map(|point| vec![0.0; batch.rows() * width(point)])
             .collect();
-        let mut read = vec![0.0; 2 * sweep.measure.width];
+        let mut read = sweep.measures.memory(2);
         let plain = Arc::new(SinkSpec::plain());
         let mut sinks: Vec<Sink<'_>> = memory
             .iter_mut()
@@ -82,7 +82,7 @@ impl References {
                 Sink::new(Arc::clone(&plain), rows, lengths.clone(), bytes, None)
             })
             .collect();
-        sinks.push(reading(sweep, &batch, &mut read));
+        sinks.extend(sweep.measures.sinks(&batch, &mut read));
         let parts = parts(pair, &selected, &runs);
         let edits = prepared.batch_edits(&parts);
         let points = prepared.edits.iter().map(|e| e.edit.point);
@@ -101,9 +101,9 @@ impl References {
             let stream = |(&l, point): (&usize, &HookPoint)| (l, values[run][point].clone());
             stream_at.iter().map(stream).collect()
         });
-        let (clean, corrupt) = read.split_at(sweep.measure.width);
+        let [clean, corrupt] = [0, 1].map(|run| sweep.measures.of_run(&read, run));
         Ok(References {
-            target: sweep.measure.target(pair, [clean, corrupt]),
+            target: sweep.measures.target(pair, [&clean, &corrupt]),
             streams,
             values,
             selected,
@@ -150,14 +150,6 @@ pub(super) fn parts<'a>(
     runs.iter().map(part).collect()
 }
 
-/// The sink of what the metric reads: each run's last row.
-fn reading<'s>(sweep: &Sweep<'_>, batch: &Batch, read: &'s mut [f32]) -> Sink<'s> {
-    let last: Vec<u32> = batch.samples().map(|rows| rows.end as u32 - 1).collect();
-    let each = vec![1; last.len()];
-    let bytes = bytemuck::cast_slice_mut(read);
-    Sink::new(Arc::clone(&sweep.measure.spec), last, each, bytes, None)
-}
-
 /// The walk of one prompt's patched runs.
 pub(super) struct Walk<'a, 'p> {
     pub sweep: &'a Sweep<'p>,
@@ -176,7 +168,7 @@ struct Joined<'a> {
 }
 
 impl Walk<'_, '_> {
-    /// The metric's value of each run, in order: `(way, places)`, the places in the order of the pass.
+    /// The metrics' values of each run, in order: `(way, places)`, the places in the order of the pass.
     pub fn run(&mut self, runs: &[Key]) -> Result<Vec<f64>> {
         let (sweep, references) = (self.sweep, self.references);
         let layer = |site: usize| sweep.sites[site].point.layer;
@@ -184,7 +176,7 @@ impl Walk<'_, '_> {
         let layers: BTreeSet<usize> = sites().map(|&site| layer(site)).collect();
         let layers: Vec<usize> = layers.into_iter().collect();
         let mut live: BTreeMap<Key, Vec<f32>> = BTreeMap::new();
-        let mut values: BTreeMap<Key, f64> = BTreeMap::new();
+        let mut values: BTreeMap<Key, Vec<f64>> = BTreeMap::new();
         for (i, &l) in layers.iter().enumerate() {
             let keys: BTreeSet<Key> = runs
                 .iter()
@@ -210,7 +202,7 @@ impl Walk<'_, '_> {
             }
             live = next;
         }
-        Ok(runs.iter().map(|key| values[key]).collect())
+        Ok(runs.iter().flat_map(|key| &values[key]).copied().collect())
     }
 
     /// Cuts the runs into batches.
@@ -252,7 +244,7 @@ impl Walk<'_, '_> {
             None,
         );
         let plan = Plan::new(&[plain_tap(enters(end))]);
-        self.replay(&batch, runs, from, sink, plan)?;
+        self.replay(&batch, runs, from, vec![sink], plan)?;
         for (run, rows) in runs.iter().zip(batch.samples()) {
             let stream = memory[rows.start * d..rows.end * d].to_vec();
             next.insert(run.key.clone(), stream);
@@ -260,22 +252,22 @@ impl Walk<'_, '_> {
         Ok(())
     }
 
-    /// Takes runs from the entry of layer `from` to the metric.
+    /// Takes runs from the entry of layer `from` to the metrics.
     fn run_to_the_end(
         &mut self,
         runs: &[Joined<'_>],
         from: usize,
-        values: &mut BTreeMap<Key, f64>,
+        values: &mut BTreeMap<Key, Vec<f64>>,
     ) -> Result<()> {
-        let (measure, target) = (&self.sweep.measure, &self.references.target);
+        let (measures, target) = (&self.sweep.measures, &self.references.target);
         let batch = self.pack(runs);
-        let mut read = vec![0.0_f32; runs.len() * measure.width];
-        let sink = reading(self.sweep, &batch, &mut read);
-        let plan = Plan::new(&[measure.tap()]);
-        self.replay(&batch, runs, from, sink, plan)?;
-        let measured: Vec<f64> = read
-            .par_chunks(measure.width)
-            .map(|read| measure.value(target, read))
+        let mut read = measures.memory(runs.len());
+        let sinks = measures.sinks(&batch, &mut read);
+        let taps: Vec<_> = measures.taps().collect();
+        self.replay(&batch, runs, from, sinks, Plan::new(&taps))?;
+        let measured: Vec<Vec<f64>> = (0..runs.len())
+            .into_par_iter()
+            .map(|run| measures.values(target, &measures.of_run(&read, run)))
             .collect();
         values.extend(runs.iter().map(|run| run.key.clone()).zip(measured));
         Ok(())
@@ -290,7 +282,7 @@ impl Walk<'_, '_> {
         batch: &Batch,
         runs: &[Joined<'_>],
         from: usize,
-        sink: Sink<'_>,
+        sinks: Vec<Sink<'_>>,
         plan: Plan,
     ) -> Result<()> {
         let prepared = self.sweep.prepared;
@@ -312,7 +304,7 @@ impl Walk<'_, '_> {
         let n_layers = prepared.dims.n_layers;
         let receipts = self
             .machine
-            .run_from(start, batch, vec![sink], edits, n_layers, &plan)?;
+            .run_from(start, batch, sinks, edits, n_layers, &plan)?;
         for (&site, receipt) in sites.iter().zip(&receipts[own..]) {
             self.done.patched[site].add(receipt);
         }
