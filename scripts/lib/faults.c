@@ -4,6 +4,7 @@
 //   FAULT_MODE   eio, enospc: the call fails so; kill: the process is killed instead of the call; torn: it is killed after
 //                half of what a write was given
 //   FAULT_LOG    each counted call becomes a line of this file
+//   FAULT_READ   reads of this very file fail with EIO from the FAULT_AT-th on; nothing else is counted then
 // Used by scripts/kill-campaign.
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -61,6 +62,23 @@ static int fails(const char *what, int fd, const void *bytes, size_t length) {
 ssize_t write(int fd, const void *bytes, size_t length) {
     REAL(write);
     if (fd > 2 && fd_below(fd) && fails("write", fd, bytes, length)) return -1;
+    return real(fd, bytes, length);
+}
+
+ssize_t read(int fd, void *bytes, size_t length) {
+    REAL(read);
+    static atomic_long reads;
+    const char *file = getenv("FAULT_READ"), *at = getenv("FAULT_AT");
+    char link[64], path[PATH_MAX];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = file ? readlink(link, path, sizeof path - 1) : -1;
+    if (n > 0) {
+        path[n] = 0;
+        if (strcmp(path, file) == 0 && at && atomic_fetch_add(&reads, 1) + 1 >= atol(at)) {
+            errno = EIO;
+            return -1;
+        }
+    }
     return real(fd, bytes, length);
 }
 

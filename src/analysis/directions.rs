@@ -19,6 +19,21 @@ pub struct Direction<'a> {
     pub about: Value,
 }
 
+/// Cosine of the angle between two vectors; 0 where one has no length.
+///
+/// # Panics
+/// They have not the same width.
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len(), "vectors of one width");
+    let dot = |a: &[f32], b: &[f32]| super::project::dot(a, b);
+    let lengths = (dot(a, a) * dot(b, b)).sqrt();
+    if lengths > 0.0 {
+        dot(a, b) / lengths
+    } else {
+        0.0
+    }
+}
+
 /// Write one tensor per layer, `direction.{layer}`, F32 `[width]`, unit norm, pointing from false to true.
 ///
 /// `__metadata__` has one entry, `provenance`, a JSON object: `method`, `source` (what the caller knows: store, model

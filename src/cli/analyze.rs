@@ -6,6 +6,7 @@ mod labelled;
 mod lat;
 mod mean_diff;
 mod pca;
+mod pictures;
 mod probe;
 mod project;
 mod rows;
@@ -14,6 +15,7 @@ mod top;
 use clap::{Args, Subcommand};
 
 pub use labelled::make_out;
+pub use pictures::{axis, curves, heatmap, save};
 
 use super::CliResult;
 

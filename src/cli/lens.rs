@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
+use super::analyze::{axis, curves, heatmap, save};
 use super::device_args::{DeviceArgs, told};
 use super::edit_args::EditArgs;
 use super::{CliResult, Failure, Usage, out};
@@ -48,7 +49,7 @@ pub struct LensArgs {
     edits: EditArgs,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Write lens.csv there, a line per position and layer.
+    /// Write lens.csv there, a line per position and layer, and its picture, lens.svg and .png.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Print an object a line, one per position and layer.
@@ -136,6 +137,7 @@ pub fn run(args: &LensArgs) -> CliResult {
     if let Some(dir) = &args.out {
         super::analyze::make_out(dir)?;
         table::write_csv(&dir.join("lens.csv"), &lines)?;
+        draw(dir, &lines)?;
     }
     if args.json {
         for row in &rows {
@@ -164,6 +166,36 @@ pub fn run(args: &LensArgs) -> CliResult {
         out(format_args!("{}\n", dir.join("lens.csv").display()));
     }
     Ok(())
+}
+
+/// KL to what the model says, layer by layer: curves of a few positions, else position by layer.
+fn draw(dir: &std::path::Path, lines: &[Line]) -> CliResult {
+    /// More curves than these are not told apart.
+    const CURVES: usize = 6;
+    let of_position: Vec<&[Line]> = lines.chunk_by(|a, b| a.position == b.position).collect();
+    let name = |lines: &&[Line]| format!("{} {:?}", lines[0].position, lines[0].token);
+    let (kl, caption) = (
+        axis("KL(model ‖ layer)", "nat"),
+        "How far what each layer's residual stream says is from what the model says",
+    );
+    let body = if of_position.len() <= CURVES {
+        let curve = |lines: &&[Line]| {
+            let points = lines.iter().map(|line| (line.blocks as f64, line.kl));
+            (name(lines), points.collect())
+        };
+        let named = of_position.iter().map(curve).collect();
+        curves(axis("blocks behind", ""), kl, named, true)
+    } else {
+        let blocks = of_position[0].iter().map(|line| line.blocks.to_string());
+        let row = |lines: &&[Line]| lines.iter().map(|line| line.kl).collect();
+        heatmap(
+            ("position", of_position.iter().map(name).collect()),
+            ("blocks behind", blocks.collect()),
+            of_position.iter().map(row).collect(),
+            kl,
+        )
+    };
+    save(dir, "lens", caption, body)
 }
 
 /// What tokens look like; without a tokenizer, their ids.

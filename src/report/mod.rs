@@ -4,7 +4,7 @@
 //! [`page`] is made.
 //! Knows rows and points, not the analyses they come from.
 
-mod chart;
+pub mod chart;
 pub mod finding;
 pub mod fonts;
 pub mod page;

@@ -169,12 +169,34 @@ fn probe_tells_held_out_samples_apart_and_names_its_penalty() {
         "accuracy_by_layer.svg",
         "accuracy_by_layer.png",
         "accuracy_by_layer.csv",
+        "direction_cosines.svg",
+        "direction_cosines.png",
         "directions.safetensors",
     ] {
         assert!(out.join(file).is_file(), "{file}");
     }
+    let cosines = std::fs::read_to_string(out.join("direction_cosines.csv")).unwrap();
+    let of = |row: &str| -> f64 { row.rsplit(',').next().unwrap().parse().unwrap() };
+    let rows: Vec<&str> = cosines.lines().skip(1).collect();
+    assert_eq!(rows.len(), 9, "{cosines}");
+    for row in rows {
+        let is_own = row.starts_with("0,0") || row.starts_with("1,1") || row.starts_with("2,2");
+        assert!((-1.0 - 1e-9..=1.0 + 1e-9).contains(&of(row)), "{row}");
+        assert_eq!((of(row) - 1.0).abs() < 1e-6, is_own, "{row}");
+    }
     let message = refused(&mut analyze("probe", &store, &out, &["--strength", "0"]), 2);
     assert!(message.contains("C is a positive number"), "{message}");
+}
+
+/// A picture was drawn, and says what it shows.
+fn assert_drawn(out: &Path, name: &str, says: &str) {
+    let svg = std::fs::read_to_string(out.join(name).with_extension("svg")).unwrap();
+    assert!(
+        svg.starts_with("<svg") && svg.contains(says),
+        "{name}: {svg}"
+    );
+    let png = std::fs::read(out.join(name).with_extension("png")).unwrap();
+    assert!(png.starts_with(b"\x89PNG"), "{name}");
 }
 
 #[test]
@@ -198,6 +220,7 @@ fn components_are_those_of_the_rows_and_their_shares_add_up() {
     assert!(variances.is_sorted_by(|a, b| a >= b));
     let last = numbers(&found, "components", "cumulative")[63];
     assert!((last - 1.0).abs() < 1e-9, "{last}");
+    assert_drawn(&out, "variance", "share of the variance");
 
     // Projected on the first component, the rows have its variance.
     let file = out.join("components.safetensors");
@@ -237,6 +260,7 @@ fn components_are_those_of_the_rows_and_their_shares_add_up() {
         "{deviation} {}",
         variances[0]
     );
+    assert_drawn(&out, "projections", "projection");
 
     let message = refused(&mut analyze("pca", &store, &out, &[]), 1);
     assert!(
@@ -269,6 +293,7 @@ fn stores_are_compared_row_by_row_whatever_their_order_and_selection() {
     let off = found["relative_l2"].as_f64().unwrap();
     assert!((1e-4..4e-3).contains(&off), "bf16 keeps 8 bits: {off}");
     assert!(found["cka"].as_f64().unwrap() > 0.999);
+    assert_drawn(&bench.path("o"), "compare", "relative L2 error");
 
     let other = Bench::new(3);
     std::fs::write(other.path("data.jsonl"), "{\"tokens\":[5,6]}\n").unwrap();
@@ -293,6 +318,7 @@ fn attributions_add_up_to_the_logits_difference() {
     let store = bench.extract(&taps, &["--select", "last"]);
     let flags = ["--for", "10", "--against", "20", "--json"];
     let found = done_json(&mut analyze("dla", &store, &bench.path("o"), &flags));
+    assert_drawn(&bench.path("o"), "dla", "logit difference (nat)");
     let means = numbers(&found, "components", "mean");
     assert_eq!(
         means.len(),

@@ -87,6 +87,15 @@ fn a_table_is_written_and_a_selection_of_nothing_refused() {
         csv.starts_with("position,token,blocks,rank,logprob_next,entropy,kl,top,top_logprobs\n")
     );
     assert_eq!(csv.lines().count(), 32);
+    // A curve for few positions, a heatmap for many.
+    let svg = |dir: &std::path::Path| std::fs::read_to_string(dir.join("lens.svg")).unwrap();
+    let curve = svg(dir.path());
+    assert!(curve.contains("KL(model ‖ layer) (nat)"), "{curve}");
+    let many = tempfile::tempdir().unwrap();
+    done(lens(&["--select", "all", "--out"]).arg(many.path()));
+    let cells = svg(many.path()).matches("<title>").count();
+    assert!(cells >= 8 * 31, "{cells} cells");
+    assert!(many.path().join("lens.png").is_file());
     let message = refused(&mut lens(&["--select", "99"]), 1);
     assert!(message.contains("picks none of the prompt's"), "{message}");
 }

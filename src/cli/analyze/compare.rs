@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::super::{CliResult, Failure, out};
 use super::labelled::make_out;
+use super::pictures;
 use super::rows::{self, RowKey, width};
 use crate::analysis::{Compared, Comparing};
 use crate::report::table;
@@ -17,7 +18,7 @@ use crate::store::{Store, TapReader};
 ///
 /// Given are how many rows have a partner, how many are equal bit for bit, the cosine (mean and least), the relative distance ‖A − B‖ / ‖A‖ (over all rows, and the
 /// largest of one), and linear CKA, which also compares rows of different widths. Cosine and CKA don't see scale; the distance over all rows sees little but
-/// the massive components of first tokens, where they are selected. Written to --out: compare.csv.
+/// the massive components of first tokens, where they are selected. Written to --out: compare.csv, .svg and .png.
 #[derive(Debug, Args)]
 pub struct CompareArgs {
     /// The store that distances are relative to.
@@ -71,6 +72,16 @@ pub fn run(args: &CompareArgs) -> CliResult {
     make_out(&args.out)?;
     let path = args.out.join("compare.csv");
     table::write_csv(&path, &table)?;
+    let errors = table.iter().filter_map(|row| {
+        let (mean, largest) = (row.relative_l2?, row.relative_l2_max?);
+        Some((&row.tap[..], mean, [mean, largest]))
+    });
+    let errors: Vec<_> = errors.collect();
+    if !errors.is_empty() {
+        let body = pictures::by_tap(pictures::axis("relative L2 error", ""), &errors);
+        let caption = "How far B's rows are from A's: ‖A−B‖/‖A‖ over each tap, and up to the row that is furthest";
+        pictures::save(&args.out, "compare", caption, body)?;
+    }
     if args.json {
         out(format_args!("{}\n", json!({ "out": path, "taps": table })));
         return Ok(());

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::super::inspect::one_sample::tokenizer;
 use super::super::{CliResult, Failure, out, store_taps};
 use super::labelled::make_out;
+use super::pictures;
 use super::rows::{self, width};
 use crate::analysis::Bootstrap;
 use crate::backend::cpu::StoredWeights;
@@ -21,7 +22,7 @@ use crate::store::{Store, TapReader};
 /// hook_mlp_out in the store) adds (W_U[for] − W_U[against]) · (gain ⊙ c / scale). The store needs ln_final.hook_scale, or the last block's hook_resid_post, at the
 /// same rows. With the latter the whole difference is known, and 'rest' is what no component in the store explains: blocks that were not tapped, or an edit.
 ///
-/// Means over all rows, with a 95 % BCa interval over rows: select one row per sample, @last for instance. Written to --out: dla.csv.
+/// Means over all rows, with a 95 % BCa interval over rows: select one row per sample, @last for instance. Written to --out: dla.csv, .svg and .png.
 #[derive(Debug, Args)]
 pub struct DlaArgs {
     /// The store.
@@ -96,6 +97,7 @@ pub fn run(args: &DlaArgs) -> CliResult {
     make_out(&args.out)?;
     let path = args.out.join("dla.csv");
     table::write_csv(&path, &table)?;
+    draw(args, &table)?;
     if args.json {
         let value = json!({ "out": path, "for": wanted, "against": against, "components": table });
         out(format_args!("{value}\n"));
@@ -110,6 +112,22 @@ pub fn run(args: &DlaArgs) -> CliResult {
     }
     out(format_args!("{}\n", path.display()));
     Ok(())
+}
+
+/// The components that add most, by size.
+fn draw(args: &DlaArgs, table: &[Row]) -> CliResult {
+    /// More bars than these are not told apart.
+    const MOST: usize = 24;
+    let mut rows: Vec<&Row> = table.iter().collect();
+    rows.sort_by(|a, b| b.mean.abs().total_cmp(&a.mean.abs()));
+    let bars = rows.iter().take(MOST);
+    let bars = bars.map(|row| pictures::bar(&row.component, row.mean, [row.ci_low, row.ci_high]));
+    let body = crate::report::finding::Body::Bars {
+        y: pictures::axis("logit difference", "nat"),
+        bars: bars.collect(),
+    };
+    let caption = "What the components of largest size add to the logit difference, with 95 % intervals over rows";
+    pictures::save(&args.out, "dla", caption, body)
 }
 
 impl Row {

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::super::{CliResult, Failure, format, store_taps};
+use super::pictures;
 use crate::analysis::directions::{self, Direction};
 use crate::analysis::{Bootstrap, IntervalMethod, LayerRows, Split, Statements, split};
 use crate::report::{plot, table};
@@ -418,6 +419,7 @@ fn write<R: LayerResult>(
         &args.out.join("accuracy_by_layer"),
     )?;
     table::write_csv(&args.out.join("accuracy_by_layer.csv"), results)?;
+    write_cosines(args, results)?;
     let mut source = source(store, &args.store);
     source["label"] = json!(args.label);
     source["test_share"] = json!(args.test_share);
@@ -430,6 +432,48 @@ fn write<R: LayerResult>(
         &source,
     )?;
     Ok(())
+}
+
+/// The cosine between every two layers' directions.
+fn write_cosines<R: LayerResult>(args: &LabelledArgs, results: &[R]) -> CliResult {
+    #[derive(serde::Serialize)]
+    struct Cosine {
+        layer: usize,
+        other: usize,
+        cosine: f64,
+    }
+    let directions: Vec<_> = results.iter().map(LayerResult::direction).collect();
+    let width = |d: &Direction<'_>| d.values.len();
+    if directions.iter().any(|d| width(d) != width(&directions[0])) {
+        return Ok(());
+    }
+    let row = |a: &Direction<'_>| -> Vec<f64> {
+        let cosine = |b: &Direction<'_>| directions::cosine(a.values, b.values);
+        directions.iter().map(cosine).collect()
+    };
+    let cosines: Vec<Vec<f64>> = directions.iter().map(row).collect();
+    let lines: Vec<Cosine> = directions
+        .iter()
+        .zip(&cosines)
+        .flat_map(|(a, row)| {
+            let others = directions.iter().zip(row);
+            others.map(|(b, &cosine)| Cosine {
+                layer: a.layer,
+                other: b.layer,
+                cosine,
+            })
+        })
+        .collect();
+    table::write_csv(&args.out.join("direction_cosines.csv"), &lines)?;
+    let layers = || directions.iter().map(|d| d.layer.to_string()).collect();
+    let body = pictures::heatmap(
+        ("layer", layers()),
+        ("layer", layers()),
+        cosines,
+        pictures::axis("cosine", ""),
+    );
+    let caption = "Cosine between the directions of every two layers";
+    pictures::save(&args.out, "direction_cosines", caption, body)
 }
 
 /// Makes the folder of the results.
@@ -459,6 +503,7 @@ fn text<R: LayerResult>(args: &LabelledArgs, results: &[R], described: &Describe
         "accuracy_by_layer.svg",
         "accuracy_by_layer.png",
         "accuracy_by_layer.csv",
+        "direction_cosines.svg",
         "directions.safetensors",
     ] {
         lines.push(args.out.join(file).display().to_string());

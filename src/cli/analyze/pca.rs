@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::super::{CliResult, Failure, out, store_taps};
 use super::labelled::{make_out, source};
+use super::pictures;
 use super::rows::{self, width};
 use crate::analysis::{Moments, principal};
 use crate::report::table;
@@ -17,7 +18,7 @@ use crate::store::Store;
 /// Components of the covariance of all rows, taken about their mean; rows are read a piece at a time, so the store may be larger than memory.
 /// Token 0 of many models carries components a thousand times as large as any other: extract with '@no-bos' or another selection, or it is all that is found.
 ///
-/// Written to --out: variance.csv (per tap and component: variance and share), and components.safetensors with
+/// Written to --out: variance.csv, .svg and .png (per tap and component: variance and share), and components.safetensors with
 /// `components.FOLDER` [K, width] of unit norm, the component of largest size positive, and `mean.FOLDER` [width].
 #[derive(Debug, Args)]
 pub struct PcaArgs {
@@ -99,6 +100,7 @@ pub fn run(args: &PcaArgs) -> CliResult {
     }
     make_out(&args.out)?;
     table::write_csv(&args.out.join("variance.csv"), &table)?;
+    draw(args, &taps_of(&store, &taps), &table)?;
     let provenance = json!({ "method": "pca", "source": source(&store, &args.store) });
     crate::analysis::directions::save_tensors(
         &args.out.join("components.safetensors"),
@@ -123,4 +125,31 @@ pub fn run(args: &PcaArgs) -> CliResult {
         out(format_args!("{}\n", args.out.join(file).display()));
     }
     Ok(())
+}
+
+fn taps_of(store: &Store, taps: &[usize]) -> Vec<String> {
+    let folder = |&tap: &usize| store.taps()[tap].folder.clone();
+    taps.iter().map(folder).collect()
+}
+
+/// The shares, tap by component.
+fn draw(args: &PcaArgs, taps: &[String], table: &[Row]) -> CliResult {
+    let shares = |tap: &String| -> Vec<f64> {
+        let rows = table.iter().filter(|row| row.tap == *tap);
+        rows.map(|row| row.share).collect()
+    };
+    let values: Vec<Vec<f64>> = taps.iter().map(shares).collect();
+    let components = values.iter().map(Vec::len).max().unwrap_or(0);
+    if values.iter().any(|row| row.len() != components) {
+        return Ok(()); // taps of other widths have other numbers of components
+    }
+    let numbers = (0..components).map(|i| i.to_string()).collect();
+    let body = pictures::heatmap(
+        ("tap", taps.to_vec()),
+        ("component", numbers),
+        values,
+        pictures::axis("share of the variance", ""),
+    );
+    let caption = "Share of each tap's variance that lies along its leading components";
+    pictures::save(&args.out, "variance", caption, body)
 }

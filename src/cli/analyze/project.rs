@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::super::{CliResult, Failure, out};
 use super::labelled::make_out;
+use super::pictures;
 use super::rows::{self, RowKey, width};
 use crate::analysis::project::{dot, mean_and_deviation};
 use crate::report::table;
@@ -110,6 +111,14 @@ pub fn run(args: &ProjectArgs) -> CliResult {
         });
     }
     csv.finish()?;
+    let spread = |s: &Summary| [s.mean - s.deviation, s.mean + s.deviation];
+    let taps: Vec<_> = summaries
+        .iter()
+        .map(|s| (&s.tap[..], s.mean, spread(s)))
+        .collect();
+    let body = pictures::by_tap(pictures::axis("projection", ""), &taps);
+    let caption = "Mean projection of each tap's rows, and one standard deviation to either side";
+    pictures::save(&args.out, "projections", caption, body)?;
     if args.json {
         out(format_args!(
             "{}\n",
