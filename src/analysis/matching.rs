@@ -33,13 +33,15 @@ impl Matching {
     }
 
     /// The strength to measure next; `None` when the search is over.
-    pub fn next(&self) -> Option<f64> {
-        let over = self.is_met() || self.tried.len() >= MOST || !(self.target > 0.0);
+    pub fn strength(&self) -> Option<f64> {
+        // A target that is not a number is none either.
+        let sought = self.target > 0.0;
+        let over = self.is_met() || self.tried.len() >= MOST;
         let again = self.tried.iter().any(|&(c, _)| c == self.next);
-        (!over && !again).then_some(self.next)
+        (sought && !over && !again).then_some(self.next)
     }
 
-    /// What was measured at the strength that [`next`](Self::next) gave.
+    /// What was measured at the strength that [`strength`](Self::strength) gave.
     pub fn found(&mut self, measure: f64) {
         self.tried.push((self.next, measure));
         self.next = self.guess().min(self.limit);
@@ -125,7 +127,7 @@ mod tests {
     ) -> (Matching, usize) {
         let mut matching = Matching::new(target, start, limit);
         let mut steps = 0;
-        while let Some(c) = matching.next() {
+        while let Some(c) = matching.strength() {
             matching.found(measure(c));
             steps += 1;
         }

@@ -2,10 +2,9 @@
 //! tap, a live slab and a test feed them alike. Directions: [`mass_mean()`] (the difference of two means), [`lat()`] (the first
 //! component of paired differences), [`probe()`] (logistic regression), [`principal`] (PCA), scored on statements held out;
 //! [`split`](split::split) holds them out, [`bootstrap`] gives the intervals, [`directions`] saves what was found for later use as
-//! an edit or a reduction. [`project`] and [`compare`] look at rows along a direction and beside other rows;
-//! [`baseline`] has simpler
-//! explanations, [`null`] makes directions that should not matter, and [`matching`] the strength at which two do as much. All of it is a
-//! function of its input and a seed: same rows and as many threads, same bits.
+//! an edit or a reduction. [`project`] and [`compare`] look at rows along a direction and beside other rows; [`baseline`] has
+//! simpler explanations, [`null`] makes directions that should not matter, and [`matching`] finds the strength at which two do as
+//! much. All of it is a function of its input and a seed: same rows and as many threads, same bits.
 
 pub mod baseline;
 pub mod bootstrap;

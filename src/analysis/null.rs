@@ -174,13 +174,14 @@ mod tests {
     #[test]
     fn covariance_matched_directions_lie_where_rows_vary_and_not_where_their_mean_is() {
         let found = covariance_matched(&stretched(500), 4, 400, 0).unwrap();
-        // The variance along the first component is 100 of 103, the mean is of no account.
+        // A normal number ten times as large as the length of three more has that share of the length in 74 % of draws; along the mean, the second
+        // component would be half of the first.
         let along = found.iter().filter(|d| d[0].abs() > 0.9).count();
-        assert!((330..400).contains(&along), "{along}");
+        assert!((260..330).contains(&along), "{along}");
         let positive = found.iter().filter(|d| d[0] > 0.0).count();
         assert!((150..250).contains(&positive), "{positive}");
         let second = found.iter().map(|d| f64::from(d[1]).powi(2)).sum::<f64>() / 400.0;
-        assert!((0.005..0.08).contains(&second), "{second}");
+        assert!((0.02..0.12).contains(&second), "{second}");
     }
 
     #[test]

@@ -137,7 +137,7 @@ impl Kind {
             vec![Matching::new(ours.kl, length, LONGEST * length); self.directions.len()];
         let mut tried: Vec<Vec<Summary>> = vec![Vec::new(); self.directions.len()];
         loop {
-            let next = |(i, search): (usize, &Matching)| search.next().map(|c| (i, c));
+            let next = |(i, search): (usize, &Matching)| search.strength().map(|c| (i, c));
             let now: Vec<(usize, f64)> = searches.iter().enumerate().filter_map(next).collect();
             if now.is_empty() {
                 break;

@@ -18,7 +18,7 @@ use crate::report::finding::{Axis, Bar, Body, Exhibit, Finding, Number};
 /// Passages of prose, a line each.
 const PROSE: &str = include_str!("../../data/plain-text.txt");
 /// Questions made of the facts.
-const QUESTIONS: usize = 80;
+const QUESTIONS: usize = 60;
 const QUICK_QUESTIONS: usize = 20;
 /// Random directions of the same length.
 const DRAWS: usize = 20;

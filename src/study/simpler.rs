@@ -39,10 +39,14 @@ impl Held<'_> {
         let Stated {
             unique,
             tokens,
-            logprob,
             last,
             ..
         } = self.stated;
+        let sequences: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
+        let logprob: Vec<f64> = statements::log_probabilities(study, &sequences)?
+            .iter()
+            .map(|of_tokens| of_tokens.iter().sum())
+            .collect();
         let d = study.dims().d_model;
         let first = unique
             .iter()

@@ -1,5 +1,5 @@
 //! The facts as plain text: a beginning-of-sequence token and the statement, without a chat's turns; what the model holds at the last
-//! token of each and at the one before it, and how likely it finds the statement.
+//! token of each and at the one before it, and how likely it finds each token.
 
 use super::passes::point;
 use super::{Error, Facts, Result, Study};
@@ -23,8 +23,6 @@ pub(super) struct Stated {
     /// The first of equal statements, those that stand there with either label left out.
     pub unique: Vec<usize>,
     pub tokens: Vec<Vec<u32>>,
-    /// Σ log p of the statement's tokens, in nats; of each as it is told.
-    pub logprob: Vec<f64>,
     /// By layer, `[statements, d]`: `hook_resid_post` at the last token.
     pub last: Vec<Vec<f32>>,
     /// The same at the token before it.
@@ -47,7 +45,7 @@ impl Stated {
             .map(|text| tokens(study, text))
             .collect::<Result<Vec<_>>>()?;
         check(study, &facts, &tokens)?;
-        let (logprob, mut layers) = rows(study, &tokens)?;
+        let mut layers = rows(study, &tokens)?;
         let d = study.prepared().dims.d_model;
         let every_second = |rows: &Vec<f32>, first: usize| -> Vec<f32> {
             let rows = rows.chunks_exact(d).skip(first).step_by(2);
@@ -68,7 +66,6 @@ impl Stated {
             texts,
             known,
             tokens,
-            logprob,
             last: layers,
             before_last,
         })
@@ -121,8 +118,8 @@ fn check(study: &Study<'_>, facts: &[usize], tokens: &[Vec<u32>]) -> Result<()> 
     })
 }
 
-/// Each statement's log-probability, and by layer the rows at its last two tokens.
-fn rows(study: &Study<'_>, tokens: &[Vec<u32>]) -> Result<(Vec<f64>, Vec<Vec<f32>>)> {
+/// By layer, the rows at the last two tokens of each statement.
+fn rows(study: &Study<'_>, tokens: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
     let sequences: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
     let n_layers = study.prepared().dims.n_layers;
     let points: Vec<_> = (0..n_layers)
@@ -135,22 +132,11 @@ fn rows(study: &Study<'_>, tokens: &[Vec<u32>]) -> Result<(Vec<f64>, Vec<Vec<f32
             vec![n - 2, n - 1]
         })
         .collect();
-    let layers = study.rows(&points, &sequences, &ends, None)?;
-    Ok((
-        log_probabilities(study, &sequences, None)?
-            .iter()
-            .map(|p| p.iter().sum())
-            .collect(),
-        layers,
-    ))
+    study.rows(&points, &sequences, &ends, None)
 }
 
-/// log p of each token of each sequence but its first, in nats; with `steer`, of the steered run.
-pub(super) fn log_probabilities(
-    study: &Study<'_>,
-    sequences: &[&[u32]],
-    steer: Option<super::passes::Steer<'_>>,
-) -> Result<Vec<Vec<f64>>> {
+/// log p of each token of each sequence but its first, in nats.
+pub(super) fn log_probabilities(study: &Study<'_>, sequences: &[&[u32]]) -> Result<Vec<Vec<f64>>> {
     let before: Vec<Vec<u32>> = sequences
         .iter()
         .map(|s| (0..s.len() as u32 - 1).collect())
@@ -159,7 +145,7 @@ pub(super) fn log_probabilities(
         .iter()
         .flat_map(|s| s[1..].iter().map(|&t| Some(t)))
         .collect();
-    let normed = study.rows(&[point(Site::LnFinalOut, 0)], sequences, &before, steer)?;
+    let normed = study.rows(&[point(Site::LnFinalOut, 0)], sequences, &before, None)?;
     let d = study.prepared().dims.d_model;
     let mut found = Vec::with_capacity(next.len());
     for (normed, next) in normed[0].chunks(HEAD_ROWS * d).zip(next.chunks(HEAD_ROWS)) {
