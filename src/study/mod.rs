@@ -63,7 +63,11 @@ pub const EXPERIMENTS: &[Experiment] = &[
     published("E2", "Steered generation", generation::run),
     published("E3", "The direction, unembedded", unembed::run),
     published("E4", "Is continual injection needed?", injection::run),
-    published("E11", "The direction and the truth of plain statements", truth::run),
+    published(
+        "E11",
+        "The direction and the truth of plain statements",
+        truth::run,
+    ),
     published("E12", "Truth by mass mean", mass_mean::run),
     added("C1", "Directions that should not matter", controls::run),
     added("C2", "Side effects of steering", side_effects::run),
