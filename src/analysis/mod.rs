@@ -2,14 +2,18 @@
 //! tap, a live slab and a test feed them alike. Directions: [`mass_mean()`] (the difference of two means), [`lat()`] (the first
 //! component of paired differences), [`probe()`] (logistic regression), [`principal`] (PCA), scored on statements held out;
 //! [`split`](split::split) holds them out, [`bootstrap`] gives the intervals, [`directions`] saves what was found for later use as
-//! an edit or a reduction. [`project`] and [`compare`] look at rows along a direction and beside other rows. All of it is a
-//! function of its input and a seed: same rows and as many threads, same bits.
+//! an edit or a reduction. [`project`] and [`compare`] look at rows along a direction and beside other rows; [`baseline`] has
+//! simpler explanations, [`null`] makes directions that should not matter, and [`matching`] finds the strength at which two do as
+//! much. All of it is a function of its input and a seed: same rows and as many threads, same bits.
 
+pub mod baseline;
 pub mod bootstrap;
 pub mod compare;
 pub mod directions;
 pub mod lat;
 pub mod mass_mean;
+pub mod matching;
+pub mod null;
 pub mod principal;
 pub mod probe;
 pub mod project;
@@ -22,6 +26,7 @@ pub use bootstrap::{Bootstrap, Interval, IntervalMethod};
 pub use compare::{Compared, Comparing};
 pub use lat::{LatResult, Pair, lat};
 pub use mass_mean::{LayerRows, MassMean, MassMeanResult, mass_mean, mean_diff};
+pub use matching::Matching;
 pub use principal::{Moments, Principal};
 pub use probe::{ProbeResult, Probing, probe};
 pub use split::{Split, Statements, split};

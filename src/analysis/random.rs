@@ -41,6 +41,17 @@ impl Rng {
         }
     }
 
+    /// Uniform in (0, 1], in steps of 2⁻⁵³.
+    fn uniform(&mut self) -> f64 {
+        ((self.next_u64() >> 11) + 1) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Standard normal (Box and Muller 1958, the cosine's half).
+    pub(crate) fn normal(&mut self) -> f64 {
+        let (length, turn) = (self.uniform(), self.uniform());
+        (-2.0 * length.ln()).sqrt() * (2.0 * std::f64::consts::PI * turn).cos()
+    }
+
     /// Fisher–Yates.
     pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
@@ -98,5 +109,26 @@ mod tests {
             counts.iter().all(|&n| n.abs_diff(10_000) < 463),
             "{counts:?}"
         );
+    }
+
+    #[test]
+    fn normal_numbers_have_the_moments_of_the_normal_distribution() {
+        let mut rng = Rng::new(5);
+        let n = 100_000;
+        let mut sums = [0.0; 4];
+        for _ in 0..n {
+            let x = rng.normal();
+            (0..4).for_each(|k| sums[k] += x.powi(k as i32 + 1));
+        }
+        // Five standard errors of each: of x, x², x³ and x⁴ these are √(1, 2, 15, 96) / √n.
+        for ((sum, expected), variance) in sums
+            .iter()
+            .zip([0.0, 1.0, 0.0, 3.0])
+            .zip([1.0, 2.0, 15.0, 96.0])
+        {
+            let mean = sum / f64::from(n);
+            let error = 5.0 * f64::sqrt(variance / f64::from(n));
+            assert!((mean - expected).abs() < error, "{sums:?}");
+        }
     }
 }

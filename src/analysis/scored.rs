@@ -1,6 +1,6 @@
 //! How often held-out items were called right, with an interval over their groups.
 
-use super::bootstrap::{Bootstrap, IntervalMethod};
+use super::bootstrap::{Bootstrap, Interval, IntervalMethod};
 
 /// A share with its interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,5 +39,54 @@ pub fn share_right(groups: &[usize], right: &[bool], bootstrap: &Bootstrap) -> S
         low: interval.low,
         high: interval.high,
         method: interval.method,
+    }
+}
+
+/// The interval of `statistic`, a function of which items (by place, repeats allowed) make up the data, over groups of items: `groups` gives
+/// each item's, numbered from 0 in order of first appearance.
+///
+/// # Panics
+/// When there is no item.
+pub fn grouped(
+    groups: &[usize],
+    bootstrap: &Bootstrap,
+    statistic: impl Fn(&[usize]) -> f64,
+) -> Interval {
+    let mut units: Vec<Vec<usize>> = Vec::new();
+    for (item, &group) in groups.iter().enumerate() {
+        units.resize(units.len().max(group + 1), Vec::new());
+        units[group].push(item);
+    }
+    bootstrap.interval(units.len(), |drawn| {
+        let items: Vec<usize> = drawn
+            .iter()
+            .flat_map(|&unit| units[unit as usize].iter().copied())
+            .collect();
+        statistic(&items)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interval_over_groups_is_that_of_the_groups_own_values() {
+        // Items of a group are equal, so drawing groups of two is drawing values.
+        let values = [0.125, 0.5, 0.375, 0.75, 0.625, 0.875, 1.25];
+        let bootstrap = Bootstrap::default();
+        let mean = |drawn: &mut dyn Iterator<Item = usize>| {
+            let (n, sum) = drawn.fold((0, 0.0), |(n, sum), i| (n + 1, sum + values[i]));
+            sum / f64::from(n)
+        };
+        let alone = bootstrap.interval(7, |drawn| mean(&mut drawn.iter().map(|&i| i as usize)));
+        let groups: Vec<usize> = (0..14).map(|item| item / 2).collect();
+        let doubled = grouped(&groups, &bootstrap, |items| {
+            mean(&mut items.iter().map(|i| i / 2))
+        });
+        assert!(
+            (alone.low - doubled.low).abs() < 1e-12 && (alone.high - doubled.high).abs() < 1e-12
+        );
+        assert!(alone.low < 0.55 && 0.7 < alone.high);
     }
 }

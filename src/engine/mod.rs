@@ -1,6 +1,7 @@
 //! The engine: the transformer over any backend (`forward`), tokenised samples, the extraction of a dataset
 //! into a store (`extract`), its dry run (`estimate`) and its re-check (`recompute`); the edits of a run (`edits`);
-//! generation (`generate`), scoring (`score`), the logit lens (`lens`) and patching sweeps (`sweep`).
+//! generation (`generate`), scoring (`score`), the logit lens (`lens`), injections along many directions at one block
+//! (`steer`) and patching sweeps (`sweep`).
 
 mod choose;
 mod directions;
@@ -31,6 +32,7 @@ mod sample;
 mod score;
 mod selected;
 mod slice;
+mod steer;
 pub mod sweep;
 mod trace;
 mod weights;
@@ -59,5 +61,6 @@ pub use resume::{Ending, Options, merge_receipts, stopped};
 pub use sample::{OnLong, Sample, Tokenising};
 pub use score::{Hidden, Scorer, kl, log_sum_exp};
 pub use selected::{BatchRows, Part, SelectedSample};
+pub use steer::{Injection, Said, Steering};
 pub use trace::{Stage, Trace};
 pub use weights::{dims, shape};

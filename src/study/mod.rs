@@ -3,16 +3,26 @@
 //! `passes` runs the model, `cuts` makes the prompts of the direction, `folder` keeps what is done.
 
 mod behaviour;
+mod controls;
 mod cuts;
 mod direction;
 mod error;
 mod facts;
 mod folder;
 mod generation;
+mod injection;
+mod mass_mean;
 mod passes;
 mod prompts;
+mod push;
+mod side_effects;
+mod simpler;
+mod statements;
 mod statistics;
 mod strength;
+mod tell;
+mod truth;
+mod unembed;
 
 use std::cell::{OnceCell, RefCell, RefMut};
 use std::path::{Path, PathBuf};
@@ -51,6 +61,16 @@ type Run = fn(&Study<'_>) -> Result<Finding>;
 pub const EXPERIMENTS: &[Experiment] = &[
     published("E1", "A direction per layer", direction::run),
     published("E2", "Steered generation", generation::run),
+    published("E3", "The direction, unembedded", unembed::run),
+    published("E4", "Is continual injection needed?", injection::run),
+    published(
+        "E11",
+        "The direction and the truth of plain statements",
+        truth::run,
+    ),
+    published("E12", "Truth by mass mean", mass_mean::run),
+    added("C1", "Directions that should not matter", controls::run),
+    added("C2", "Side effects of steering", side_effects::run),
 ];
 
 const fn published(id: &'static str, title: &'static str, run: Run) -> Experiment {
@@ -59,6 +79,13 @@ const fn published(id: &'static str, title: &'static str, run: Run) -> Experimen
         title,
         is_published: true,
         run,
+    }
+}
+
+const fn added(id: &'static str, title: &'static str, run: Run) -> Experiment {
+    Experiment {
+        is_published: false,
+        ..published(id, title, run)
     }
 }
 

@@ -1,0 +1,540 @@
+//! C1: whether what the direction does to answers is more than any push does: random directions, some with the rows' own covariance, LAT on shuffled
+//! pairs, and a persona's irrelevant adjectives; at equal length and at equal KL.
+
+use serde_json::{Value, json};
+
+use super::cuts::Cuts;
+use super::passes::point;
+use super::push::{Push, Pushed, Summary};
+use super::statistics::mean;
+use super::tell::{self, control, draws, exhibit, number, table, with_interval};
+use super::{Result, Study, direction};
+use crate::analysis::project::dot;
+use crate::analysis::{LatResult, Matching, null};
+use crate::hooks::Site;
+use crate::report::finding::{At, Axis, Bar, Body, Exhibit, Finding, Number, Series};
+
+/// Prompts that the pushes are tried on.
+const PROMPTS: usize = 12;
+/// Random directions, covariance-matched ones, and ones of shuffled pairs.
+const DRAWS: [usize; 3] = [99, 49, 29];
+const QUICK_DRAWS: [usize; 3] = [20, 10, 5];
+/// No push is longer than so many times the study's.
+const LONGEST: f64 = 8.0;
+
+/// Directions that should not matter, of one kind.
+struct Kind {
+    name: &'static str,
+    directions: Vec<Vec<f32>>,
+    /// At the study's own length.
+    equal_norm: Vec<Summary>,
+    /// At the length that moves the first token's distribution as far.
+    equal_kl: Vec<Summary>,
+    /// How many of them came within 5 % of that.
+    met: usize,
+}
+
+/// The direction of the other adjectives.
+struct Adjectives {
+    lat: LatResult,
+    cosine: f64,
+    words: [String; 2],
+}
+
+pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
+    let steer = study.steer()?;
+    let pushed = Pushed::new(study, PROMPTS)?;
+    let ours = pushed
+        .effects(&[Push {
+            v: steer.direction,
+            c: steer.c,
+        }])?
+        .remove(0);
+    let summary = ours.summary(f64::from(steer.c));
+    let adjectives = Adjectives::fit(study, steer.layer)?;
+    let mut kinds = kinds(study, &pushed, &adjectives)?;
+    for kind in &mut kinds {
+        kind.try_all(&pushed, &summary)?;
+    }
+    let outcome = Outcome {
+        ours: Ours::new(study, &ours, summary),
+        n: pushed.len(),
+        kinds,
+        adjectives,
+        flips: ours.dishonest,
+    };
+    Ok(Finding {
+        answer: outcome.answer(study)?,
+        numbers: outcome.numbers(),
+        exhibits: outcome.exhibits(),
+        ..super::finding(
+            "Does the direction do to the answers what a push of that size along any direction would do?",
+        )
+    })
+}
+
+fn kinds(study: &Study<'_>, pushed: &Pushed<'_, '_>, adjectives: &Adjectives) -> Result<Vec<Kind>> {
+    let (d, seed, steer) = (study.dims().d_model, study.options().seed, study.steer()?);
+    let [random, matched, shuffled] = if study.options().quick {
+        QUICK_DRAWS
+    } else {
+        DRAWS
+    };
+    let words = &study.behaviour().template;
+    let cuts = Cuts::new(study, &words.positive, &words.negative)?;
+    let trained = &cuts.sequences()[2 * cuts.train.start..2 * cuts.train.end];
+    let rows = study.last_rows(&[point(Site::ResidPost, steer.layer)], trained)?;
+    let rows = rows.gather(0, 0..trained.len());
+    let opposite = adjectives.lat.direction.iter().map(|x| -x).collect();
+    let kind = |name, directions| Kind {
+        name,
+        directions,
+        equal_norm: Vec::new(),
+        equal_kl: Vec::new(),
+        met: 0,
+    };
+    Ok(vec![
+        kind("random", null::random(random, d, seed)),
+        kind(
+            "covariance-matched",
+            null::covariance_matched(&pushed.stream(), d, matched, seed)?,
+        ),
+        kind(
+            "LAT on shuffled pairs",
+            null::shuffled_lat(&rows, d, shuffled, seed)?,
+        ),
+        kind(
+            "irrelevant adjectives, ±",
+            vec![adjectives.lat.direction.clone(), opposite],
+        ),
+    ])
+}
+
+impl Adjectives {
+    fn fit(study: &Study<'_>, layer: usize) -> Result<Self> {
+        let words = &study.behaviour().template;
+        let words = [
+            words.control_positive.clone(),
+            words.control_negative.clone(),
+        ];
+        let cuts = Cuts::new(study, &words[0], &words[1])?;
+        let lat = direction::fit(study, &cuts, &[point(Site::ResidPost, layer)])?
+            .remove(0)
+            .lat;
+        Ok(Adjectives {
+            cosine: dot(&lat.direction, study.directions()?.layer(layer)),
+            lat,
+            words,
+        })
+    }
+}
+
+impl Kind {
+    /// Tries all at the study's length, then looks for the length of equal KL, all together.
+    fn try_all(&mut self, pushed: &Pushed<'_, '_>, ours: &Summary) -> Result<()> {
+        let length = ours.c.abs();
+        let mut searches =
+            vec![Matching::new(ours.kl, length, LONGEST * length); self.directions.len()];
+        let mut tried: Vec<Vec<Summary>> = vec![Vec::new(); self.directions.len()];
+        loop {
+            let next = |(i, search): (usize, &Matching)| search.strength().map(|c| (i, c));
+            let now: Vec<(usize, f64)> = searches.iter().enumerate().filter_map(next).collect();
+            if now.is_empty() {
+                break;
+            }
+            let pushes = now.iter().map(|&(i, c)| Push {
+                v: &self.directions[i],
+                c: c as f32,
+            });
+            let found = pushed.effects(&pushes.collect::<Vec<_>>())?;
+            for (&(i, c), effects) in now.iter().zip(&found) {
+                let summary = effects.summary(c);
+                searches[i].found(summary.kl);
+                tried[i].push(summary);
+            }
+        }
+        self.met = searches.iter().filter(|search| search.is_met()).count();
+        for (search, tried) in searches.iter().zip(tried) {
+            let best = search
+                .best()
+                .and_then(|(c, _)| tried.iter().find(|t| t.c == c).copied());
+            self.equal_norm.extend(tried.first());
+            self.equal_kl.extend(best);
+        }
+        Ok(())
+    }
+
+    fn values(&self, at: Equal, of: Measure) -> Vec<f64> {
+        let summaries = match at {
+            Equal::Norm => &self.equal_norm,
+            Equal::Kl => &self.equal_kl,
+        };
+        summaries.iter().map(of.of).collect()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Equal {
+    Norm,
+    Kl,
+}
+
+impl Equal {
+    fn name(self) -> &'static str {
+        match self {
+            Equal::Norm => "at equal norm",
+            Equal::Kl => "at equal KL",
+        }
+    }
+}
+
+/// One of a summary's numbers.
+#[derive(Clone, Copy)]
+struct Measure {
+    name: &'static str,
+    unit: &'static str,
+    of: fn(&Summary) -> f64,
+}
+
+const KL: Measure = Measure {
+    name: "KL(edited ‖ plain) of the first token",
+    unit: "nat",
+    of: |s| s.kl,
+};
+const FLIPPED: Measure = Measure {
+    name: "share of first tokens that turn",
+    unit: "",
+    of: |s| s.flipped,
+};
+const NO: Measure = Measure {
+    name: "shift of the log-odds towards 'no'",
+    unit: "nat",
+    of: |s| s.no,
+};
+const DISHONEST: Measure = Measure {
+    name: "shift of the log-odds towards the answer that is not honest",
+    unit: "nat",
+    of: |s| s.dishonest,
+};
+const RECOVERY: Measure = Measure {
+    name: "recovery of the edited run's distribution",
+    unit: "",
+    of: |s| s.recovery,
+};
+const MEASURES: [Measure; 5] = [DISHONEST, NO, KL, FLIPPED, RECOVERY];
+
+/// The study's own push, over prompts.
+struct Ours {
+    summary: Summary,
+    /// As `MEASURES`.
+    numbers: Vec<Number>,
+}
+
+impl Ours {
+    fn new(study: &Study<'_>, effects: &super::push::Effects, summary: Summary) -> Self {
+        let values = [
+            &effects.dishonest,
+            &effects.no,
+            &effects.kl,
+            &effects.flipped,
+            &effects.recovery,
+        ];
+        let numbers = MEASURES.iter().zip(values);
+        Ours {
+            summary,
+            numbers: numbers
+                .map(|(m, values)| tell::mean(study, m.name, values, m.unit))
+                .collect(),
+        }
+    }
+}
+
+struct Outcome {
+    ours: Ours,
+    n: usize,
+    kinds: Vec<Kind>,
+    adjectives: Adjectives,
+    /// The study's push, prompt by prompt: shifts towards the answer that is not honest.
+    flips: Vec<f64>,
+}
+
+impl Outcome {
+    /// How often a random direction does as much, either way.
+    fn p(&self, kind: usize, at: Equal, of: Measure) -> f64 {
+        let drawn: Vec<f64> = self.kinds[kind]
+            .values(at, of)
+            .iter()
+            .map(|x| x.abs())
+            .collect();
+        null::rank_p((of.of)(&self.ours.summary).abs(), &drawn)
+    }
+
+    fn numbers(&self) -> Vec<Number> {
+        let mut told = Vec::new();
+        for (measure, ours) in MEASURES.iter().zip(&self.ours.numbers) {
+            let mut ours = ours.clone();
+            for at in [Equal::Norm, Equal::Kl] {
+                ours.controls.extend(self.kinds.iter().filter_map(|kind| {
+                    draws(
+                        format!("{}, {}", kind.name, at.name()),
+                        &kind.values(at, *measure),
+                    )
+                }));
+            }
+            ours.note = "the study's push, over prompts; of each control the mean of its directions and where 95 % of them lie".into();
+            told.push(ours);
+        }
+        for measure in [DISHONEST, NO, KL, FLIPPED] {
+            for at in [Equal::Norm, Equal::Kl] {
+                if at == Equal::Kl && measure.name == KL.name {
+                    continue;
+                }
+                let name = format!(
+                    "p by rank among random directions {}: {}",
+                    at.name(),
+                    measure.name
+                );
+                let mut p = number(name, self.p(0, at, measure), "");
+                p.controls = (1..3)
+                    .filter_map(|k| control(self.kinds[k].name, self.p(k, at, measure)))
+                    .collect();
+                p.note = "share of directions whose size is at least the study's, itself counted; the controls are the same among other kinds".into();
+                told.push(p);
+            }
+        }
+        let lat = &self.adjectives.lat;
+        told.extend([
+            number(
+                "matched-pair accuracy of the irrelevant adjectives' direction",
+                lat.matched_accuracy,
+                "",
+            ),
+            number(
+                "unpaired accuracy of the irrelevant adjectives' direction",
+                lat.accuracy,
+                "",
+            ),
+            number(
+                "cosine of the irrelevant adjectives' direction with the study's",
+                self.adjectives.cosine,
+                "",
+            ),
+        ]);
+        told
+    }
+
+    fn answer(&self, study: &Study<'_>) -> Result<Vec<String>> {
+        let [dishonest, no, kl, flipped, _] = &self.ours.numbers[..] else {
+            return Ok(Vec::new());
+        };
+        let random = &self.kinds[0];
+        let average = |at, of| mean(&random.values(at, of));
+        let size = |number: &Number| number.value.unwrap_or(f64::NAN);
+        let mut told = vec![format!(
+            "On {} dilemmas of the report half, the study's push (|c| = {:.3}, {:.2} of the stream's mean length) moves the first token's distribution by {} nats and turns {} of the first tokens. \
+             {} random directions of the same length move it by {:.3} nats and turn {:.2} on average; p = {:.2} by rank.",
+            self.n,
+            self.ours.summary.c.abs(),
+            study.choice()?.share(),
+            with_interval(kl),
+            with_interval(flipped),
+            random.directions.len(),
+            average(Equal::Norm, KL),
+            average(Equal::Norm, FLIPPED),
+            self.p(0, Equal::Norm, KL),
+        )];
+        let p = self.p(0, Equal::Kl, DISHONEST);
+        let holds = dishonest
+            .interval
+            .is_some_and(|[low, high]| low > 0.0 || high < 0.0);
+        told.push(format!(
+            "Towards the answer that is not honest, whichever it is, it moves the log-odds by {} nats. Pushed as far by KL ({} of {} random directions could be), random directions move them by {:.2} on average, and {:.0} % by as much either way. {}",
+            with_interval(dishonest),
+            random.met,
+            random.directions.len(),
+            average(Equal::Kl, DISHONEST),
+            100.0 * p,
+            match (holds && size(dishonest) > 0.0, p <= 0.05) {
+                (true, true) => "So the answers become less honest, and more so than by any push of that effect.",
+                (true, false) => "So the answers become less honest, but no more than many random pushes of that effect would make them.",
+                (false, true) => "The size is rare among random pushes, but over these prompts the sign is not settled.",
+                (false, false) => "So there is no sign here that it makes answers less honest than any push of that effect.",
+            },
+        ));
+        told.push(format!(
+            "Towards 'no' it moves them by {} nats: {}",
+            with_interval(no),
+            if size(no).abs() > size(dishonest).abs() {
+                "more than towards the answer that is not honest, so a good part of what it does is to say one and the same word whatever is asked."
+            } else {
+                "less than towards the answer that is not honest, so it does not just say one word whatever is asked."
+            }
+        ));
+        let lat = &self.adjectives.lat;
+        let adjectives = &self.kinds[3];
+        told.push(format!(
+            "The same template with '{}' and '{}' gives a direction too: it tells matched pairs apart with {:.3} and rows by themselves with {:.3}. Matched pairs are told apart by any word of the instruction, because it leaks into every later token: that accuracy is no sign of honesty. \
+             Its cosine with the study's direction is {:.2}; at equal KL it moves the log-odds towards the answer that is not honest by {:.2} one way and {:.2} the other.",
+            self.adjectives.words[0],
+            self.adjectives.words[1],
+            lat.matched_accuracy,
+            lat.accuracy,
+            self.adjectives.cosine,
+            adjectives.equal_kl.first().map_or(f64::NAN, |s| s.dishonest),
+            adjectives.equal_kl.get(1).map_or(f64::NAN, |s| s.dishonest),
+        ));
+        told.push(format!(
+            "Beside {} directions with the stream's covariance p is {:.2}, and beside {} of LAT on shuffled pairs {:.2} (at equal KL, towards the answer that is not honest). Swapping the labels within a pair would change nothing, since LAT takes differences about zero: so rows were shuffled over all pairs.",
+            self.kinds[1].directions.len(),
+            self.p(1, Equal::Kl, DISHONEST),
+            self.kinds[2].directions.len(),
+            self.p(2, Equal::Kl, DISHONEST),
+        ));
+        Ok(told)
+    }
+
+    fn exhibits(&self) -> Vec<Exhibit> {
+        vec![
+            self.scatter(Equal::Kl, NO, "C1-answers", "What each push does to the answers, at equal KL: to the right towards 'no', upwards towards the answer that is not honest."),
+            self.scatter(Equal::Norm, KL, "C1-norm", "Pushes of equal length: how far each moves the first token's distribution, and how far towards the answer that is not honest."),
+            self.bars(),
+            self.summary(),
+            self.table(),
+        ]
+    }
+
+    fn scatter(&self, at: Equal, x: Measure, name: &str, caption: &str) -> Exhibit {
+        let dot = |summary: &Summary| At {
+            x: (x.of)(summary),
+            y: Some(summary.dishonest),
+            low: None,
+            high: None,
+            label: format!("c = {:.3}", summary.c),
+        };
+        let ours = Series {
+            name: "the direction".into(),
+            control: false,
+            points: vec![dot(&self.ours.summary)],
+        };
+        let others = self.kinds.iter().map(|kind| Series {
+            name: kind.name.into(),
+            control: true,
+            points: match at {
+                Equal::Norm => kind.equal_norm.iter().map(dot).collect(),
+                Equal::Kl => kind.equal_kl.iter().map(dot).collect(),
+            },
+        });
+        exhibit(
+            name,
+            caption,
+            Body::Scatter {
+                x: Axis::new(x.name, x.unit),
+                y: Axis::new(DISHONEST.name, DISHONEST.unit),
+                series: others.chain([ours]).collect(),
+            },
+        )
+    }
+
+    fn bars(&self) -> Exhibit {
+        let ours = Bar {
+            name: "the direction (a point per prompt)".into(),
+            value: self.ours.numbers[0].value,
+            interval: self.ours.numbers[0].interval,
+            control: false,
+            points: self.flips.clone(),
+            published: None,
+        };
+        let others = self.kinds.iter().map(|kind| {
+            let values = kind.values(Equal::Kl, DISHONEST);
+            Bar {
+                name: format!("{} (a point per direction)", kind.name),
+                value: Some(mean(&values)),
+                interval: tell::spread(&values),
+                control: true,
+                points: values,
+                published: None,
+            }
+        });
+        exhibit(
+            "C1-dishonest",
+            "Shift towards the answer that is not honest, at equal KL. The direction's interval is over prompts; of the others 95 % of directions lie within it.",
+            Body::Bars {
+                y: Axis::new(DISHONEST.name, DISHONEST.unit),
+                bars: std::iter::once(ours).chain(others).collect(),
+            },
+        )
+    }
+
+    fn summary(&self) -> Exhibit {
+        let row = |kind: &Kind, at: Equal| -> Vec<Value> {
+            let names = [
+                json!(kind.name),
+                json!(at.name()),
+                json!(kind.directions.len()),
+            ];
+            let means = MEASURES.iter().map(|m| json!(mean(&kind.values(at, *m))));
+            names.into_iter().chain(means).collect()
+        };
+        let ours = ["the direction", "its own", "1"]
+            .map(|t| json!(t))
+            .into_iter();
+        let ours = ours
+            .chain(MEASURES.iter().map(|m| json!((m.of)(&self.ours.summary))))
+            .collect();
+        let others = self
+            .kinds
+            .iter()
+            .flat_map(|kind| [Equal::Norm, Equal::Kl].map(|at| row(kind, at)));
+        exhibit(
+            "C1-summary",
+            "Means over directions.",
+            table(
+                &[
+                    "directions",
+                    "strength",
+                    "n",
+                    "towards_dishonest",
+                    "towards_no",
+                    "kl",
+                    "flipped",
+                    "recovery",
+                ],
+                std::iter::once(ours).chain(others).collect(),
+            ),
+        )
+    }
+
+    fn table(&self) -> Exhibit {
+        let rows = self.kinds.iter().flat_map(|kind| {
+            [(Equal::Norm, &kind.equal_norm), (Equal::Kl, &kind.equal_kl)]
+                .into_iter()
+                .flat_map(move |(at, summaries)| {
+                    summaries.iter().enumerate().map(move |(i, s)| {
+                        let measured = MEASURES.iter().map(|m| json!((m.of)(s)));
+                        [json!(kind.name), json!(at.name()), json!(i), json!(s.c)]
+                            .into_iter()
+                            .chain(measured)
+                            .collect::<Vec<Value>>()
+                    })
+                })
+        });
+        exhibit(
+            "C1-directions",
+            "Every push that was tried, means over prompts.",
+            table(
+                &[
+                    "directions",
+                    "strength",
+                    "number",
+                    "c",
+                    "towards_dishonest",
+                    "towards_no",
+                    "kl",
+                    "flipped",
+                    "recovery",
+                ],
+                rows.collect(),
+            ),
+        )
+    }
+}

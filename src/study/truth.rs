@@ -1,0 +1,554 @@
+//! E11: whether the direction tells true from false statements that nobody pretends to make, and what simpler things tell.
+
+use serde_json::json;
+
+use super::simpler::{Baseline, Held, Negated};
+use super::statements::Stated;
+use super::statistics::mean as average;
+use super::tell::{self, exhibit, number, table, with_interval};
+use super::{Result, Study};
+use crate::analysis::project::{dot, mean_and_deviation};
+use crate::analysis::roc::auc;
+use crate::analysis::scored::share_right;
+use crate::analysis::{Bootstrap, Split, Statements, baseline, null, split};
+use crate::report::finding::{At, Axis, Bar, Body, Exhibit, Finding, Number, Reference, Series};
+
+/// Random directions that stand beside the direction.
+const DRAWS: usize = 100;
+
+/// What z-scored projections say, called true where they are above 0.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct AtZero {
+    accuracy: f64,
+    auc: f64,
+    share_positive: f64,
+}
+
+/// A layer's projections, and what they say of all statements and of each different one.
+struct Layer {
+    projections: Vec<f64>,
+    all: AtZero,
+    unique: AtZero,
+}
+
+pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
+    let stated = Stated::run(study)?;
+    let layers = (0..stated.last.len())
+        .map(|layer| read_layer(study, &stated, layer))
+        .collect::<Result<Vec<_>>>()?;
+    let bootstrap = study.bootstrap();
+    let unique = &stated.unique;
+    let known = stated.of(unique);
+    let split = split(&known, 0.5, study.options().seed)?;
+    let chosen = best(&layers, unique, &known.labels, &split.train);
+    let found = HeldOut::of(&layers[chosen], unique, &known, &split, &bootstrap);
+    let held = Held {
+        stated: &stated,
+        known: &known,
+        split: &split,
+        bootstrap: &bootstrap,
+    };
+    let baselines = held.baselines(study)?;
+    let direction = study.directions()?.layer(chosen);
+    let negated = Negated::read(study, held, chosen, direction, 1)?;
+    let topics = topics(&layers, unique, &known);
+    let drawn = drawn(study, &stated, chosen, &known, &split)?;
+
+    let mut numbers = by_layer(study, &layers, stated.texts.len());
+    let mut accuracy = found.accuracy.clone();
+    accuracy.controls = baselines
+        .iter()
+        .filter_map(|b| tell::control(b.name, b.accuracy))
+        .collect();
+    let mut area = found.auc.clone();
+    area.controls = baselines
+        .iter()
+        .filter_map(|b| tell::control(b.name, b.auc))
+        .collect();
+    area.controls.extend(tell::draws(
+        "random directions, the better side of each",
+        &drawn,
+    ));
+    let p = null::rank_p(area.value.unwrap_or(0.0), &drawn);
+    numbers.extend([
+        accuracy,
+        area,
+        number("share of random directions that do as well (p)", p, ""),
+    ]);
+    let both = |n: &Negated| [n.negated.clone(), n.plain.clone()];
+    numbers.extend(negated.iter().flat_map(both));
+    numbers.extend(topics.iter().map(|t| t.number()));
+    let outcome = Outcome {
+        stated,
+        layers,
+        chosen,
+        found,
+        baselines,
+        negated,
+        topics,
+        p,
+    };
+    Ok(Finding {
+        answer: outcome.answer(),
+        numbers,
+        exhibits: outcome.exhibits(),
+        ..super::finding(
+            "Does the direction, found where a persona speaks, tell true from false statements that stand by themselves?",
+        )
+    })
+}
+
+/// All that is told in words and pictures.
+struct Outcome {
+    stated: Stated,
+    layers: Vec<Layer>,
+    chosen: usize,
+    found: HeldOut,
+    baselines: Vec<Baseline>,
+    negated: Option<Negated>,
+    topics: Vec<Topic>,
+    /// Share of random directions that do as well.
+    p: f64,
+}
+
+fn read_layer(study: &Study<'_>, stated: &Stated, layer: usize) -> Result<Layer> {
+    let direction = study.directions()?.layer(layer);
+    let rows = stated.last[layer].chunks_exact(direction.len());
+    let projections: Vec<f64> = rows.map(|row| dot(row, direction)).collect();
+    let labels = &stated.known.labels;
+    let all: Vec<usize> = (0..labels.len()).collect();
+    Ok(Layer {
+        all: at_zero(&projections, labels, &all, &stated.unique),
+        unique: at_zero(&projections, labels, &stated.unique, &stated.unique),
+        projections,
+    })
+}
+
+/// Of the statements `of`, with mean and deviation (over n − 1) of those in `standard`.
+fn at_zero(projections: &[f64], labels: &[bool], of: &[usize], standard: &[usize]) -> AtZero {
+    let standard: Vec<f64> = standard.iter().map(|&i| projections[i]).collect();
+    let (mean, deviation) = mean_and_deviation(&standard);
+    let z: Vec<f64> = of
+        .iter()
+        .map(|&i| (projections[i] - mean) / deviation)
+        .collect();
+    let labels: Vec<bool> = of.iter().map(|&i| labels[i]).collect();
+    let share = |holds: &dyn Fn(usize) -> bool| {
+        (0..z.len()).filter(|&i| holds(i)).count() as f64 / z.len().max(1) as f64
+    };
+    AtZero {
+        accuracy: share(&|i| (z[i] > 0.0) == labels[i]),
+        auc: auc(&z, &labels).unwrap_or(f64::NAN),
+        share_positive: share(&|i| z[i] > 0.0),
+    }
+}
+
+/// The layer of the highest AUC over some of the unique statements; of equals the first.
+fn best(layers: &[Layer], unique: &[usize], labels: &[bool], of: &[usize]) -> usize {
+    let labels: Vec<bool> = of.iter().map(|&i| labels[i]).collect();
+    let area = |layer: &Layer| {
+        let scores: Vec<f64> = of.iter().map(|&i| layer.projections[unique[i]]).collect();
+        auc(&scores, &labels).unwrap_or(0.5)
+    };
+    let areas: Vec<f64> = layers.iter().map(area).collect();
+    (0..areas.len()).fold(0, |best, layer| {
+        if areas[layer] > areas[best] {
+            layer
+        } else {
+            best
+        }
+    })
+}
+
+/// Held-out statements, by the training statements' mean.
+struct HeldOut {
+    accuracy: Number,
+    auc: Number,
+}
+
+impl HeldOut {
+    fn of(
+        layer: &Layer,
+        unique: &[usize],
+        known: &Statements,
+        split: &Split,
+        bootstrap: &Bootstrap,
+    ) -> Self {
+        let score = |&i: &usize| layer.projections[unique[i]];
+        let middle = average(&split.train.iter().map(score).collect::<Vec<_>>());
+        let scores: Vec<f64> = split.test.iter().map(score).collect();
+        let labels: Vec<bool> = split.test.iter().map(|&i| known.labels[i]).collect();
+        let groups = known.group_numbers(&split.test);
+        let n_groups = groups.iter().max().map(|last| last + 1);
+        let right: Vec<bool> = scores
+            .iter()
+            .zip(&labels)
+            .map(|(&s, &l)| (s > middle) == l)
+            .collect();
+        let share = share_right(&groups, &right, bootstrap);
+        let mut accuracy = number(
+            "held-out accuracy at the layer chosen in training",
+            share.share,
+            "",
+        );
+        (accuracy.interval, accuracy.n) = (Some([share.low, share.high]), n_groups);
+        accuracy.note = "interval over groups of statements; above the training statements' mean counts as true".into();
+        let mut area = number(
+            "held-out AUC at the layer chosen in training",
+            auc(&scores, &labels).unwrap_or(f64::NAN),
+            "",
+        );
+        let interval = baseline::auc_interval(&scores, &labels, &groups, bootstrap);
+        (area.interval, area.n) = (Some(tell::ends(interval)), n_groups);
+        HeldOut {
+            accuracy,
+            auc: area,
+        }
+    }
+}
+
+/// One topic, at the layer that the others chose.
+struct Topic {
+    name: String,
+    n: usize,
+    layer: usize,
+    auc: f64,
+    accuracy: f64,
+}
+
+impl Topic {
+    fn number(&self) -> Number {
+        let mut told = number(
+            format!("AUC on the topic '{}', left out", self.name),
+            self.auc,
+            "",
+        );
+        told.note = format!(
+            "{} statements; layer {} was chosen on the other topics",
+            self.n, self.layer
+        );
+        told
+    }
+}
+
+/// Leaves one topic out at a time: the layer and the middle come of the others.
+fn topics(layers: &[Layer], unique: &[usize], known: &Statements) -> Vec<Topic> {
+    let Some(topics) = &known.topics else {
+        return Vec::new();
+    };
+    let names: std::collections::BTreeSet<&String> =
+        topics.iter().filter(|t| !t.is_empty()).collect();
+    let one = |name: &String| {
+        let (here, rest): (Vec<usize>, Vec<usize>) =
+            (0..topics.len()).partition(|&i| topics[i] == *name);
+        let layer = best(layers, unique, &known.labels, &rest);
+        let score = |&i: &usize| layers[layer].projections[unique[i]];
+        let middle = average(&rest.iter().map(score).collect::<Vec<_>>());
+        let scores: Vec<f64> = here.iter().map(score).collect();
+        let labels: Vec<bool> = here.iter().map(|&i| known.labels[i]).collect();
+        let right = scores
+            .iter()
+            .zip(&labels)
+            .filter(|&(&s, &l)| (s > middle) == l)
+            .count();
+        Some(Topic {
+            name: name.clone(),
+            n: here.len(),
+            layer,
+            auc: auc(&scores, &labels)?,
+            accuracy: right as f64 / here.len() as f64,
+        })
+    };
+    names.into_iter().filter_map(one).collect()
+}
+
+/// Held-out AUCs of random directions at a layer, half of them with the rows' covariance; each on the side that training says.
+fn drawn(
+    study: &Study<'_>,
+    stated: &Stated,
+    layer: usize,
+    known: &Statements,
+    split: &Split,
+) -> Result<Vec<f64>> {
+    let d = study.prepared().dims.d_model;
+    let seed = study.options().seed;
+    let mut directions = null::random(DRAWS / 2, d, seed);
+    directions.extend(null::covariance_matched(
+        &stated.last[layer],
+        d,
+        DRAWS - DRAWS / 2,
+        seed,
+    )?);
+    let area = |direction: &Vec<f32>, of: &[usize]| {
+        let scores: Vec<f64> = of
+            .iter()
+            .map(|&i| dot(&stated.last[layer][stated.unique[i] * d..][..d], direction))
+            .collect();
+        let labels: Vec<bool> = of.iter().map(|&i| known.labels[i]).collect();
+        auc(&scores, &labels).unwrap_or(0.5)
+    };
+    let held_out = |direction: &Vec<f32>| {
+        let test = area(direction, &split.test);
+        if area(direction, &split.train) >= 0.5 {
+            test
+        } else {
+            1.0 - test
+        }
+    };
+    Ok(directions.iter().map(held_out).collect())
+}
+
+/// The layers that were published, and the one that is steered at, all statements counted; the shares are of the file as it is.
+fn by_layer(study: &Study<'_>, layers: &[Layer], n: usize) -> Vec<Number> {
+    let mut told = Vec::new();
+    for (layer, read) in layers.iter().enumerate() {
+        let named = |what: &str, value: f64, key: String| {
+            let mut told = number(format!("{what}, layer {layer}, all statements"), value, "");
+            told.n = Some(n);
+            told.published = study.published(&key);
+            told.note = "z-scored over the different statements; above 0 counts as true".into();
+            told
+        };
+        told.push(named(
+            "accuracy",
+            read.all.accuracy,
+            format!("E11.accuracy.{layer}"),
+        ));
+        told.push(named("AUC", read.all.auc, format!("E11.auc.{layer}")));
+    }
+    // The published share is of the layer that is steered at, and was taken for an accuracy there.
+    let layer = super::strength::steered_layer_of(study);
+    if let Some(read) = layers.get(layer) {
+        let name = format!("share projected positive, layer {layer}, all statements");
+        let mut share = number(name, read.all.share_positive, "");
+        share.published = study.published("E11.share-positive");
+        share.note = "labels play no part in it".into();
+        told.push(share);
+    }
+    told
+}
+
+impl Outcome {
+    fn answer(&self) -> Vec<String> {
+        let Outcome {
+            stated,
+            layers,
+            chosen,
+            found,
+            ..
+        } = self;
+        let area = found.auc.value.unwrap_or(f64::NAN);
+        let low = found.auc.interval.map_or(f64::NAN, |ends| ends[0]);
+        let mut told = vec![format!(
+            "{} statements ({} different ones) were read by themselves: no chat, no persona, the last token's residual stream. At layer {chosen}, chosen on one half of the groups, \
+             the direction tells true from false in the other half with accuracy {} and AUC {}.{}",
+            stated.texts.len(),
+            stated.unique.len(),
+            with_interval(&found.accuracy),
+            with_interval(&found.auc),
+            if low > 0.5 {
+                ""
+            } else {
+                " The interval holds one half, which is chance."
+            },
+        )];
+        let simpler: Vec<String> = self
+            .baselines
+            .iter()
+            .map(|b| format!("{} {:.2}", b.name, b.auc))
+            .collect();
+        let best = self.baselines.iter().map(|b| b.auc).fold(0.0, f64::max);
+        told.push(format!(
+            "Simpler readings of the same held-out statements, by AUC: {}. {} {:.0} % of random directions (half of them with the rows' covariance), each on its better side in training, do at least as well.",
+            simpler.join(", "),
+            match (low > best, area > best) {
+                (true, _) => "The direction is above them all, by its whole interval;",
+                (false, true) => "The direction is above them, but its interval reaches down to them: that it tells more than they do is not shown;",
+                (false, false) => "The direction does not tell more than the best of them;",
+            },
+            100.0 * self.p,
+        ));
+        told.extend(self.negated.as_ref().map(Negated::told));
+        if let (Some(worst), Some(top)) = (
+            self.topics.iter().min_by(|a, b| a.auc.total_cmp(&b.auc)),
+            self.topics.iter().max_by(|a, b| a.auc.total_cmp(&b.auc)),
+        ) {
+            told.push(format!(
+                "It is not the same on every topic: left out one at a time, with the layer chosen on the others, the AUC goes from {:.2} ({}) to {:.2} ({}).",
+                worst.auc, worst.name, top.auc, top.name
+            ));
+        }
+        let steered = &layers[*chosen].unique;
+        told.push(format!(
+            "The share of statements projected above the mean, {:.2} at that layer, is not an accuracy: labels play no part in it.",
+            steered.share_positive
+        ));
+        told
+    }
+
+    fn exhibits(&self) -> Vec<Exhibit> {
+        vec![self.lines(), self.bars(), self.table(), self.topics_table()]
+    }
+
+    fn lines(&self) -> Exhibit {
+        let series = |name: &str, of: &dyn Fn(&Layer) -> f64| Series {
+            name: name.into(),
+            control: false,
+            points: self
+                .layers
+                .iter()
+                .enumerate()
+                .map(|(layer, read)| {
+                    At::new(layer as f64, Some(of(read)).filter(|y| y.is_finite()))
+                })
+                .collect(),
+        };
+        exhibit(
+            "E11-layers",
+            format!(
+                "Accuracy at z = 0 and AUC of the direction of each layer, over the different statements. Layer {} was chosen on the training half.",
+                self.chosen
+            ),
+            Body::Lines {
+                x: Axis::new("layer", ""),
+                y: Axis::new("share, area", ""),
+                series: vec![
+                    series("accuracy", &|l| l.unique.accuracy),
+                    series("AUC", &|l| l.unique.auc),
+                    Series {
+                        control: true,
+                        ..series("share projected positive", &|l| l.unique.share_positive)
+                    },
+                ],
+                references: vec![Reference {
+                    name: "chance".into(),
+                    at: 0.5,
+                }],
+            },
+        )
+    }
+
+    fn bars(&self) -> Exhibit {
+        let ours = Bar {
+            name: "direction".into(),
+            value: self.found.accuracy.value,
+            interval: self.found.accuracy.interval,
+            control: false,
+            points: Vec::new(),
+            published: None,
+        };
+        let simpler = self.baselines.iter().map(|b| Bar {
+            name: b.name.into(),
+            value: Some(b.accuracy),
+            interval: Some(b.ends),
+            control: true,
+            points: Vec::new(),
+            published: None,
+        });
+        exhibit(
+            "E11-baselines",
+            "Accuracy on the held-out half: of the direction, and of what can be had more simply. Intervals are over groups of statements.",
+            Body::Bars {
+                y: Axis::new("accuracy", ""),
+                bars: std::iter::once(ours).chain(simpler).collect(),
+            },
+        )
+    }
+
+    fn table(&self) -> Exhibit {
+        let row = |(layer, read): (usize, &Layer)| {
+            let cells = [read.all, read.unique].map(|s| [s.accuracy, s.auc, s.share_positive]);
+            std::iter::once(json!(layer))
+                .chain(cells.concat().into_iter().map(|v| json!(v)))
+                .collect()
+        };
+        exhibit(
+            "E11-table",
+            format!(
+                "By layer, over all {} statements of the file and over the {} different ones.",
+                self.stated.texts.len(),
+                self.stated.unique.len()
+            ),
+            table(
+                &[
+                    "layer",
+                    "accuracy_all",
+                    "auc_all",
+                    "share_positive_all",
+                    "accuracy_unique",
+                    "auc_unique",
+                    "share_positive_unique",
+                ],
+                self.layers.iter().enumerate().map(row).collect(),
+            ),
+        )
+    }
+
+    fn topics_table(&self) -> Exhibit {
+        let row = |t: &Topic| {
+            vec![
+                json!(t.name),
+                json!(t.n),
+                json!(t.layer),
+                json!(t.accuracy),
+                json!(t.auc),
+            ]
+        };
+        let of = if self.stated.of_the_file {
+            "topic"
+        } else {
+            "opening"
+        };
+        exhibit(
+            "E11-topics",
+            format!("One {of} left out at a time; the layer and the mean are those of the others."),
+            table(
+                &[of, "statements", "layer", "accuracy", "auc"],
+                self.topics.iter().map(row).collect(),
+            ),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_are_standardised_over_different_statements_and_counted_over_those_asked_for() {
+        // Two equal statements at 10 count once for the mean (4, deviation over n − 1 √(52/3)) and twice for the shares.
+        let projections = [10.0, 10.0, 2.0, 4.0, 0.0];
+        let labels = [true, true, true, false, false];
+        let unique = [0, 2, 3, 4];
+        let all = at_zero(&projections, &labels, &[0, 1, 2, 3, 4], &unique);
+        assert_eq!((all.accuracy, all.share_positive), (0.8, 0.4));
+        // sklearn 1.9.1: roc_auc_score([1, 1, 1, 0, 0], [10, 10, 2, 4, 0])
+        assert!((all.auc - 5.0 / 6.0).abs() < 1e-12);
+        let different = at_zero(&projections, &labels, &unique, &unique);
+        assert_eq!((different.accuracy, different.auc), (0.75, 0.75));
+    }
+
+    #[test]
+    fn the_layer_is_chosen_by_the_statements_given_alone() {
+        let layer = |projections: [f64; 4]| {
+            let none = AtZero {
+                accuracy: 0.0,
+                auc: 0.0,
+                share_positive: 0.0,
+            };
+            Layer {
+                projections: projections.to_vec(),
+                all: none,
+                unique: none,
+            }
+        };
+        let layers = [
+            layer([0.0, 1.0, 5.0, 0.0]),
+            layer([1.0, 0.0, 0.0, 5.0]),
+            layer([2.0, 0.0, 0.0, 9.0]),
+        ];
+        let labels = [true, false, true, false];
+        assert_eq!(best(&layers, &[0, 1, 2, 3], &labels, &[0, 1]), 1);
+        assert_eq!(best(&layers, &[0, 1, 2, 3], &labels, &[2, 3]), 0);
+    }
+}
