@@ -25,13 +25,16 @@ import csv
 import itertools
 import json
 import math
+import os
 import pathlib
 import sys
 import time
 
-import torch
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # beside other work, threads that spin while they wait cost more than they bring
+
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache  # noqa: E402
 
 torch.set_grad_enabled(False)
 ROOT = pathlib.Path(__file__).resolve().parents[2]
