@@ -16,7 +16,7 @@ PyTorch hooks. It reads the facts and the prompts that the project ships and sha
 
 E5 to E10 are about the prompts of the report half. To keep it within ten minutes on two cores they are in part samples: E5 about the
 last 6 positions, E8 and E10 about the first prompts, E9 about the pairs of blocks in PAIR_LAYERS, E10 about GRID_LAYERS and the last
-8 positions.
+6 positions.
 
     study.py [OUT]
 """
