@@ -15,8 +15,8 @@ PyTorch hooks. It reads the facts and the prompts that the project ships and sha
       e11     per layer: accuracy at 0, AUC, share projected positive
 
 E5 to E10 are about the prompts of the report half. To keep it within ten minutes on two cores they are in part samples: E5 about the
-last 8 positions, E8 and E10 about the first prompts, E9 about the pairs of blocks in PAIR_LAYERS, E10 about GRID_LAYERS and the last
-8 positions.
+last 6 positions, E8 and E10 about the first prompts, E9 about the pairs of blocks in PAIR_LAYERS, E10 about GRID_LAYERS and the last
+6 positions.
 
     study.py [OUT]
 """
@@ -25,13 +25,16 @@ import csv
 import itertools
 import json
 import math
+import os
 import pathlib
 import sys
 import time
 
-import torch
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # beside other work, threads that spin while they wait cost more than they bring
+
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache  # noqa: E402
 
 torch.set_grad_enabled(False)
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -42,8 +45,8 @@ GRID = [0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8, 1.0]
 NEW_TOKENS = 48
 END = 2  # <|im_end|>
 STRENGTHS = 12
-LAST = 8  # positions, counted from the end
-E8_PROMPTS, E9_PROMPTS, E10_PROMPTS = 3, 2, 2
+LAST = 6  # positions, counted from the end
+E8_PROMPTS, E9_PROMPTS, E10_PROMPTS = 2, 2, 2
 PAIR_LAYERS = [15, 16, 20, 25, 29]
 GRID_LAYERS = [14, 15, 20, 29]
 # How many of the shipped prompts, of either answer: (half, kind): count.
@@ -156,28 +159,37 @@ def split(statements):
 
 
 def last_rows(model, strings):
-    """resid_post at the last token of each string: [strings, layers, d]. A string that begins another is read off the other's run."""
+    """resid_post at the last token of each string: [strings, layers, d]. What all begin with is run once, and kept as keys and values;
+    a string that begins another is read off the other's run."""
     ids = [tuple(model.tokenizer(s, add_special_tokens=False)["input_ids"]) for s in strings]
-    prefixes = {longer[:n] for longer in set(ids) for n in range(1, len(longer))}
-    whole = sorted(set(ids) - prefixes, key=len)
-    rows, wanted = {}, set(ids)
-    for size, group in itertools.groupby(whole, key=len):
+    first, last = min(ids), max(ids)
+    common = next(i for i, (a, b) in enumerate(zip(first, last)) if a != b)
+    prefix = DynamicCache()
+    model.hf.model(torch.tensor([first[:common]]), past_key_values=prefix)
+    wanted = {one[common:] for one in ids}
+    prefixes = {longer[:n] for longer in wanted for n in range(1, len(longer))}
+    rows = {}
+    for size, group in itertools.groupby(sorted(wanted - prefixes, key=len), key=len):
         group = list(group)
-        for i in range(0, len(group), 16):
-            batch = group[i:i + 16]
-            model.run(torch.tensor(batch), keep=True)
+        for i in range(0, len(group), 32):
+            batch = group[i:i + 32]
+            cache = DynamicCache()
+            for number, layer in enumerate(prefix.layers):
+                cache.update(*(states.expand(len(batch), -1, -1, -1) for states in (layer.keys, layer.values)), number)
+            model.kept = {}
+            model.hf.model(torch.tensor(batch), past_key_values=cache)
             stream = torch.stack([model.kept["resid", layer] for layer in range(model.n_layers)], 2)
             for sequence, values in zip(batch, stream):
                 for n in range(1, size + 1):
                     if sequence[:n] in wanted and sequence[:n] not in rows:
                         rows[sequence[:n]] = values[n - 1].clone()
-    return torch.stack([rows[one] for one in ids])
+    return torch.stack([rows[one[common:]] for one in ids])
 
 
 def directions(model, facts):
     train, test = split(make_strings(model, facts))
-    strings = [s for pair in train + test for s in pair]
-    rows = last_rows(model, strings).double().view(-1, 2, model.n_layers, model.width)
+    sides = [[pair[side] for pair in train + test] for side in (0, 1)]
+    rows = torch.stack([last_rows(model, side) for side in sides], 1).double()  # [pairs, 2, layers, d]
     fitted, held = rows[:len(train)], rows[len(train):]
     found, layers = {}, []
     for layer in range(model.n_layers):
@@ -206,15 +218,17 @@ def directions(model, facts):
 
 def choose(model, prompts):
     tuning = [torch.tensor([p["ids"]]) for p in prompts if p["half"] == "tuning"]
-    norms, firsts = [], []
+    norms, firsts, streams = [], [], []
     for ids in tuning:
         firsts.append(model.run(ids, keep=True)[0, -1].argmax())
         norms.append(model.kept["resid", model.layer][0, -1].double().norm())
+        streams.append(model.kept["resid", model.layer - 1])
     size = float(torch.stack(norms).mean())
     shares = []
     for factor in GRID:
         c = -factor * size
-        flipped = [model.run(ids, model.steer(ids, c))[0, -1].argmax() != first for ids, first in zip(tuning, firsts)]
+        edited = [model.run(ids, model.steer(ids, c), start=model.layer, stream=stream) for ids, stream in zip(tuning, streams)]
+        flipped = [logits[0, -1].argmax() != first for logits, first in zip(edited, firsts)]
         shares.append(sum(map(int, flipped)) / len(flipped))
         if shares[-1] >= 0.9:
             break
@@ -319,12 +333,14 @@ def e6(model, runs, c):
         per_strength = []
         for step in range(STRENGTHS):
             strength = c * (1 - step / (STRENGTHS - 1))
-            logits = model.run(run.ids, torch.full(run.ids.shape, strength), keep=True)[0, -1]
+            stream = run.plain_parts["resid", model.layer - 1]
+            logits = model.run(run.ids, torch.full(run.ids.shape, strength), start=model.layer, stream=stream, keep=True)[0, -1]
+            written = run.plain_parts | model.kept
             last = model.norm_input[0, -1].double()
             scale = (last.square().mean() + epsilon).sqrt()
             along = (head[dis] - head[hon]) * gain / scale
             parts = [model.hf.model.embed_tokens(run.ids)[0, -1]]
-            parts += [model.kept[kind, layer][0, -1] for layer in range(model.n_layers) for kind in ("attn", "mlp")]
+            parts += [written[kind, layer][0, -1] for layer in range(model.n_layers) for kind in ("attn", "mlp")]
             parts.append(strength * model.direction)
             shares = [float(part.double() @ along) for part in parts]
             difference = float(logits[dis] - logits[hon])
@@ -354,10 +370,10 @@ def head(model, number):
 def e8(model, runs):
     found = []
     for run in runs:
-        layers = range(model.layer - 1, model.n_layers)
+        layers = range(model.layer + 1, model.n_layers)
         patches = [[("denoising", [(("z", layer), EVERY, head(model, h))]) for h in range(model.heads)] for layer in layers]
         values = [run.recoveries(one, layer) for one, layer in zip(patches, layers)]
-        found.append({"prompt": run.name, "first_layer": model.layer - 1, "denoising": values})
+        found.append({"prompt": run.name, "first_layer": model.layer + 1, "denoising": values})
     return found
 
 
