@@ -11,7 +11,7 @@ use streamgauge::engine::{Job, Prepared};
 pub fn run(model: &str, pairs: &Path, layer: usize, head: usize) -> streamgauge::Result<Vec<f64>> {
     let prepared = Prepared::for_generation(Job::new(model, Vec::new(), Vec::new()))?;
     let prompts = read_pairs(pairs, &prepared)?;
-    // z is what a head reads, before W_O; patching it patches the head's share of attn_out.
+    // z is what W_O reads of a head; patching it patches the head's share of attn_out.
     let spec = SweepSpec {
         metrics: vec![Metric::LogitDiff],
         ..SweepSpec::new(vec![format!("blocks.{layer}.attn.hook_z[{head}]")])

@@ -589,6 +589,30 @@ fn what_cannot_be_edited_so_is_refused_before_anything_runs() {
         ))
         .unwrap();
     let store = store.display();
+    let square = bench.tensor("square.safetensors", &[8, 8], &[1.0; 64]);
+    let long = bench.tensor("long.safetensors", &[1, 128], &[1.0; 128]);
+    // Numbers beyond f32; and a slice of a dataset in which no sample is long enough.
+    let overflow = "scale at=blocks.0.hook_resid_post c=3e38";
+    let lost = bench
+        .store(Bench::job(
+            &data,
+            &["blocks.0.hook_resid_post"],
+            &[overflow],
+        ))
+        .unwrap();
+    let lost = lost.display();
+    let empty = bench
+        .store(Job {
+            shard: Some((1, 2)),
+            ..Bench::job(
+                &bench.data(0, &[9, 2]),
+                &["blocks.1.hook_resid_post@3..4"],
+                &[],
+            )
+        })
+        .unwrap();
+    let empty = empty.display();
+    let data = bench.data(0, &LENGTHS);
     let foreign = {
         let path = bench.path("foreign");
         let model = common::fixtures().join("models/linear-rope");
@@ -604,11 +628,31 @@ fn what_cannot_be_edited_so_is_refused_before_anything_runs() {
     for (edit, says) in [
         (
             format!("add at=blocks.0.hook_resid_post v={wide} c=1"),
-            "has shape [65]; blocks.0.hook_resid_post needs 64 numbers",
+            "has shape [65]; blocks.0.hook_resid_post needs [64]",
         ),
         (
             format!("add at=blocks.0.attn.hook_z v={wide} c=1"),
-            "needs 64 numbers, or 16 for each head alike",
+            "needs [64] or [4, 16], or [16] for each head alike",
+        ),
+        (
+            format!("add at=blocks.0.hook_resid_post v={square} c=1"),
+            "has shape [8, 8]; blocks.0.hook_resid_post needs [64]",
+        ),
+        (
+            format!("replace at=blocks.0.hook_resid_post from={long}"),
+            "has shape [1, 128]; blocks.0.hook_resid_post needs rows of shape [64]",
+        ),
+        (
+            format!("mean at=blocks.1.hook_resid_post v={empty}"),
+            "it has no rows, and so no mean",
+        ),
+        (
+            format!("mean at=blocks.0.hook_resid_post v={lost}"),
+            "the mean of its rows is ",
+        ),
+        (
+            format!("replace at=blocks.0.hook_resid_post from={lost}"),
+            "its row of sample 0 at position 0 holds ",
         ),
         (
             format!("add at=blocks.0.attn.hook_z[4] v={v} c=1"),
@@ -776,7 +820,7 @@ fn the_command_takes_edits_from_the_line_and_from_a_file() {
     for (text, says) in [
         ("kind = \"zero\"", "'kind' is not known here"),
         ("", "it has no edits"),
-        ("[[edit]]\nat = \"hook_embed\"", "edit 0 has no kind"),
+        ("[[edit]]\nat = \"hook_embed\"", "edit 1 has no kind"),
         (
             "[[edit]]\nkind = \"zero\"\nat = [1]",
             "'at' is no string, number or boolean",

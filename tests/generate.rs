@@ -540,6 +540,19 @@ fn the_command_prints_text_as_it_comes_or_an_object_a_line() {
         String::from_utf8(text.stdout).unwrap(),
         format!("{}\n", line["text"].as_str().unwrap())
     );
+    // A character that ends before all of its bytes came is shown as what there is of it.
+    let half = ["--prompt", "Repeat: \u{1F642}\u{1F642}\u{1F642}\u{1F642}"];
+    let shown = |flags: &[&str]| {
+        let mut c = streamgauge();
+        c.args(["generate", "--max-new-tokens", "2", "--model"]);
+        let output = c.arg(&model).args(half).args(flags).assert().success();
+        String::from_utf8(output.get_output().stdout.clone()).unwrap()
+    };
+    let object: Value = serde_json::from_str(&shown(&["--json"])).unwrap();
+    assert_eq!(
+        shown(&[]),
+        format!("{}\n", object["text"].as_str().unwrap())
+    );
     // Several prompts, an edit and a tap.
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("prompts.jsonl");

@@ -251,6 +251,17 @@ fn a_changed_command_or_dataset_is_refused_by_what_changed() {
         );
         assert_eq!(files(&out), before, "{said}: nothing was touched");
     }
+    let error = run(
+        Job {
+            edits: vec!["scale at=blocks.0.hook_resid_post c=1.5 select=every:3".into()],
+            ..base()
+        },
+        &out,
+        true,
+        usize::MAX,
+    );
+    let error = error.unwrap_err().to_string();
+    assert_eq!(error.matches("--edit").count(), 1, "{error}");
     let text = std::fs::read_to_string(&data).unwrap();
     std::fs::write(&data, text.replacen("\"n\": 3}", "\"n\": 4}", 1)).unwrap();
     let error = run(job(&data), &out, true, usize::MAX)

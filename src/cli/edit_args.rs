@@ -77,10 +77,13 @@ fn of_file(file: &Path) -> Result<Vec<EditSpec>, Failure> {
                 .map(|(key, value)| Ok((key.clone(), plain(value).ok_or(key)?)))
                 .collect::<Result<Vec<_>, &String>>()
                 .map_err(|key| {
-                    refuse(format!("edit {i}: '{key}' is no string, number or boolean"))
+                    refuse(format!(
+                        "edit {}: '{key}' is no string, number or boolean",
+                        i + 1
+                    ))
                 })?;
             let kind = pairs.iter().position(|(key, _)| key == "kind");
-            let kind = kind.ok_or_else(|| refuse(format!("edit {i} has no kind; {form}")))?;
+            let kind = kind.ok_or_else(|| refuse(format!("edit {} has no kind; {form}", i + 1)))?;
             let (_, kind) = pairs.remove(kind);
             let text = pairs.iter().map(|(key, value)| format!(" {key}={value}"));
             let text = kind.clone() + &text.collect::<String>();

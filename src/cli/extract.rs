@@ -217,14 +217,15 @@ pub(super) fn receipts(receipts: &[EditReceipt]) -> String {
             .note
             .as_ref()
             .map_or_else(String::new, |n| format!(" ({n})"));
-        format!(
-            "edit {}: at {}, {}, mean norm {:.4} before, {:.4} after{note}\n",
-            r.edit,
-            r.at,
-            format::counted(r.rows, "row"),
-            r.mean_norm_before,
-            r.mean_norm_after,
-        )
+        let norms = match r.mean_norm_before.is_nan() {
+            true => "norms not known".into(),
+            false => format!(
+                "mean norm {:.4} before, {:.4} after",
+                r.mean_norm_before, r.mean_norm_after
+            ),
+        };
+        let rows = format::counted(r.rows, "row");
+        format!("edit {}: at {}, {rows}, {norms}{note}\n", r.edit, r.at)
     };
     receipts.iter().map(line).collect()
 }

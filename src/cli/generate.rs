@@ -1,6 +1,5 @@
 //! `streamgauge generate`
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -215,6 +214,7 @@ fn all<'p>(
         let samples: Vec<Sample> = group.iter().map(|p| p.sample.clone()).collect();
         let mut stream = Stream::new(prepared, alone && !args.json);
         let generated = generator.generate(&samples, &mut |_, token| stream.heard(token))?;
+        stream.end();
         for (prompt, generated) in group.iter().zip(&generated) {
             show(args, prepared, prompt, generated, stream.is_on)?;
         }
@@ -299,12 +299,25 @@ impl<'p> Stream<'p> {
         let Ok(text) = tokenizer.decode(&self.tokens, true) else {
             return;
         };
-        if text.ends_with('\u{fffd}') {
-            return;
+        if !text.ends_with('\u{fffd}') {
+            self.print(&text);
         }
-        if let Some(new) = text.get(self.printed..) {
+    }
+
+    /// What waited for more, and gets none.
+    fn end(&mut self) {
+        let tokenizer = self.prepared.tokenising.tokenizer.as_ref();
+        let Some(tokenizer) = tokenizer.filter(|_| self.is_on) else {
+            return;
+        };
+        if let Ok(text) = tokenizer.decode(&self.tokens, true) {
+            self.print(&text);
+        }
+    }
+
+    fn print(&mut self, text: &str) {
+        if let Some(new) = text.get(self.printed..).filter(|new| !new.is_empty()) {
             out(new);
-            let _ = std::io::stdout().flush();
             self.printed = text.len();
         }
     }

@@ -104,7 +104,9 @@ pub struct JobArgs {
 }
 
 /// A number of things of which none would mean no run at all.
-fn at_least_one<N: std::str::FromStr + PartialEq + Default>(text: &str) -> Result<N, String> {
+pub(super) fn at_least_one<N: std::str::FromStr + PartialEq + Default>(
+    text: &str,
+) -> Result<N, String> {
     match text.parse() {
         Ok(n) if n != N::default() => Ok(n),
         _ => Err("write a whole number of at least 1".into()),

@@ -175,7 +175,7 @@ fn draw(dir: &std::path::Path, lines: &[Line]) -> CliResult {
     let of_position: Vec<&[Line]> = lines.chunk_by(|a, b| a.position == b.position).collect();
     let name = |lines: &&[Line]| format!("{} {:?}", lines[0].position, lines[0].token);
     let (kl, caption) = (
-        axis("KL(model ‖ layer)", "nat"),
+        axis("KL from the model", "nat"),
         "How far what each layer's residual stream says is from what the model says",
     );
     let body = if of_position.len() <= CURVES {

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::Failure;
-use crate::data::{Input, Record};
-use crate::engine::{InputKind, Job, Prepared, Sample};
+use super::job_args::at_least_one;
+use crate::data::{Dataset, Input, Record};
+use crate::engine::{InputKind, Job, OnLong, Prepared, Sample};
 
 /// Which texts.
 #[derive(Debug, Args)]
@@ -35,6 +36,22 @@ pub struct PromptArgs {
     /// Read the first N texts only.
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
+    /// Most tokens of a text [default: the model's positions].
+    #[arg(long, value_name = "N", value_parser = at_least_one::<usize>)]
+    max_length: Option<usize>,
+    /// What to do with a longer one.
+    #[arg(long, value_enum, default_value = "error")]
+    on_long: OnLongText,
+    /// Pass over bad records, and tell each.
+    #[arg(long)]
+    skip_bad: bool,
+}
+
+/// A text that is too long is one text still: it is not cut into chunks here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OnLongText {
+    Error,
+    Truncate,
 }
 
 /// A text, before and after tokenising.
@@ -54,6 +71,12 @@ impl PromptArgs {
             chat: self.chat.clone(),
             special_tokens: !self.no_special_tokens,
             limit: self.limit,
+            max_length: self.max_length,
+            on_long: match self.on_long {
+                OnLongText::Error => OnLong::Error,
+                OnLongText::Truncate => OnLong::Truncate,
+            },
+            skip_bad: self.skip_bad,
             ..Job::new(model.to_owned(), self.data.clone(), taps)
         }
     }
@@ -69,12 +92,47 @@ impl PromptArgs {
                     let limit = self.limit.map_or(usize::MAX, |n| n as usize);
                     Box::new(self.prompt.iter().enumerate().map(given).take(limit))
                 }
-                false => {
-                    let dataset = prepared.job.dataset(prepared.needs_spans())?;
-                    Box::new(dataset.map(|record| record.map_err(Into::into)))
-                }
+                false => Box::new(Records {
+                    dataset: prepared.job.dataset(prepared.needs_spans())?,
+                    told: 0,
+                }),
             };
-        Ok(Box::new(records.map(|record| prompt(prepared, record?))))
+        Ok(Box::new(records.filter_map(move |record| {
+            let prompt = record.map_err(Failure::from);
+            match prompt.and_then(|record| prompt_of(prepared, record)) {
+                Err(Failure::Failed(error)) if self.skip_bad && is_of_one_record(&error) => {
+                    eprintln!("skipped: {error}");
+                    None
+                }
+                prompt => Some(prompt),
+            }
+        })))
+    }
+}
+
+fn is_of_one_record(error: &crate::Error) -> bool {
+    matches!(error, crate::Error::Engine(error) if error.is_of_one_record())
+}
+
+/// The records of a dataset, which tells what it passed over.
+struct Records {
+    dataset: Dataset,
+    told: usize,
+}
+
+impl Iterator for Records {
+    type Item = crate::Result<Record>;
+
+    fn next(&mut self) -> Option<crate::Result<Record>> {
+        let record = self.dataset.next();
+        for reason in &self.dataset.skip_reasons()[self.told..] {
+            eprintln!("skipped: {reason}");
+        }
+        self.told = self.dataset.skip_reasons().len();
+        if record.is_none() && self.dataset.skipped() > self.told as u64 {
+            eprintln!("skipped {} bad records in all", self.dataset.skipped());
+        }
+        record.map(|record| record.map_err(Into::into))
     }
 }
 
@@ -90,7 +148,7 @@ fn given((i, text): (usize, &String)) -> crate::Result<Record> {
     })
 }
 
-fn prompt(prepared: &Prepared, record: Record) -> Result<Prompt, Failure> {
+fn prompt_of(prepared: &Prepared, record: Record) -> Result<Prompt, Failure> {
     let place = record.place();
     let text = match &record.input {
         Input::Text(text) => Some(text.clone()),

@@ -1,6 +1,6 @@
 //! `streamgauge score`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use super::edit_args::EditArgs;
 use super::extract::receipts;
 use super::prompt_args::{Prompt, PromptArgs};
 use super::{CliResult, Failure, Usage, format, out};
-use crate::engine::{Job, Place, Prepared, Reader, Room, Sample, Scorer, Scores};
+use crate::engine::{EditReceipt, Job, Prepared, Room, Sample, Scorer, Scores};
 use crate::report::table;
 
 /// Score texts that are given: how likely each token is after those before it, and what the model would have said instead.
@@ -46,7 +46,7 @@ pub struct ScoreArgs {
     /// Most tokens of a batch; a longer text makes one of its own. Changes speed and memory, never a bit of the result.
     #[arg(long, value_name = "N", default_value_t = 4096)]
     batch_tokens: usize,
-    /// Write scores.csv there, a line per position.
+    /// Write scores.csv there, a line per position, and score.json, what it was made from; files of these names are replaced.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -126,11 +126,15 @@ pub fn run(args: &ScoreArgs) -> CliResult {
         Some(job) => Some(args.device.open(job)?.0),
         None => None,
     };
-    let mut scorer = Scorer::on(open(args, &prepared, &place)?, &prepared);
-    let mut plain = match &plain {
-        Some(plain) => Some(Scorer::on(open(args, plain, &place)?, plain)),
-        None => None,
+    let room = Room {
+        sequences: 0,
+        tokens: args.batch_tokens.max(prepared.tokenising.max_length),
     };
+    let opened = place.open_for_generation(&prepared, room)?;
+    if let Some(line) = told(&place, &opened).filter(|_| !args.quiet && opened.upload.is_some()) {
+        eprintln!("{line}");
+    }
+    let mut scorer = Scorer::on(opened.machine, &prepared);
     let mut lines = Vec::new();
     let mut total = Total::default();
     let mut prompts = args.prompts.prompts(&prepared)?.peekable();
@@ -146,7 +150,7 @@ pub fn run(args: &ScoreArgs) -> CliResult {
             tokens += n;
             batch.extend(prompts.next().transpose()?);
         }
-        for scored in score(args, &prepared, batch, &mut scorer, plain.as_mut())? {
+        for scored in score(args, &prepared, batch, &mut scorer, plain.as_ref())? {
             total.add(&scored);
             if args.out.is_some() {
                 lines.extend(scored.lines());
@@ -171,6 +175,7 @@ pub fn run(args: &ScoreArgs) -> CliResult {
     if let Some(dir) = &args.out {
         super::analyze::make_out(dir)?;
         table::write_csv(&dir.join("scores.csv"), &lines)?;
+        write_record(dir, &prepared, &scorer.receipts())?;
     }
     if !args.json {
         out(total);
@@ -181,20 +186,19 @@ pub fn run(args: &ScoreArgs) -> CliResult {
     Ok(())
 }
 
-fn open<'p>(
-    args: &ScoreArgs,
-    prepared: &'p Prepared,
-    place: &Place,
-) -> Result<Box<dyn Reader + 'p>, Failure> {
-    let room = Room {
-        sequences: 0,
-        tokens: args.batch_tokens.max(prepared.tokenising.max_length),
-    };
-    let opened = place.open_for_generation(prepared, room)?;
-    if let Some(line) = told(place, &opened).filter(|_| !args.quiet && opened.upload.is_some()) {
-        eprintln!("{line}");
-    }
-    Ok(opened.machine)
+/// What scores.csv was made from.
+fn write_record(dir: &Path, prepared: &Prepared, receipts: &[EditReceipt]) -> CliResult {
+    let path = dir.join("score.json");
+    let record = json!({
+        "command": "score",
+        "engine_version": env!("CARGO_PKG_VERSION"),
+        "model": prepared.job.model,
+        "model_fingerprint": prepared.model.fingerprint,
+        "job": prepared.job,
+        "edits": receipts,
+    });
+    std::fs::write(&path, format!("{record:#}\n"))
+        .map_err(|e| Failure::Refused(format!("cannot write {}: {e}", path.display())))
 }
 
 /// Scores the texts of a batch.
@@ -203,7 +207,7 @@ fn score(
     prepared: &Prepared,
     batch: Vec<Prompt>,
     scorer: &mut Scorer<'_>,
-    plain: Option<&mut Scorer<'_>>,
+    plain: Option<&Prepared>,
 ) -> Result<Vec<Scored>, Failure> {
     let samples: Vec<Sample> = batch.iter().map(|p| p.sample.clone()).collect();
     let mut positions = Vec::with_capacity(samples.len());
@@ -215,9 +219,9 @@ fn score(
     let mut scores = scorer.score(&hidden, args.top)?.into_iter();
     let mut beside = None;
     if let Some(plain) = plain {
-        let without = plain.run(&samples, &positions)?;
+        let without = scorer.lend(plain).run(&samples, &positions)?;
         let kl = scorer.kl_divergence(&hidden, &without)?;
-        let scores = plain.score(&without, 0)?;
+        let scores = scorer.lend(plain).score(&without, 0)?;
         beside = Some((scores.into_iter(), kl.into_iter()));
     }
     let texts = batch.into_iter().zip(positions);
@@ -365,14 +369,19 @@ impl Total {
 
 impl std::fmt::Display for Total {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let perplexity = (-self.logprob.value()).exp();
-        writeln!(
-            f,
-            "{}, {}: mean log-probability {} nat, perplexity {perplexity:.4}",
+        let (texts, tokens) = (
             format::counted(self.texts, "text"),
             format::counted(self.logprob.n, "scored token"),
-            self.logprob,
-        )?;
+        );
+        match self.logprob.n {
+            0 => writeln!(f, "{texts}, {tokens}")?,
+            _ => writeln!(
+                f,
+                "{texts}, {tokens}: mean log-probability {} nat, perplexity {:.4}",
+                self.logprob,
+                (-self.logprob.value()).exp()
+            )?,
+        }
         match self.kl.n {
             0 => Ok(()),
             _ => writeln!(

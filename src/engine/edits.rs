@@ -115,7 +115,7 @@ impl OpenEdit {
 
     /// The edit as it is written, with where it is.
     pub fn describe(&self) -> String {
-        format!("{} at {}", self.text, self.edit.place())
+        format!("{} ({})", self.text, self.edit.place())
     }
 
     /// Refuses a sample of which this edit has no replacement for a row.
@@ -204,27 +204,46 @@ impl Numbers<'_> {
     fn vector(&self, source: &Source) -> Result<Vec<f32>, String> {
         if source.path.is_dir() {
             let (store, tap, columns) = self.tap(source)?;
-            return mean_row(&store, tap, &columns).map_err(|e| format!("{source}: {e}"));
+            return mean_row(&store, tap, &columns).map_err(|why| format!("{source}: {why}"));
         }
-        let (loaded, width) = (self.tensor(source)?, self.edit.width(self.dims));
-        let fits: &[usize] = match &self.edit.heads {
-            None if self.edit.point.site.heads(self.dims).is_none() => &[width],
-            _ => &[width, self.dims.d_head],
-        };
-        if fits.contains(&loaded.values.len()) {
+        let loaded = self.tensor(source)?;
+        let d_head = self.dims.d_head;
+        // A stored row may come as one of a stack of one.
+        let shape: Vec<usize> = (loaded.shape.iter().copied())
+            .skip_while(|&n| n == 1)
+            .collect();
+        let shape = if shape.is_empty() { vec![1] } else { shape };
+        let by_head = self.edit.point.site.heads(self.dims).is_some();
+        if self.is_row(&shape) || (by_head && shape == [d_head]) {
             return Ok(loaded.values);
         }
+        let alike = match by_head {
+            true => format!(", or [{d_head}] for each head alike"),
+            false => String::new(),
+        };
         Err(format!(
-            "{source} has shape {:?}; {} needs {} numbers{}",
+            "{source} has shape {:?}; {} needs {}{alike}",
             loaded.shape,
             self.edit.place(),
-            width,
-            if fits.len() > 1 && width != self.dims.d_head {
-                format!(", or {} for each head alike", self.dims.d_head)
-            } else {
-                String::new()
-            },
+            self.row_shapes(),
         ))
+    }
+
+    /// Whether a tensor of this shape is what is edited of one row.
+    fn is_row(&self, shape: &[usize]) -> bool {
+        let width = self.edit.width(self.dims);
+        let by_head = self.edit.point.site.heads(self.dims).is_some();
+        let d_head = self.dims.d_head;
+        shape == [width] || (by_head && shape == [width / d_head, d_head])
+    }
+
+    /// Such shapes, in words.
+    fn row_shapes(&self) -> String {
+        let (width, d_head) = (self.edit.width(self.dims), self.dims.d_head);
+        match self.edit.point.site.heads(self.dims) {
+            Some(_) => format!("[{width}] or [{}, {d_head}]", width / d_head),
+            None => format!("[{width}]"),
+        }
     }
 
     /// The rows that replace.
@@ -237,14 +256,17 @@ impl Numbers<'_> {
             return Err("rows of a pattern come from a store: from=STORE#TAP".into());
         }
         let (loaded, width) = (self.tensor(source)?, self.edit.width(self.dims));
-        let rows = loaded.values.len() / width.max(1);
-        if loaded.values.is_empty() || !loaded.values.len().is_multiple_of(width) {
+        let shape = &loaded.shape[..];
+        // One row, or a stack of them.
+        let is_stack = !shape.is_empty() && self.is_row(&shape[1..]);
+        if loaded.values.is_empty() || !(self.is_row(shape) || is_stack) {
             return Err(format!(
-                "{source} has shape {:?}; {} needs rows of {width} numbers",
-                loaded.shape,
+                "{source} has shape {shape:?}; {} needs rows of shape {}",
                 self.edit.place(),
+                self.row_shapes(),
             ));
         }
+        let rows = loaded.values.len() / width;
         Ok(Replacement::listed(source, loaded.values, rows, width))
     }
 
@@ -341,15 +363,19 @@ impl Numbers<'_> {
     }
 }
 
+/// The mean over all rows of a tap.
 fn mean_row(
     store: &Store,
     tap: usize,
     columns: &[std::ops::Range<usize>],
-) -> Result<Vec<f32>, crate::store::Error> {
+) -> Result<Vec<f32>, String> {
     let reader = store.tap_at(tap);
+    if reader.rows() == 0 {
+        return Err("it has no rows, and so no mean".into());
+    }
     let mut sum: Vec<f64> = Vec::new();
     for shard in reader.shards() {
-        let shard = shard?;
+        let shard = shard.map_err(|e| e.to_string())?;
         for row in 0..shard.rows() {
             let row = super::replacement::columns_of(&shard, row, columns);
             sum.resize(row.len(), 0.0);
@@ -359,5 +385,12 @@ fn mean_row(
         }
     }
     let rows = reader.rows() as f64;
-    Ok(sum.into_iter().map(|s| (s / rows) as f32).collect())
+    let mean: Vec<f32> = sum.into_iter().map(|s| (s / rows) as f32).collect();
+    match mean.iter().position(|v| !v.is_finite()) {
+        None => Ok(mean),
+        Some(bad) => Err(format!(
+            "the mean of its rows is {} at component {bad}: every row that it is used on would be lost",
+            mean[bad]
+        )),
+    }
 }

@@ -38,7 +38,7 @@ pub enum Error {
         end: usize,
         why: String,
     },
-    #[error("{place}: the sample has {tokens} tokens, more than {limit}{}: pass --on-long truncate or --on-long chunk{}",
+    #[error("{place}: the sample has {tokens} tokens, more than {limit}{}: pass --on-long truncate, or --on-long chunk to extract{}",
         if limit == positions { ", the model's positions" } else { "" }, if limit == positions { "" } else { ", or raise --max-length" })]
     TooLong {
         place: String,
@@ -78,6 +78,9 @@ pub enum Error {
         position: usize,
         value: f32,
     },
+    /// Two runs that are to be compared row by row.
+    #[error("a run of {p} rows is compared with one of {q}: read both at the same positions")]
+    RowsDiffer { p: usize, q: usize },
     /// A line of a pairs file that cannot be used.
     #[error("{place}: {why}")]
     Pair { place: String, why: String },

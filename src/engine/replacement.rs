@@ -129,6 +129,7 @@ impl Replacement {
             {
                 None => stored
                     .check_pattern(sample)
+                    .and_then(|()| stored.check_finite(number, positions))
                     .map_err(|why| format!("{source}: {why}")),
                 Some(position) => Err(format!(
                     "{source} has no row of sample {number} ({}:{}) at position {position}: replace rows that were stored",
@@ -177,6 +178,25 @@ impl Stored {
                 "its sample {number} has not {tokens} tokens, as this run's has"
             )),
         }
+    }
+
+    /// Rows with numbers that would be lost on every row after them.
+    fn check_finite(&self, sample: u64, positions: &[u32]) -> Result<(), String> {
+        if self.is_ragged() {
+            return Ok(());
+        }
+        for &position in positions {
+            let Some((here, place)) = self.find(sample, position) else {
+                continue;
+            };
+            let row = columns_of(&self.shards[here.shard], here.first + place, &self.columns);
+            if let Some(bad) = row.iter().find(|v| !v.is_finite()) {
+                return Err(format!(
+                    "its row of sample {sample} at position {position} holds {bad}: extract it again in f32"
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn gather(&self, sample: u64, positions: &[u32], out: &mut Vec<f32>) {

@@ -248,7 +248,8 @@ fn changes(
     let job = serde_json::to_value(job).unwrap_or_default();
     for (field, now) in job_of(&now.job).as_object().into_iter().flatten() {
         // The model may have been moved: its fingerprint counts.
-        if field != "model" {
+        // So do the edits' own records, which tell more.
+        if field != "model" && field != "edits" {
             compare(flag(field), job[field].clone(), now.clone());
         }
     }
@@ -287,9 +288,21 @@ fn changes(
     );
     let directions = "the content of its taps' directions";
     compare(directions, json!(then.directions), json!(now.directions));
-    compare("--edit", json!(then.edits), json!(now.edits));
+    let texts = |edits: &[Value]| -> Vec<Value> {
+        edits.iter().map(|e| json!([e["edit"], e["at"]])).collect()
+    };
+    let (were, are) = (texts(&then.edits), texts(&now.edits));
+    let same = were == are;
+    compare("--edit", json!(were), json!(are));
     if let (Some(stored), Some(found)) = (&then.dataset.fingerprint, dataset) {
         compare("the dataset", json!(stored), json!(found));
+    }
+    if same {
+        let both = then.edits.iter().zip(&now.edits);
+        changes.extend(
+            both.filter(|(then, now)| then != now)
+                .map(|(_, now)| format!("edit {} reads other numbers than it did", now["edit"])),
+        );
     }
     // Follows from the rest, but for what an older version understood in another way.
     if changes.is_empty() && stored.taps != prepared.infos {

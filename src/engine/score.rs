@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::choose::argmax;
 use super::selected::Part;
-use super::{EditReceipt, Plan, Prepared, Reader, Result, Sample};
+use super::{EditReceipt, Error, Plan, Prepared, Reader, Result, Sample};
 use crate::backend::{Batch, Edit, HEAD_ROWS, HeadRows, Receipt, Scores, Sink, SinkSpec};
 use crate::hooks::{HookPoint, Reduction, Selection, Site, Tap};
 
@@ -24,6 +24,8 @@ pub struct Hidden {
     rows: Vec<f32>,
     /// Which sample, by its place among those given, and which position each row is of.
     pub at: Vec<(usize, u32)>,
+    /// The numbers of those samples.
+    samples: Vec<u64>,
     /// The token that comes next there; none at a sample's last.
     next: Vec<Option<u32>>,
     /// What is still to be done to the logits.
@@ -64,10 +66,15 @@ impl<'p> Scorer<'p> {
         }
     }
 
+    /// A scorer of another job of the same model, on this one's machine for as long as it is lent.
+    pub fn lend<'s>(&'s mut self, prepared: &'s Prepared) -> Scorer<'s> {
+        Scorer::on(Box::new(&mut *self.machine), prepared)
+    }
+
     /// Runs the samples, in one batch; keeps what the LM head reads at these positions (rising) of each.
     ///
     /// # Errors
-    /// A selection that a sample cannot answer, a replacement that is not there.
+    /// A selection that a sample cannot answer, a replacement that is not there, numbers that are not finite before the LM head.
     pub fn run(&mut self, samples: &[Sample], positions: &[Vec<u32>]) -> Result<Hidden> {
         let prepared = self.prepared;
         let selected = samples
@@ -84,7 +91,10 @@ impl<'p> Scorer<'p> {
             })
             .collect();
         let batch = Batch::pack(samples.iter().map(|s| &s.row.tokens[..]));
-        let mut hidden = Hidden::default();
+        let mut hidden = Hidden {
+            samples: samples.iter().map(|s| s.row.sample).collect(),
+            ..Hidden::default()
+        };
         let (mut rows, mut per_sample) = (Vec::new(), Vec::new());
         for (i, (sample, positions)) in samples.iter().zip(positions).enumerate() {
             let tokens = &sample.row.tokens;
@@ -104,6 +114,16 @@ impl<'p> Scorer<'p> {
         let mut receipts = self
             .machine
             .run(&batch, vec![sink], edits, n_layers, &self.plan)?;
+        let d = prepared.dims.d_model;
+        if let Some(bad) = hidden.rows.iter().position(|x| !x.is_finite()) {
+            let (sample, position) = hidden.at[bad / d];
+            return Err(Error::NotFinite {
+                sample: hidden.samples[sample],
+                position: position as usize,
+                value: hidden.rows[bad],
+            }
+            .into());
+        }
         for (edit, of_logits) in self.logit_edits().zip(&hidden.edits) {
             receipts[edit] = Receipt {
                 rows: of_logits.rows.len() as u64,
@@ -141,7 +161,7 @@ impl<'p> Scorer<'p> {
     /// Scores each row, with the `top` likeliest tokens.
     ///
     /// # Errors
-    /// What a device can fail at.
+    /// Logits that are not finite, and what a device can fail at.
     pub fn score(&mut self, hidden: &Hidden, top: usize) -> Result<Vec<Scores>> {
         let n = hidden.at.len();
         let mut scores = Vec::with_capacity(n);
@@ -150,19 +170,31 @@ impl<'p> Scorer<'p> {
             let next = &hidden.next[rows.clone()];
             scores.extend(self.machine.scores(self.read(hidden, rows), next, top)?);
         }
+        // Of logits that are not finite the entropy is not a number.
+        if let Some(bad) = scores.iter().position(|s: &Scores| !s.entropy.is_finite()) {
+            return Err(Error::NotFinite {
+                sample: hidden.samples[hidden.at[bad].0],
+                position: hidden.at[bad].1 as usize,
+                value: f32::NAN,
+            }
+            .into());
+        }
         Ok(scores)
     }
 
     /// KL(p‖q) in nats at each row: p of one run, q of another (other edits, other tokens), row by row.
     ///
     /// # Errors
-    /// What a device can fail at.
-    ///
-    /// # Panics
-    /// The runs have not the same number of rows.
+    /// Runs with other numbers of rows, and what a device can fail at.
     pub fn kl_divergence(&mut self, p: &Hidden, q: &Hidden) -> Result<Vec<f64>> {
-        assert_eq!(p.at.len(), q.at.len(), "a row of q for each row of p");
         let n = p.at.len();
+        if q.at.len() != n {
+            return Err(Error::RowsDiffer {
+                p: n,
+                q: q.at.len(),
+            }
+            .into());
+        }
         let mut found = Vec::with_capacity(n);
         for first in (0..n).step_by(HEAD_ROWS / 2) {
             let rows = first..(first + HEAD_ROWS / 2).min(n);

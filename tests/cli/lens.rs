@@ -90,7 +90,7 @@ fn a_table_is_written_and_a_selection_of_nothing_refused() {
     // A curve for few positions, a heatmap for many.
     let svg = |dir: &std::path::Path| std::fs::read_to_string(dir.join("lens.svg")).unwrap();
     let curve = svg(dir.path());
-    assert!(curve.contains("KL(model ‖ layer) (nat)"), "{curve}");
+    assert!(curve.contains("KL from the model (nat)"), "{curve}");
     let many = tempfile::tempdir().unwrap();
     done(lens(&["--select", "all", "--out"]).arg(many.path()));
     let cells = svg(many.path()).matches("<title>").count();

@@ -133,8 +133,69 @@ fn what_cannot_be_scored_is_refused() {
             "touched no row",
         ),
         (&["--select", "generated"], 1, "generated"),
+        (
+            &["--edit", "scale at=blocks.2.hook_resid_post c=3e38"],
+            1,
+            "a logit after position",
+        ),
+        (
+            &["--edit", "scale at=logits c=3e38"],
+            1,
+            "a logit after position",
+        ),
+        (&["--max-length", "1"], 1, "--on-long truncate"),
     ] {
         let said = refused(&mut score(&bench, flags), status);
         assert!(said.contains(why), "{flags:?}: {said}");
     }
+}
+
+#[test]
+fn long_texts_are_cut_and_bad_ones_passed_over_where_that_is_asked() {
+    let bench = Bench::new(3);
+    let data = bench.path("data.jsonl");
+    let good = std::fs::read_to_string(&data).unwrap();
+    let bad = "{\"tokens\": []}\n{\"tokens\": \"no\"}\n{\"tokens\": [900]}\n";
+    std::fs::write(&data, format!("{good}{bad}")).unwrap();
+    let flags = [
+        "--json",
+        "--on-long",
+        "truncate",
+        "--max-length",
+        "2",
+        "--skip-bad",
+    ];
+    let output = score(&bench, &flags)
+        .assert()
+        .success()
+        .get_output()
+        .clone();
+    let told = String::from_utf8(output.stderr).unwrap();
+    let skipped = told.lines().filter(|l| l.starts_with("skipped: ")).count();
+    assert_eq!(skipped, 3, "{told}");
+    let texts = objects(&String::from_utf8(output.stdout).unwrap());
+    assert_eq!(texts.len(), 3);
+    for text in texts {
+        assert!(text["positions"].as_array().unwrap().len() <= 2, "{text}");
+    }
+}
+
+#[test]
+fn what_a_table_was_made_from_lies_beside_it() {
+    let bench = Bench::new(3);
+    let out = bench.path("scores");
+    let edits = ["--edit", EDIT, "--edit", "scale at=logits c=2"];
+    done(score(&bench, &edits).arg("--out").arg(&out));
+    let record = std::fs::read_to_string(out.join("score.json")).unwrap();
+    let record: Value = serde_json::from_str(&record).unwrap();
+    let rows: u64 = std::fs::read_to_string(out.join("scores.csv"))
+        .unwrap()
+        .lines()
+        .count() as u64
+        - 1;
+    assert_eq!(record["edits"][0]["rows"], rows);
+    assert_eq!(record["edits"][1]["rows"], rows);
+    // Logits are edited only when they are read: their norms are not known.
+    assert!(record["edits"][0]["mean_norm_before"].as_f64().is_some());
+    assert!(record["edits"][1]["mean_norm_before"].is_null());
 }

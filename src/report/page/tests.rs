@@ -352,6 +352,24 @@ fn long_tables_are_folded_and_wide_heatmaps_widen() {
 }
 
 #[test]
+fn long_texts_in_a_table_stand_below_their_row_over_its_whole_width() {
+    let answer = "I would not mention it. ".repeat(4);
+    let mut texts = finding("E2", "words");
+    texts.exhibits.truncate(6);
+    texts.exhibits[5].body = Body::Table {
+        columns: ["id", "edited_answer", "kl"].map(String::from).to_vec(),
+        rows: vec![vec![json!("dy01"), json!(answer), json!(0.25)]],
+    };
+    let (_dir, page) = written(&[texts]);
+    assert!(page.contains("<td>dy01</td><td class=\"num\">0.25</td></tr>"));
+    assert!(
+        page.contains(
+            "<td colspan=\"2\"><dl class=\"words\"><dt>edited answer</dt><dd>I would not"
+        )
+    );
+}
+
+#[test]
 fn equal_findings_give_equal_bytes() {
     let (one, other) = (
         written(&[finding("E7", "words")]),
