@@ -78,6 +78,9 @@ pub enum Error {
         position: usize,
         value: f32,
     },
+    /// Rows that cannot be kept for edits.
+    #[error("rows kept as '{name}': {why}")]
+    Memory { name: String, why: String },
     /// Two runs that are to be compared row by row.
     #[error("a run of {p} rows is compared with one of {q}: read both at the same positions")]
     RowsDiffer { p: usize, q: usize },
