@@ -10,7 +10,7 @@ use super::memory::{KeptRows, Memory};
 use super::replacement::Replacement;
 use super::{Error, Result, Sample, directions};
 use crate::backend::{self, Change, Receipt};
-use crate::hooks::{ChangeSpec, Dims, Edit, EditSpec, Source};
+use crate::hooks::{ChangeSpec, Dims, Edit, EditSpec, Site, Source};
 use crate::store::{Store, TapInfo, Xxh3};
 
 /// An edit of the job at one hook point.
@@ -101,7 +101,7 @@ impl OpenEdit {
             change,
         };
         Ok(OpenEdit {
-            note: note(&edit, dims),
+            note: note(edit.point.site, edit.heads.as_deref(), dims),
             edit,
             spec: Arc::new(spec),
             replacement,
@@ -153,13 +153,13 @@ impl OpenEdit {
 }
 
 /// A key/value head is read by a group of query heads: whoever edits one edits them all.
-fn note(edit: &Edit, dims: &Dims) -> Option<String> {
-    if !edit.point.site.has_kv_heads() || dims.n_heads == dims.n_kv_heads {
+pub(super) fn note(site: Site, heads: Option<&[usize]>, dims: &Dims) -> Option<String> {
+    if !site.has_kv_heads() || dims.n_heads == dims.n_kv_heads {
         return None;
     }
     let group = dims.n_heads / dims.n_kv_heads;
     let all: Vec<usize> = (0..dims.n_kv_heads).collect();
-    let heads = edit.heads.as_ref().unwrap_or(&all);
+    let heads = heads.unwrap_or(&all);
     let groups: Vec<String> = heads
         .iter()
         .map(|k| format!("{}-{}", k * group, (k + 1) * group - 1))

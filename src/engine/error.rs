@@ -78,6 +78,9 @@ pub enum Error {
         position: usize,
         value: f32,
     },
+    /// Asked to, by a signal.
+    #[error("stopped after {done} of {total} patched runs, which are kept: pass --resume to go on")]
+    SweepStopped { done: u64, total: u64 },
     /// Rows that cannot be kept for edits.
     #[error("rows kept as '{name}': {why}")]
     Memory { name: String, why: String },

@@ -517,7 +517,7 @@ fn tokenising(job: &Job, model: &Model) -> Result<Tokenising> {
 }
 
 /// Refuses edits that no tap sees: they stand behind the last one.
-fn check_seen(edits: &[OpenEdit], plan: &Plan) -> Result<()> {
+pub(super) fn check_seen(edits: &[OpenEdit], plan: &Plan) -> Result<()> {
     match edits.iter().find(|e| !plan.is_seen(e.edit.point)) {
         None => Ok(()),
         Some(edit) => Err(Error::EditUnseen {
