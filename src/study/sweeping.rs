@@ -95,13 +95,14 @@ fn kept(study: &Study<'_>, sweep: &Sweep<'_>, dir: &Path) -> Result<Swept> {
     let mut machine = study.machine();
     let record = sweep.record(&**machine);
     let is_stopped = dir.join("journal.jsonl").is_file() && !dir.join("manifest.json").exists();
-    let resumed = is_stopped.then(|| sweep.run_in(&mut **machine, dir, true, &mut |_| ()));
+    let resumed =
+        is_stopped.then(|| sweep.run_in(&mut **machine, dir, true, &|| false, &mut |_| ()));
     let swept = match resumed {
         Some(Ok(swept)) => swept,
         // Another study's journal, or a damaged one.
         Some(Err(_)) | None => {
             folder::remove(dir)?;
-            sweep.run_in(&mut **machine, dir, false, &mut |_| ())?
+            sweep.run_in(&mut **machine, dir, false, &|| false, &mut |_| ())?
         }
     };
     write(dir, &swept, &record, &study.options().command)?;
