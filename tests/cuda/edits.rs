@@ -167,7 +167,7 @@ fn an_edit_at_every_point_that_has_them_is_the_cpu_backends() {
         .filter(|p| p.site.is_editable() && (p.layer == 1 || !p.site.is_per_layer()))
         .map(HookPoint::to_string)
         .collect();
-    assert_eq!(editable.len(), 21, "{editable:?}");
+    assert_eq!(editable.len(), 20, "{editable:?}");
     for point in &editable {
         let edits = [
             format!("scale at={point} c=1.5 select=every:2"),
