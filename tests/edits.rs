@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use streamgauge::engine::{Job, Prepared, dims, extract, recompute};
+use streamgauge::engine::{
+    Job, LiveBatch, Memory, Prepared, dims, extract, extract_live, recompute,
+};
 use streamgauge::hooks::{HookPoint, Site};
 use streamgauge::model::Model;
 use streamgauge::store::{Store, StoreDtype};
@@ -852,4 +854,47 @@ fn the_command_takes_edits_from_the_line_and_from_a_file() {
             .contains("none.toml")
     );
     assert!(!bench.path("refused").exists());
+}
+
+#[test]
+fn an_edit_takes_rows_that_an_earlier_run_left_in_memory() {
+    let bench = Bench::new();
+    let data = bench.data(0, &LENGTHS);
+    let point = "blocks.1.hook_resid_post";
+    let clean = Prepared::open(Bench::job(&data, &[point], &[])).unwrap();
+    let mut memory = Memory::default();
+    let mut keep = |batch: &LiveBatch<'_>| memory.keep_batch("clean", batch, 0);
+    extract_live(&clean, &mut clean.cpu(), &mut keep, &mut |_| ()).unwrap();
+    let with = |edits: &[&str]| {
+        let model = Model::open(&Bench::model()).unwrap();
+        let job = Bench::job(&data, &["logits"], edits);
+        let prepared = Prepared::with_memory(job, model, &memory).map_err(|e| e.to_string())?;
+        let out = bench.path(&format!("memory-{}", edits.join("").len()));
+        extract(&prepared, &out, &mut |_| ()).map_err(|e| e.to_string())?;
+        Ok::<Taps, String>(read(&out))
+    };
+    // Whatever came before, the clean run's rows make the clean run's logits.
+    let broken = "zero at=blocks.0.hook_mlp_out";
+    let replaced = with(&[broken, &format!("replace at={point} from=@clean")]).unwrap();
+    let plain = bench.run(Bench::job(&data, &["logits"], &[]));
+    assert_eq!(bits(&replaced, "logits"), bits(&plain, "logits"));
+    // Their mean is that of a store of them.
+    let store = bench.store(Bench::job(&data, &[point], &[])).unwrap();
+    let mean = with(&[&format!("mean at={point} v=@clean")]).unwrap();
+    let of_store = format!("mean at={point} v={}", store.display());
+    let of_store = bench.run(Bench::job(&data, &["logits"], &[&of_store]));
+    assert_eq!(bits(&mean, "logits"), bits(&of_store, "logits"));
+    for (edit, says) in [
+        (
+            format!("mean at={point} v=@other"),
+            "no rows are kept in memory as 'other'",
+        ),
+        (
+            "mean at=blocks.1.mlp.hook_post v=@clean".into(),
+            "rows of 64 numbers; blocks.1.mlp.hook_post needs 112",
+        ),
+    ] {
+        let said = with(&[&edit]).unwrap_err();
+        assert!(said.contains(says), "{edit}: {said}");
+    }
 }

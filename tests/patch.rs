@@ -500,8 +500,9 @@ fn a_stopped_sweep_goes_on_where_it_was_and_only_by_the_same_command() {
     let prompts = read_pairs(&pairs, &prepared).unwrap();
     let sweep = Sweep::new(&prepared, spec.clone(), prompts.clone()).unwrap();
     let out = bench.path("out");
-    let run =
-        |sweep: &Sweep<'_>, resume| sweep.run_in(&mut prepared.cpu(), &out, resume, &mut |_| ());
+    let run = |sweep: &Sweep<'_>, resume| {
+        sweep.run_in(&mut prepared.cpu(), &out, resume, &|| false, &mut |_| ())
+    };
     let whole = run(&sweep, false).unwrap();
     let journal = out.join("journal.jsonl");
     let text = std::fs::read_to_string(&journal).unwrap();
@@ -534,6 +535,114 @@ fn a_stopped_sweep_goes_on_where_it_was_and_only_by_the_same_command() {
             .to_string()
             .contains("nothing to resume")
     );
+    assert!(sweep.is_done(&prepared.cpu(), &out).unwrap());
+    let message = other
+        .is_done(&prepared.cpu(), &out)
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("other metric"), "{message}");
+}
+
+#[test]
+fn a_sweep_ends_after_the_part_under_way_when_it_is_asked_to() {
+    let (bench, prepared) = (Bench::new(), prepared(&[]));
+    let pairs = bench.pairs(&[(9, 9), (12, 12)]);
+    let spec = SweepSpec {
+        memory: 1 << 15,
+        ..spec(&["blocks.*.attn.hook_z[0-3]"], &[])
+    };
+    let prompts = read_pairs(&pairs, &prepared).unwrap();
+    let sweep = Sweep::new(&prepared, spec, prompts).unwrap();
+    let whole = sweep.run(&mut prepared.cpu(), &mut |_| ()).unwrap();
+    let out = bench.path("out");
+    let mut ends = 0;
+    let resumed = loop {
+        let stop = || true;
+        match sweep.run_in(&mut prepared.cpu(), &out, true, &stop, &mut |_| ()) {
+            Ok(swept) => break swept,
+            Err(error) => assert!(error.to_string().contains("pass --resume"), "{error}"),
+        }
+        ends += 1;
+        assert!(ends < 100, "no progress");
+    };
+    assert!(ends > 2);
+    assert_eq!(resumed.rows, whole.rows);
+}
+
+#[test]
+fn two_runs_too_long_for_a_batch_together_run_one_after_the_other() {
+    let bench = Bench::new();
+    let pairs = bench.prompts(&[9, 12]);
+    let rows = |batch_tokens| {
+        let edit = "scale at=blocks.0.hook_resid_post c=1.5";
+        let job = Job {
+            batch_tokens,
+            ..prepared(&[edit]).job
+        };
+        let prepared = Prepared::for_generation(job).unwrap();
+        let prompts = read_pairs(&pairs, &prepared).unwrap();
+        let sites = ["blocks.{1,2}.hook_mlp_out", "blocks.2.hook_attn_out"];
+        let sweep = Sweep::new(&prepared, spec(&sites, &[]), prompts).unwrap();
+        sweep.run(&mut prepared.cpu(), &mut |_| ()).unwrap().rows
+    };
+    assert_eq!(rows(4096), rows(16));
+}
+
+#[test]
+fn what_does_nothing_or_is_lost_is_refused_in_a_sweep() {
+    let bench = Bench::new();
+    let (pairs, prompts) = (bench.pairs(&[(9, 9)]), bench.prompts(&[9]));
+    let direction = bench.path("d.safetensors");
+    let ones = [1.0_f32; 64].map(f32::to_le_bytes).concat();
+    let ones = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![64], &ones);
+    safetensors::serialize_to_file([("d", ones.unwrap())], None, &direction).unwrap();
+    let at = |point: &str| Metric::Direction {
+        file: direction.clone(),
+        key: "d".into(),
+        at: point.into(),
+    };
+    let refused = |edits: &[&str], site: &str, metric: Metric| {
+        let prepared = prepared(edits);
+        let file = if edits.is_empty() { &pairs } else { &prompts };
+        let prompts = read_pairs(file, &prepared).unwrap();
+        let spec = SweepSpec {
+            metrics: vec![metric],
+            ..spec(&[site], &[])
+        };
+        let swept = Sweep::new(&prepared, spec, prompts)
+            .and_then(|sweep| sweep.run(&mut prepared.cpu(), &mut |_| ()));
+        swept.unwrap_err().to_string()
+    };
+    for (edits, site, metric, says) in [
+        // The patch comes after what is read of the same layer.
+        (
+            &[][..],
+            "blocks.0.hook_mlp_out",
+            at("blocks.0.ln1.hook_out"),
+            "is patched behind it",
+        ),
+        (
+            &["scale at=blocks.2.hook_mlp_out c=2"],
+            "blocks.0.hook_mlp_out",
+            at("blocks.1.hook_resid_post"),
+            "changes nothing",
+        ),
+        (
+            &["zero at=logits select=first"],
+            "blocks.0.hook_mlp_out",
+            Metric::KlRecovery,
+            "touched no row",
+        ),
+        (
+            &["scale at=blocks.2.hook_resid_post c=3e38"],
+            "blocks.1.hook_mlp_out",
+            Metric::KlRecovery,
+            "out of range",
+        ),
+    ] {
+        let said = refused(edits, site, metric);
+        assert!(said.contains(says), "{edits:?} {site}: {said}");
+    }
 }
 
 #[test]

@@ -21,10 +21,13 @@ const IDS: &str = "E3,E4,E11,E12,C1,C2";
 
 /// One quick study for all tests.
 fn study() -> &'static (PathBuf, PathBuf) {
-    static STUDY: OnceLock<(tempfile::TempDir, (PathBuf, PathBuf))> = OnceLock::new();
-    let (_, paths) = STUDY.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let (model, out) = (tiny_chat_model(dir.path()), dir.path().join("out"));
+    static STUDY: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
+    STUDY.get_or_init(|| {
+        // What is static is never dropped: a folder of this test's own, made anew.
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("study-controls");
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        let (model, out) = (tiny_chat_model(&dir), dir.join("out"));
         Command::new(env!("CARGO_BIN_EXE_streamgauge"))
             .args(["study", "dishonesty", "--quick", "--device", "cpu"])
             .args(["--experiments", IDS])
@@ -34,9 +37,8 @@ fn study() -> &'static (PathBuf, PathBuf) {
             .arg(&out)
             .assert()
             .success();
-        (dir, (model, out))
-    });
-    paths
+        (model, out)
+    })
 }
 
 fn finding(id: &str) -> Finding {

@@ -11,10 +11,11 @@ use super::device_args::{DeviceArgs, told};
 use super::edit_args::EditArgs;
 use super::extract::receipts;
 use super::{CliResult, Failure, Usage, format, out};
-use crate::engine::Job;
 use crate::engine::sweep::{
     Metric, Sweep, SweepProgress, SweepSpec, Swept, Way, means, read_pairs, write,
 };
+use crate::engine::{Error, Job};
+use crate::sys::stop;
 
 /// Patching sweeps: put parts of one run into another, one at a time, and measure how far each goes.
 ///
@@ -58,7 +59,7 @@ pub struct PatchArgs {
     #[arg(long, value_enum, default_value = "error")]
     align: AlignArg,
     /// Leave out prompts whose two runs are nearer than this, in nats (kl-recovery).
-    #[arg(long, value_name = "NATS", default_value_t = 0.01)]
+    #[arg(long, value_name = "NATS", default_value_t = 0.01, value_parser = nats)]
     min_kl: f64,
     #[command(flatten)]
     edits: EditArgs,
@@ -173,6 +174,13 @@ impl PatchArgs {
     }
 }
 
+fn nats(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(n) if n >= 0.0 => Ok(n),
+        _ => Err("write a number of nats, at least 0".into()),
+    }
+}
+
 fn places(set: &str) -> Vec<String> {
     set.split_whitespace().map(String::from).collect()
 }
@@ -187,16 +195,38 @@ pub fn run(args: &PatchArgs) -> CliResult {
         eprintln!("{line}");
     }
     let machine = &mut *opened.machine;
+    if args.resume && sweep.is_done(machine, &args.out)? {
+        out(format_args!(
+            "{} was complete already: nothing was run\n",
+            args.out.display()
+        ));
+        return Ok(());
+    }
+    stop::on_signals().map_err(|e| Failure::Refused(format!("cannot take signals: {e}")))?;
     let record = sweep.record(machine);
     let mut meter = Meter::new(args.quiet);
-    let swept = sweep.run_in(machine, &args.out, args.resume, &mut |p| meter.show(p));
+    let asked = || stop::asked().is_some();
+    let swept = sweep.run_in(machine, &args.out, args.resume, &asked, &mut |p| {
+        meter.show(p)
+    });
     meter.done();
-    let swept = swept?;
+    let swept = swept.map_err(|error| match (error, stop::asked()) {
+        (crate::Error::Engine(error @ Error::SweepStopped { .. }), Some(status)) => {
+            Failure::Stopped(error.to_string(), status)
+        }
+        (error, _) => error.into(),
+    })?;
     let command: Vec<String> = std::env::args().collect();
     write(&args.out, &swept, &record, &command)?;
     for (prompt, kl) in &swept.left_out {
         let place = &sweep.prompts()[*prompt as usize].place;
         eprintln!("left out {place}: its two runs differ by {kl:.4} nats alone");
+    }
+    if swept.rows.is_empty() && !swept.left_out.is_empty() {
+        return Err(Failure::Refused(format!(
+            "every prompt was left out, and the tables in {} are empty: give an edit, or a corrupt run, that changes what is said, or a lower --min-kl",
+            args.out.display()
+        )));
     }
     if args.json {
         out(format_args!("{}\n", summary_json(&swept, args)));

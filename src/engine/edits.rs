@@ -6,10 +6,11 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::memory::{KeptRows, Memory};
 use super::replacement::Replacement;
 use super::{Error, Result, Sample, directions};
 use crate::backend::{self, Change, Receipt};
-use crate::hooks::{ChangeSpec, Dims, Edit, EditSpec, Source};
+use crate::hooks::{ChangeSpec, Dims, Edit, EditSpec, Site, Source};
 use crate::store::{Store, TapInfo, Xxh3};
 
 /// An edit of the job at one hook point.
@@ -42,23 +43,23 @@ pub struct EditReceipt {
     pub note: Option<String>,
 }
 
-/// Opens edits as they are written, in order; `model` is the model's fingerprint.
+/// Opens edits as they are written, in order; `model` is the model's fingerprint, `memory` what they may take from there.
 ///
 /// # Errors
 /// Bad syntax, a point, layer or head that is not there, and numbers that cannot be had or do not fit.
-pub fn open(edits: &[String], dims: &Dims, model: &str) -> Result<Vec<OpenEdit>> {
+pub fn open(edits: &[String], dims: &Dims, model: &str, memory: &Memory) -> Result<Vec<OpenEdit>> {
     let mut opened = Vec::new();
     for text in edits {
         let spec: EditSpec = text.parse()?;
         for edit in spec.resolve(dims)? {
-            opened.push(OpenEdit::new(edit, spec.to_string(), dims, model)?);
+            opened.push(OpenEdit::new(edit, spec.to_string(), dims, model, memory)?);
         }
     }
     Ok(opened)
 }
 
 impl OpenEdit {
-    fn new(edit: Edit, text: String, dims: &Dims, model: &str) -> Result<Self> {
+    fn new(edit: Edit, text: String, dims: &Dims, model: &str, memory: &Memory) -> Result<Self> {
         let fail = |why: String| Error::Edit {
             edit: text.clone(),
             why,
@@ -67,6 +68,7 @@ impl OpenEdit {
             edit: &edit,
             dims,
             model,
+            memory,
         };
         let mut replacement = None;
         let (change, hash) = match &edit.change {
@@ -99,7 +101,7 @@ impl OpenEdit {
             change,
         };
         Ok(OpenEdit {
-            note: note(&edit, dims),
+            note: note(edit.point.site, edit.heads.as_deref(), dims),
             edit,
             spec: Arc::new(spec),
             replacement,
@@ -151,13 +153,13 @@ impl OpenEdit {
 }
 
 /// A key/value head is read by a group of query heads: whoever edits one edits them all.
-fn note(edit: &Edit, dims: &Dims) -> Option<String> {
-    if !edit.point.site.has_kv_heads() || dims.n_heads == dims.n_kv_heads {
+pub(super) fn note(site: Site, heads: Option<&[usize]>, dims: &Dims) -> Option<String> {
+    if !site.has_kv_heads() || dims.n_heads == dims.n_kv_heads {
         return None;
     }
     let group = dims.n_heads / dims.n_kv_heads;
     let all: Vec<usize> = (0..dims.n_kv_heads).collect();
-    let heads = edit.heads.as_ref().unwrap_or(&all);
+    let heads = heads.unwrap_or(&all);
     let groups: Vec<String> = heads
         .iter()
         .map(|k| format!("{}-{}", k * group, (k + 1) * group - 1))
@@ -197,11 +199,15 @@ struct Numbers<'a> {
     edit: &'a Edit,
     dims: &'a Dims,
     model: &'a str,
+    memory: &'a Memory,
 }
 
 impl Numbers<'_> {
     /// A vector of the edited width, or of one head's: of a file's tensor, or the mean over the rows of a store's tap.
     fn vector(&self, source: &Source) -> Result<Vec<f32>, String> {
+        if let Some(kept) = self.kept(source)? {
+            return Ok(kept.mean());
+        }
         if source.path.is_dir() {
             let (store, tap, columns) = self.tap(source)?;
             return mean_row(&store, tap, &columns).map_err(|why| format!("{source}: {why}"));
@@ -248,6 +254,9 @@ impl Numbers<'_> {
 
     /// The rows that replace.
     fn rows(&self, source: &Source) -> Result<Replacement, String> {
+        if let Some(kept) = self.kept(source)? {
+            return Ok(Replacement::kept(source, kept));
+        }
         if source.path.is_dir() {
             let (store, tap, columns) = self.tap(source)?;
             return Replacement::of_store(source, &store, tap, columns);
@@ -268,6 +277,28 @@ impl Numbers<'_> {
         }
         let rows = loaded.values.len() / width;
         Ok(Replacement::listed(source, loaded.values, rows, width))
+    }
+
+    /// The rows in memory that `@NAME` means.
+    fn kept(&self, source: &Source) -> Result<Option<Arc<KeptRows>>, String> {
+        let Some(name) = source.path.to_str().and_then(|p| p.strip_prefix('@')) else {
+            return Ok(None);
+        };
+        let Some(kept) = self.memory.get(name) else {
+            return Err(format!(
+                "no rows are kept in memory as '{name}': a program keeps them (engine::Memory); give a file or a store"
+            ));
+        };
+        let width = self.edit.width(self.dims);
+        let by_head = self.edit.point.site.heads(self.dims).is_some() && kept.samples.is_empty();
+        if kept.width == width || (by_head && kept.width == self.dims.d_head) {
+            return Ok(Some(Arc::clone(kept)));
+        }
+        Err(format!(
+            "{source} has rows of {} numbers; {} needs {width}",
+            kept.width,
+            self.edit.place()
+        ))
     }
 
     fn tensor(&self, source: &Source) -> Result<directions::Loaded, String> {

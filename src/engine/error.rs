@@ -78,6 +78,12 @@ pub enum Error {
         position: usize,
         value: f32,
     },
+    /// Asked to, by a signal.
+    #[error("stopped after {done} of {total} patched runs, which are kept: pass --resume to go on")]
+    SweepStopped { done: u64, total: u64 },
+    /// Rows that cannot be kept for edits.
+    #[error("rows kept as '{name}': {why}")]
+    Memory { name: String, why: String },
     /// Two runs that are to be compared row by row.
     #[error("a run of {p} rows is compared with one of {q}: read both at the same positions")]
     RowsDiffer { p: usize, q: usize },

@@ -10,7 +10,7 @@ use super::directions::hash_of;
 use super::edits::{self, OpenEdit};
 use super::sample::{OnLong, Sample, Tokenising};
 use super::selected::{BatchRows, Part, SelectedSample};
-use super::{EditReceipt, Error, Plan, Result, Trace, dims, shape};
+use super::{EditReceipt, Error, Memory, Plan, Result, Trace, dims, shape};
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Dtype;
 use crate::backend::{Edit, Receipt, Reduce, SinkDtype, SinkSpec};
@@ -201,7 +201,15 @@ impl Prepared {
     /// # Errors
     /// As there.
     pub fn with_model(job: Job, model: Model) -> Result<Self> {
-        Self::prepare(job, model, Use::Extract)
+        Self::prepare(job, model, Use::Extract, &Memory::default())
+    }
+
+    /// As [`Prepared::with_model`]; edits may take what `memory` keeps.
+    ///
+    /// # Errors
+    /// As there; rows that are not kept or do not fit.
+    pub fn with_memory(job: Job, model: Model, memory: &Memory) -> Result<Self> {
+        Self::prepare(job, model, Use::Extract, memory)
     }
 
     /// As [`Prepared::open`], for generation: taps may be none, and selections may go by generated tokens.
@@ -218,10 +226,18 @@ impl Prepared {
     /// # Errors
     /// As there.
     pub fn for_generation_with(job: Job, model: Model) -> Result<Self> {
-        Self::prepare(job, model, Use::Generate)
+        Self::prepare(job, model, Use::Generate, &Memory::default())
     }
 
-    fn prepare(mut job: Job, model: Model, purpose: Use) -> Result<Self> {
+    /// As [`Prepared::for_generation_with`]; edits may take what `memory` keeps.
+    ///
+    /// # Errors
+    /// As there; rows that are not kept or do not fit.
+    pub fn for_generation_with_memory(job: Job, model: Model, memory: &Memory) -> Result<Self> {
+        Self::prepare(job, model, Use::Generate, memory)
+    }
+
+    fn prepare(mut job: Job, model: Model, purpose: Use, memory: &Memory) -> Result<Self> {
         let dims = dims(&model.config);
         for (flag, value) in [
             ("batch-tokens", job.batch_tokens as u64),
@@ -241,7 +257,7 @@ impl Prepared {
         if taps.is_empty() && purpose == Use::Extract {
             return Err(Error::NoTaps.into());
         }
-        let edits = edits::open(&job.edits, &dims, &model.fingerprint)?;
+        let edits = edits::open(&job.edits, &dims, &model.fingerprint, memory)?;
         let mut plan =
             Plan::new(&taps).with_edits(edits.iter().map(|e| e.edit.point), job.tap_before_edits);
         if purpose == Use::Generate {
@@ -501,7 +517,7 @@ fn tokenising(job: &Job, model: &Model) -> Result<Tokenising> {
 }
 
 /// Refuses edits that no tap sees: they stand behind the last one.
-fn check_seen(edits: &[OpenEdit], plan: &Plan) -> Result<()> {
+pub(super) fn check_seen(edits: &[OpenEdit], plan: &Plan) -> Result<()> {
     match edits.iter().find(|e| !plan.is_seen(e.edit.point)) {
         None => Ok(()),
         Some(edit) => Err(Error::EditUnseen {

@@ -19,6 +19,7 @@ mod lens;
 mod lent;
 mod live;
 mod machine;
+mod memory;
 mod place;
 mod plan;
 mod provenance;
@@ -51,6 +52,7 @@ pub use job::{InputKind, Job, Prepared};
 pub use lens::{LensRow, lens};
 pub use live::{Consumer, LiveBatch, LiveTap};
 pub use machine::{Decoder, Identity, Machine, Reader, SavedResidual, numeric_record};
+pub use memory::Memory;
 #[cfg(feature = "interpreter")]
 pub use place::interpreter;
 pub use place::{Compute, Device, Engine, Opened, Place, Room, Upload};

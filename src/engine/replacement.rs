@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Sample;
+use super::memory::KeptRows;
 use crate::hooks::Source;
 use crate::store::{ShardView, Store, Xxh3, widen};
 
@@ -22,6 +23,8 @@ enum Rows {
         width: usize,
     },
     Stored(Stored),
+    /// Of an earlier run, by sample and position.
+    Kept(Arc<KeptRows>),
 }
 
 /// Rows of a store's tap, by sample.
@@ -47,6 +50,18 @@ impl Replacement {
         Replacement {
             source: source.to_string(),
             rows: Rows::Listed { values, n, width },
+        }
+    }
+
+    /// Rows of an earlier run; one for all where they are of no sample.
+    pub(super) fn kept(source: &Source, rows: Arc<KeptRows>) -> Self {
+        if rows.samples.is_empty() {
+            let n = rows.values.len() / rows.width;
+            return Self::listed(source, rows.values.clone(), n, rows.width);
+        }
+        Replacement {
+            source: source.to_string(),
+            rows: Rows::Kept(rows),
         }
     }
 
@@ -104,6 +119,7 @@ impl Replacement {
         match &self.rows {
             Rows::Listed { values, .. } => Xxh3::of(bytemuck::cast_slice(values)),
             Rows::Stored(stored) => stored.checksums,
+            Rows::Kept(kept) => Xxh3::of(bytemuck::cast_slice(&kept.values)),
         }
     }
 
@@ -120,6 +136,13 @@ impl Replacement {
                 sample.row.line,
                 positions.len()
             )),
+            Rows::Kept(kept) => match positions.iter().find(|&&p| kept.row(number, p).is_none()) {
+                None => Ok(()),
+                Some(position) => Err(format!(
+                    "{source} has no row of sample {number} ({}:{}) at position {position}: replace rows that were kept",
+                    sample.row.file, sample.row.line
+                )),
+            },
             Rows::Stored(_) if sample.row.chunk > 0 => Err(format!(
                 "sample {number} is cut into chunks, so its positions do not say which stored row is meant"
             )),
@@ -149,6 +172,10 @@ impl Replacement {
                 }
             }
             Rows::Stored(stored) => stored.gather(sample, positions, out),
+            Rows::Kept(kept) => {
+                let rows = positions.iter().filter_map(|&p| kept.row(sample, p));
+                rows.for_each(|row| out.extend_from_slice(row));
+            }
         }
     }
 }

@@ -344,9 +344,11 @@ impl Outcome {
             self.p(0, Equal::Norm, KL),
         )];
         let p = self.p(0, Equal::Kl, DISHONEST);
-        let holds = dishonest
-            .interval
-            .is_some_and(|[low, high]| low > 0.0 || high < 0.0);
+        let settled = |n: &Number| {
+            n.interval
+                .is_some_and(|[low, high]| low > 0.0 || high < 0.0)
+        };
+        let holds = settled(dishonest);
         told.push(format!(
             "Towards the answer that is not honest, whichever it is, it moves the log-odds by {} nats. Pushed as far by KL ({} of {} random directions could be), random directions move them by {:.2} on average, and {:.0} % by as much either way. {}",
             with_interval(dishonest),
@@ -364,21 +366,26 @@ impl Outcome {
         told.push(format!(
             "Towards 'no' it moves them by {} nats: {}",
             with_interval(no),
-            if size(no).abs() > size(dishonest).abs() {
-                "more than towards the answer that is not honest, so a good part of what it does is to say one and the same word whatever is asked."
-            } else {
-                "less than towards the answer that is not honest, so it does not just say one word whatever is asked."
+            match (settled(no), size(no).abs() > size(dishonest).abs()) {
+                (true, true) => "more than towards the answer that is not honest, so a good part of what it does is to say one and the same word whatever is asked.",
+                (true, false) => "less than towards the answer that is not honest, so saying one word whatever is asked is a part of what it does, but not all.",
+                (false, _) => "these prompts do not settle whether it says one word whatever is asked.",
             }
         ));
         let lat = &self.adjectives.lat;
         let adjectives = &self.kinds[3];
         told.push(format!(
-            "The same template with '{}' and '{}' gives a direction too: it tells matched pairs apart with {:.3} and rows by themselves with {:.3}. Matched pairs are told apart by any word of the instruction, because it leaks into every later token: that accuracy is no sign of honesty. \
+            "The same template with '{}' and '{}' gives a direction too: it tells matched pairs apart with {:.3} and rows by themselves with {:.3}. {} \
              Its cosine with the study's direction is {:.2}; at equal KL it moves the log-odds towards the answer that is not honest by {:.2} one way and {:.2} the other.",
             self.adjectives.words[0],
             self.adjectives.words[1],
             lat.matched_accuracy,
             lat.accuracy,
+            if lat.matched_accuracy > 0.9 {
+                "Matched pairs are told apart by any word of the instruction, because it leaks into every later token: that accuracy is no sign of honesty."
+            } else {
+                "An irrelevant word of the instruction is told apart less well here than where it leaks into every later token."
+            },
             self.adjectives.cosine,
             adjectives.equal_kl.first().map_or(f64::NAN, |s| s.dishonest),
             adjectives.equal_kl.get(1).map_or(f64::NAN, |s| s.dishonest),

@@ -146,6 +146,16 @@ pub(super) fn make_folder(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).map_err(|source| write_error(path, source))
 }
 
+/// Removes a folder with all that is in it, if it is there.
+pub(super) fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(write_error(path, source))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The path from the root on.
 pub(super) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())

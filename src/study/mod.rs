@@ -2,24 +2,36 @@
 //! experiment makes a [`Finding`], [`run`] makes those that are not there yet. What is studied is data ([`Behaviour`], facts, prompts).
 //! `passes` runs the model, `cuts` makes the prompts of the direction, `folder` keeps what is done.
 
+mod attribution;
 mod behaviour;
+mod blocks;
 mod controls;
 mod cuts;
 mod direction;
+mod effect;
 mod error;
+mod estimate;
 mod facts;
 mod folder;
 mod generation;
+mod grid;
+mod heads;
 mod injection;
+mod lens;
 mod mass_mean;
+mod pairs;
 mod passes;
+mod patched;
+mod positions;
 mod prompts;
 mod push;
+mod sets;
 mod side_effects;
 mod simpler;
 mod statements;
 mod statistics;
 mod strength;
+mod sweeping;
 mod tell;
 mod truth;
 mod unembed;
@@ -63,6 +75,12 @@ pub const EXPERIMENTS: &[Experiment] = &[
     published("E2", "Steered generation", generation::run),
     published("E3", "The direction, unembedded", unembed::run),
     published("E4", "Is continual injection needed?", injection::run),
+    published("E5", "Which injected positions matter", positions::run),
+    published("E6", "Logit lens and direct logit attribution", lens::run),
+    published("E7", "Patching one block", blocks::run),
+    published("E8", "Patching one head", heads::run),
+    published("E9", "Patching pairs and sets of blocks", pairs::run),
+    published("E10", "Patching layer × position", grid::run),
     published(
         "E11",
         "The direction and the truth of plain statements",

@@ -60,7 +60,9 @@ fn tokenizer() -> Value {
             next += 1;
         }
     };
-    ["<unk>", BOS, "</s>"].map(|special| add(special.into()));
+    for special in ["<unk>", BOS, "</s>"] {
+        add(special.into());
+    }
     (b'!'..=b'~').for_each(|b| add(char::from(b).into()));
     add("Ġ".into());
     add("Ċ".into());

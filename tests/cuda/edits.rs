@@ -2,6 +2,7 @@
 
 use streamgauge::backend::cuda::{CudaOptions, Dtype};
 use streamgauge::engine::{Job, Prepared};
+use streamgauge::hooks::HookPoint;
 
 use crate::jobs::{Bench, assert_alike, distances, tensor};
 use crate::options;
@@ -153,4 +154,30 @@ fn rows_that_an_edit_of_the_pattern_does_not_touch_keep_their_bits() {
             .iter()
             .all(|(_, distance)| *distance == 0.0)
     );
+}
+
+#[test]
+fn an_edit_at_every_point_that_has_them_is_the_cpu_backends() {
+    let bench = Bench {
+        dir: tempfile::tempdir().unwrap(),
+    };
+    let dims = bench.job(&["logits@last"], &[]).dims;
+    let points = HookPoint::all(&dims);
+    let editable: Vec<String> = (points.iter())
+        .filter(|p| p.site.is_editable() && (p.layer == 1 || !p.site.is_per_layer()))
+        .map(HookPoint::to_string)
+        .collect();
+    assert_eq!(editable.len(), 20, "{editable:?}");
+    for point in &editable {
+        let edits = [
+            format!("scale at={point} c=1.5 select=every:2"),
+            format!("zero at={point} select=last"),
+        ];
+        let edits = edits.each_ref().map(String::as_str);
+        let prepared = bench.job(&["blocks.1.hook_resid_post", "logits@last"], &edits[..1]);
+        assert_alike(&bench.stores_of(&prepared, options(Dtype::F32), &format!("-{point}")));
+        // Two at one point, in their order.
+        let prepared = bench.job(&["logits@-2..-1"], &edits);
+        assert_alike(&bench.stores_of(&prepared, options(Dtype::F32), &format!("-two-{point}")));
+    }
 }

@@ -157,8 +157,30 @@ impl Journal {
 }
 
 /// Refuses the journal of another sweep, naming what differs.
+/// Whether a sweep's results lie in `dir`, whole.
+///
+/// # Errors
+/// Another sweep's.
+pub(super) fn is_done(dir: &Path, record: &Value) -> Result<bool> {
+    let path = dir.join("manifest.json");
+    let Ok(text) = std::fs::read_to_string(&path) else {
+        return Ok(false);
+    };
+    let manifest: Value = serde_json::from_str(&text).unwrap_or_default();
+    if manifest["status"] != "complete" || dir.join(NAME).exists() {
+        return Ok(false);
+    }
+    let path = path.display().to_string();
+    same(&manifest["job"], record).map_err(|why| Error::SweepFile { path, why })?;
+    Ok(true)
+}
+
 fn check(first: &str, record: &Value) -> Result<(), String> {
     let old: Value = serde_json::from_str(first).map_err(|e| format!("not a journal ({e})"))?;
+    same(&old, record)
+}
+
+fn same(old: &Value, record: &Value) -> Result<(), String> {
     let mut differing: Vec<String> = Vec::new();
     for (key, new) in record.as_object().into_iter().flatten() {
         let old = &old[key];

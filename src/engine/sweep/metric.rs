@@ -184,6 +184,13 @@ impl Measures {
         let Some(metric) = self.metrics.iter().find(|m| m.needs_tokens()) else {
             return Ok(());
         };
+        if pair.answer.is_some() && pair.answer == pair.wrong {
+            return Err(crate::engine::Error::Pair {
+                place: pair.place.clone(),
+                why: "`answer` and `wrong` are the same token".into(),
+            }
+            .into());
+        }
         if pair.answer.is_none() || pair.wrong.is_none() {
             return Err(crate::engine::Error::Pair {
                 place: pair.place.clone(),

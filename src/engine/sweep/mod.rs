@@ -29,8 +29,11 @@ use metric::Measures;
 use site::SiteSpec;
 use walk::{Done, References, Walk};
 
-use super::{EditReceipt, Error, Machine, Prepared, Result};
+use super::edits::note;
+use super::job::check_seen;
+use super::{EditReceipt, Error, Machine, Plan, Prepared, Result};
 use crate::backend::Receipt;
+use crate::hooks::Site;
 
 /// Which run is patched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -232,12 +235,9 @@ impl<'p> Sweep<'p> {
     }
 
     fn check(&self) -> Result<()> {
-        let last = self.layers.last().copied().unwrap_or(0);
         for read in self.measures.readings.iter().map(|r| r.point) {
-            let embeds = read.site == crate::hooks::Site::Embed;
-            if embeds || (read.site.is_per_layer() && read.layer < last) {
-                let why =
-                    format!("patches are made up to layer {last}: read at that layer or after it");
+            if let Some(site) = self.sites.iter().find(|site| site.point > read) {
+                let why = format!("{site} is patched behind it: read there or after it");
                 return Err(bad("direction-at", &read.to_string(), why));
             }
         }
@@ -259,14 +259,23 @@ impl<'p> Sweep<'p> {
         self.check_edits()
     }
 
-    /// An edit that touches nothing is a mistake.
+    /// An edit that touches nothing is a mistake, and so is one that nothing measured comes after.
     fn check_edits(&self) -> Result<()> {
-        let mut rows = vec![0; self.prepared.edits.len()];
+        let edits = &self.prepared.edits;
+        let points = edits.iter().map(|e| e.edit.point);
+        let taps: Vec<_> = self.measures.taps().collect();
+        check_seen(edits, &Plan::new(&taps).with_edits(points, false))?;
+        let mut rows = vec![0; edits.len()];
         for pair in &self.prompts {
             let selected = walk::selections(self, pair)?;
             let parts = walk::parts(pair, &selected, &[Run::Clean]);
-            for (rows, edit) in rows.iter_mut().zip(self.prepared.batch_edits(&parts)) {
-                *rows += edit.rows.len();
+            // Logits are computed at the last position alone.
+            let last = pair.tokens(Run::Clean).len() as u32 - 1;
+            let batch_edits = self.prepared.batch_edits(&parts);
+            for ((rows, open), edit) in rows.iter_mut().zip(edits).zip(batch_edits) {
+                let at_logits = open.edit.point.site == Site::Logits;
+                let there = |row: &&u32| !at_logits || **row == last;
+                *rows += edit.rows.iter().filter(there).count();
             }
         }
         match rows.iter().position(|&rows| rows == 0) {
@@ -335,28 +344,39 @@ impl<'p> Sweep<'p> {
         machine: &mut dyn Machine,
         report: &mut dyn FnMut(&SweepProgress),
     ) -> Result<Swept> {
-        self.run_with(machine, Journal::nowhere(), report)
+        self.run_with(machine, Journal::nowhere(), &|| false, report)
     }
 
-    /// As [`Sweep::run`], keeping what is done in a journal in `dir`; with `resume`, what it holds is not done again.
+    /// As [`Sweep::run`], keeping what is done in a journal in `dir`; with `resume`, what it holds is not done again. After each part
+    /// `stop` is asked whether to end.
     ///
     /// # Errors
-    /// As there; a journal that cannot be read or written, or is of another sweep.
+    /// As there; a journal that cannot be read or written, or is of another sweep; [`Error::SweepStopped`].
     pub fn run_in(
         &self,
         machine: &mut dyn Machine,
         dir: &Path,
         resume: bool,
+        stop: &dyn Fn() -> bool,
         report: &mut dyn FnMut(&SweepProgress),
     ) -> Result<Swept> {
         let journal = Journal::open(dir, &self.record(machine), resume)?;
-        self.run_with(machine, journal, report)
+        self.run_with(machine, journal, stop, report)
+    }
+
+    /// Whether `dir` holds this very sweep, done.
+    ///
+    /// # Errors
+    /// It holds another one's results, or they cannot be read.
+    pub fn is_done(&self, machine: &dyn Machine, dir: &Path) -> Result<bool> {
+        journal::is_done(dir, &self.record(machine))
     }
 
     fn run_with(
         &self,
         machine: &mut dyn Machine,
         mut journal: Journal,
+        stop: &dyn Fn() -> bool,
         report: &mut dyn FnMut(&SweepProgress),
     ) -> Result<Swept> {
         let start = Instant::now();
@@ -370,7 +390,9 @@ impl<'p> Sweep<'p> {
             let (runs, mut references) = (self.runs(pair), None);
             let parts = runs.chunks(self.runs_of_a_part(pair));
             for (number, keys) in parts.enumerate() {
-                let part = match journal.take(prompt, number) {
+                let kept = journal.take(prompt, number);
+                let is_new = kept.is_none();
+                let part = match kept {
                     Some(part) => part,
                     None => {
                         let part = self.part(machine, pair, number == 0, keys, &mut references)?;
@@ -383,6 +405,10 @@ impl<'p> Sweep<'p> {
                 progress.layer_runs = sum.layer_runs;
                 progress.elapsed = start.elapsed();
                 report(&progress);
+                if is_new && progress.done < progress.total && stop() {
+                    let SweepProgress { done, total, .. } = progress;
+                    return Err(Error::SweepStopped { done, total }.into());
+                }
             }
         }
         Ok(sum.finish(self, journal.resumed(), start.elapsed()))
@@ -437,6 +463,10 @@ impl<'p> Sweep<'p> {
             }
         };
         let target = &references.target;
+        let mut ends = target.clean.iter().chain(&target.corrupt);
+        if let Some(&bad) = ends.find(|v| !v.is_finite()) {
+            return Err(pair.lost("no patch", bad));
+        }
         let too_near = self.measures.are_too_near(target, self.spec.min_kl);
         let values = if too_near {
             Vec::new()
@@ -450,6 +480,13 @@ impl<'p> Sweep<'p> {
             };
             let values = walk.run(keys)?;
             done = walk.done;
+            let n = self.measures.len();
+            if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
+                let places: Vec<String> = (keys[bad / n].1.iter())
+                    .map(|&site| self.sites[site].to_string())
+                    .collect();
+                return Err(pair.lost(&places.join(" + "), values[bad]));
+            }
             values
         };
         Ok(Part {
@@ -529,7 +566,11 @@ impl Sum {
             rows: done.rows,
             mean_norm_before: done.norm_before / done.rows.max(1) as f64,
             mean_norm_after: done.norm_after / done.rows.max(1) as f64,
-            note: None,
+            note: note(
+                site.point.site,
+                site.head.as_ref().map(std::slice::from_ref),
+                &prepared.dims,
+            ),
         };
         let edits = prepared.edits.iter().zip(&self.edited);
         Swept {

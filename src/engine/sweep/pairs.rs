@@ -34,6 +34,15 @@ pub struct PromptPair {
 }
 
 impl PromptPair {
+    /// That a measure of it is no number.
+    pub(super) fn lost(&self, patch: &str, value: f64) -> crate::Error {
+        let why = format!(
+            "with {patch} a metric is {value}: an edit or a patch has driven the model out of range"
+        );
+        let place = self.place.clone();
+        Error::Pair { place, why }.into()
+    }
+
     /// The run's tokens.
     pub fn tokens(&self, run: Run) -> &[u32] {
         &self.sample(run).row.tokens

@@ -64,15 +64,72 @@ impl References {
             .collect();
         let mut taps: Vec<_> = wanted.iter().map(|&point| plain_tap(point)).collect();
         taps.extend(sweep.measures.taps());
+        let edited_points = prepared.edits.iter().map(|e| e.edit.point);
+        let plan = Plan::new(&taps).with_edits(edited_points, false);
+        let mut both = Unpatched {
+            sweep,
+            pair,
+            selected: &selected,
+            wanted: &wanted,
+            plan: &plan,
+            values: [BTreeMap::new(), BTreeMap::new()],
+            read: [Vec::new(), Vec::new()],
+            edited: vec![Receipt::default(); prepared.edits.len()],
+        };
         let runs = [Run::Clean, Run::Corrupt];
-        let batch = Batch::pack(runs.map(|run| pair.tokens(run)));
+        let tokens: usize = runs.iter().map(|&run| pair.tokens(run).len()).sum();
+        if tokens <= prepared.job.batch_tokens {
+            both.run(machine, &runs)?;
+        } else {
+            runs.iter().try_for_each(|&run| both.run(machine, &[run]))?;
+        }
+        let Unpatched {
+            values,
+            read,
+            edited,
+            ..
+        } = both;
+        let n_layers = prepared.dims.n_layers;
+        let streams = [0, 1].map(|run: usize| {
+            let stream = |(&l, point): (&usize, &HookPoint)| (l, values[run][point].clone());
+            stream_at.iter().map(stream).collect()
+        });
+        let [clean, corrupt] = [0, 1].map(|run: usize| sweep.measures.of_run(&read[run], 0));
+        Ok(References {
+            target: sweep.measures.target(pair, [&clean, &corrupt]),
+            streams,
+            values,
+            selected,
+            edited,
+            layer_runs: 2 * plan.layers_run(n_layers) as u64,
+        })
+    }
+}
+
+/// What is read of the runs without patches.
+struct Unpatched<'a, 'p> {
+    sweep: &'a Sweep<'p>,
+    pair: &'a PromptPair,
+    selected: &'a [SelectedSample; 2],
+    wanted: &'a BTreeSet<HookPoint>,
+    plan: &'a Plan,
+    values: [BTreeMap<HookPoint, Vec<f32>>; 2],
+    /// By reading.
+    read: [Vec<Vec<f32>>; 2],
+    edited: Vec<Receipt>,
+}
+
+impl Unpatched<'_, '_> {
+    /// Runs these together, in one batch.
+    fn run(&mut self, machine: &mut dyn Machine, runs: &[Run]) -> Result<()> {
+        let (sweep, prepared) = (self.sweep, self.sweep.prepared);
+        let batch = Batch::pack(runs.iter().map(|&run| self.pair.tokens(run)));
         let lengths: Vec<u32> = batch.samples().map(|rows| rows.len() as u32).collect();
         let width = |p: &HookPoint| p.site.row_shape(&prepared.dims).iter().product::<usize>();
-        let mut memory: Vec<Vec<f32>> = wanted
-            .iter()
+        let mut memory: Vec<Vec<f32>> = (self.wanted.iter())
             .map(|point| vec![0.0; batch.rows() * width(point)])
             .collect();
-        let mut read = sweep.measures.memory(2);
+        let mut read = sweep.measures.memory(runs.len());
         let plain = Arc::new(SinkSpec::plain());
         let mut sinks: Vec<Sink<'_>> = memory
             .iter_mut()
@@ -83,33 +140,22 @@ impl References {
             })
             .collect();
         sinks.extend(sweep.measures.sinks(&batch, &mut read));
-        let parts = parts(pair, &selected, &runs);
-        let edits = prepared.batch_edits(&parts);
-        let points = prepared.edits.iter().map(|e| e.edit.point);
-        let plan = Plan::new(&taps).with_edits(points, false);
+        let edits = prepared.batch_edits(&parts(self.pair, self.selected, runs));
         let n_layers = prepared.dims.n_layers;
-        let edited = machine.run(&batch, sinks, edits, n_layers, &plan)?;
-        let mut values = [BTreeMap::new(), BTreeMap::new()];
-        for (&point, memory) in wanted.iter().zip(&memory) {
-            for (rows, values) in batch.samples().zip(&mut values) {
+        let edited = machine.run(&batch, sinks, edits, n_layers, self.plan)?;
+        for (sum, receipt) in self.edited.iter_mut().zip(&edited) {
+            sum.add(receipt);
+        }
+        for (i, (&run, rows)) in runs.iter().zip(batch.samples()).enumerate() {
+            let of_run = sweep.measures.of_run(&read, i);
+            self.read[run as usize] = of_run.into_iter().map(<[f32]>::to_vec).collect();
+            for (&point, memory) in self.wanted.iter().zip(&memory) {
                 let width = width(&point);
                 let rows = rows.start * width..rows.end * width;
-                values.insert(point, memory[rows].to_vec());
+                self.values[run as usize].insert(point, memory[rows].to_vec());
             }
         }
-        let streams = [0, 1].map(|run: usize| {
-            let stream = |(&l, point): (&usize, &HookPoint)| (l, values[run][point].clone());
-            stream_at.iter().map(stream).collect()
-        });
-        let [clean, corrupt] = [0, 1].map(|run| sweep.measures.of_run(&read, run));
-        Ok(References {
-            target: sweep.measures.target(pair, [&clean, &corrupt]),
-            streams,
-            values,
-            selected,
-            edited,
-            layer_runs: 2 * plan.layers_run(n_layers) as u64,
-        })
+        Ok(())
     }
 }
 
