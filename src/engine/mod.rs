@@ -29,6 +29,7 @@ mod recompute;
 mod replacement;
 mod resume;
 mod route;
+mod run;
 mod sample;
 mod score;
 mod selected;

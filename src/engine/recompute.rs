@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::extract::run_batch;
+use super::run::run_batch;
 use super::gate::{Gate, differences};
 use super::resume::{GENERATE, command};
 use super::{Device, Error, Identity, Job, Machine, Place, Prepared, Result, Sample};
