@@ -15,7 +15,7 @@ use super::read_ahead::read_ahead;
 use super::resume::{Beginning, Carry, begin, stopped};
 use super::route::{BATCHES, Route, ring_bytes};
 use super::run::{Destination, Run, joined};
-use super::slice;
+use super::slice::Share;
 use super::{EditReceipt, Ending, Error, Machine, Options, Prepared, Result};
 use crate::store::Provenance;
 use crate::sys::ring::SlabRing;
@@ -101,14 +101,14 @@ pub fn extract_with(
 ) -> Result<Ending> {
     let start = Instant::now();
     let started = SystemTime::now();
-    let slice = slice::of(prepared)?;
+    let share = Share::of(prepared)?;
     let mut route = Route::choose(prepared, machine, out)?;
     let provenance = Provenance {
-        slice,
+        slice: share.slice,
         write_path: route.record(),
         ..provenance(prepared, machine.identity())
     };
-    let (mut writer, carry) = match begin(prepared, provenance, out, options.resume)? {
+    let (mut writer, carry) = match begin(prepared, provenance, &share, out, options.resume)? {
         Beginning::Writer(writer, carry) => (*writer, *carry),
         Beginning::Already(manifest) => return Ok(Ending::Already(manifest)),
     };
@@ -118,7 +118,7 @@ pub fn extract_with(
     route.lead(&mut writer);
     let pinner = route.pinner.take();
     let run = Run::new(prepared, &mut *machine, start, options, carry);
-    let error = match run.whole(&mut writer, pinner, slice, report) {
+    let error = match run.whole(&mut writer, pinner, &share, report) {
         Ok((run, read, fingerprint)) => {
             let done = run.finish(Some(writer), route.name(), read, fingerprint, started)?;
             return Ok(Ending::Done(Box::new(done)));
@@ -155,9 +155,11 @@ pub fn extract_live(
     let dataset = prepared.job.dataset(prepared.needs_spans())?;
     let (shards_to, shards_from) = sync_channel(1);
     let done = std::thread::scope(|scope| {
-        let carry = Carry::new(prepared);
-        let from = carry.read.clone();
-        let reader = scope.spawn(move || read_ahead(prepared, dataset, from, true, &shards_to));
+        let whole = Share::whole();
+        let carry = Carry::new(prepared, &whole);
+        let (from, end) = (carry.read.clone(), whole.contexts.end);
+        let read = move || read_ahead(prepared, dataset, from, end, true, &shards_to);
+        let reader = scope.spawn(read);
         let options = Options::default();
         let mut run = Run::new(prepared, &mut *machine, start, &options, carry);
         let computed = run.shards(

@@ -5,6 +5,7 @@
 
 mod choose;
 mod directions;
+mod document;
 mod edits;
 mod error;
 mod estimate;
@@ -20,6 +21,7 @@ mod lent;
 mod live;
 mod machine;
 mod memory;
+mod packing;
 mod place;
 mod plan;
 mod provenance;
@@ -42,6 +44,7 @@ mod weights;
 pub use crate::backend::Scores;
 pub use choose::{Choosing, argmax};
 pub use directions::of_layer as direction_of_layer;
+pub use document::Document;
 pub use edits::EditReceipt;
 pub use error::{Error, Result};
 pub use estimate::{Estimate, Flops, TapEstimate, estimate};

@@ -17,13 +17,13 @@ use super::provenance::dataset_info;
 use super::read_ahead::{PlannedShard, ReadSummary, read_ahead};
 use super::resume::Carry;
 use super::selected::{BatchRows, Part};
-use super::slice;
+use super::slice::Share;
 use super::trace::{Stage, since};
 use super::{Error, Extracted, Machine, Options, Prepared, Progress, Result};
 use crate::backend::cuda::driver::Track;
 use crate::backend::cuda::{Pinner, Timed};
 use crate::backend::{Batch, Landed, Receipt, Sink};
-use crate::store::{LentSlab, ShardWriter, Slice, StoreWriter, Summary, TapSlab};
+use crate::store::{LentSlab, ShardWriter, StoreWriter, Summary, TapSlab};
 use crate::sys::ring::SlabRing;
 
 pub(super) fn joined<T>(thread: ScopedJoinHandle<'_, T>, name: &'static str) -> Result<T, Error> {
@@ -135,12 +135,12 @@ impl<'p> Run<'p> {
         mut self,
         writer: &mut StoreWriter,
         pinner: Option<Pinner>,
-        slice: Option<Slice>,
+        share: &Share,
         report: &mut dyn FnMut(&Progress),
     ) -> Result<(Self, ReadSummary, Option<String>)> {
         let prepared = self.prepared;
-        let dataset = slice::dataset(prepared, slice.as_ref(), prepared.needs_spans())?;
-        let to_hash = prepared.job.dataset(false)?;
+        let dataset = share.dataset(prepared, prepared.needs_spans())?;
+        let (is_all, end) = (share.slice.is_none(), share.contexts.end);
         let trace = prepared.trace.as_ref();
         let record = writer.dataset_record();
         let from = self.carry.read.clone();
@@ -148,15 +148,15 @@ impl<'p> Run<'p> {
         let (laid_out_to, laid_out_from) = sync_channel(0);
         let (commits_to, commits_from) = sync_channel::<ShardWriter>(0);
         std::thread::scope(|scope| {
-            let reader = scope
-                .spawn(move || read_ahead(prepared, dataset, from, slice.is_none(), &shards_to));
+            let read = move || read_ahead(prepared, dataset, from, end, is_all, &shards_to);
+            let reader = scope.spawn(read);
             let layer = scope.spawn(move || {
                 let pinner = pinner.as_ref();
                 lay_out(prepared, writer, pinner, &shards_from, &laid_out_to)
             });
             let committer = scope.spawn(move || -> Result<_> {
                 // Whoever resumes must know that the dataset is the same: before anything of it is committed.
-                let fingerprint = to_hash.fingerprint()?;
+                let fingerprint = prepared.dataset_fingerprint()?;
                 record.set(dataset_info(prepared, fingerprint.clone(), None, 0))?;
                 for shard in commits_from {
                     let (begun, n) = (Instant::now(), shard.index());
@@ -174,7 +174,7 @@ impl<'p> Run<'p> {
             computed?;
             joined(layer, "the thread that lays out shards")??;
             let read = joined(reader, "the thread that reads the dataset")??;
-            if slice.is_none() {
+            if is_all {
                 self.check_rows()?;
                 self.check_edits()?;
             }

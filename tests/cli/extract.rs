@@ -40,8 +40,8 @@ fn what_this_version_cannot_do_is_refused_by_name() {
     for flags in [
         &["--device", "tpu"],
         &["--dtype", "f8"],
-        &["--shuffle", "1"],
-        &["--pack-context", "128"],
+        &["--sample-fraction", "1.5"],
+        &["--chunk-overlap", "4"],
     ] {
         for command in ["extract", "plan"] {
             let message = refused(

@@ -176,6 +176,7 @@ impl Line<'_> {
         let input = input(value).map_err(|why| self.fail(format!("`{name}` {why}")))?;
         let record = Record {
             index,
+            order: index,
             file: Arc::clone(&self.file),
             line: self.number,
             input,
