@@ -21,6 +21,7 @@ mod lent;
 mod live;
 mod machine;
 mod memory;
+mod norms;
 mod packing;
 mod place;
 mod plan;

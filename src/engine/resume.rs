@@ -56,6 +56,8 @@ pub struct Carry {
     pub bytes: u64,
     pub rows: Vec<u64>,
     pub clipped: u64,
+    /// Per tap, the bits of the sum of its rows' norms.
+    pub norms: Vec<u64>,
     /// Rows, and the bits of the sums of norms before and after.
     pub receipts: Vec<(u64, u64, u64)>,
     /// Where the dataset is read on, once the shard is committed.
@@ -67,6 +69,7 @@ impl Carry {
     pub fn new(prepared: &Prepared, share: &Share) -> Self {
         Carry {
             rows: vec![0; prepared.taps.len()],
+            norms: vec![0f64.to_bits(); prepared.taps.len()],
             receipts: vec![(0, 0, 0); prepared.edits.len()],
             read: ReadState::new(prepared, share),
             ..Carry::default()
@@ -89,7 +92,7 @@ impl Carry {
                 .into_iter()
                 .flatten();
             let receipts = c.receipts.iter().map(|r| r.0);
-            (c.rows.len(), c.receipts.len()) == (taps, edits)
+            (c.rows.len(), c.norms.len(), c.receipts.len()) == (taps, taps, edits)
                 && (c.read.rows.len(), c.read.edited.len()) == (taps, edits)
                 && numbers
                     .chain(lists.copied())

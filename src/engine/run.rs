@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::lay_out::{LaidOut, lay_out};
 use super::live::{self, Consumer, LiveBatch};
+use super::norms::add_norms;
 use super::provenance::dataset_info;
 use super::read_ahead::{PlannedShard, ReadSummary, read_ahead};
 use super::resume::Carry;
@@ -23,7 +24,7 @@ use super::{Error, Extracted, Machine, Options, Prepared, Progress, Result};
 use crate::backend::cuda::driver::Track;
 use crate::backend::cuda::{Pinner, Timed};
 use crate::backend::{Batch, Landed, Receipt, Sink};
-use crate::store::{LentSlab, ShardWriter, StoreWriter, Summary, TapSlab};
+use crate::store::{LentSlab, ShardWriter, StoreWriter, Summary, TapInfo, TapSlab};
 use crate::sys::ring::SlabRing;
 
 pub(super) fn joined<T>(thread: ScopedJoinHandle<'_, T>, name: &'static str) -> Result<T, Error> {
@@ -39,6 +40,8 @@ pub(super) struct Run<'p> {
     progress: Progress,
     computing: Duration,
     rows: Vec<u64>,
+    /// Per tap, the sum of its rows' norms.
+    norms: Vec<f64>,
     clipped: u64,
     shards: usize,
     receipts: Vec<Receipt>,
@@ -88,6 +91,7 @@ impl<'p> Run<'p> {
             machine,
             options,
             rows: Vec::new(),
+            norms: Vec::new(),
             receipts: Vec::new(),
             prepared,
             start,
@@ -106,6 +110,7 @@ impl<'p> Run<'p> {
     /// Goes on from an account that the store kept.
     fn take_up(&mut self, carry: Carry) {
         self.rows.clone_from(&carry.rows);
+        self.norms = carry.norms.iter().copied().map(f64::from_bits).collect();
         self.clipped = carry.clipped;
         self.receipts = carry.receipts();
         let progress = &mut self.progress;
@@ -124,6 +129,7 @@ impl<'p> Run<'p> {
         carry.tokens = self.progress.tokens;
         carry.bytes = self.progress.bytes;
         carry.rows.clone_from(&self.rows);
+        carry.norms = self.norms.iter().map(|sum| sum.to_bits()).collect();
         carry.clipped = self.clipped;
         carry.set_receipts(&self.receipts);
         carry.read.clone_from(&planned.then);
@@ -399,6 +405,10 @@ impl<'p> Run<'p> {
         for (sum, rows) in self.rows.iter_mut().zip(&batch.rows) {
             *sum += *rows as u64;
         }
+        let of_taps = self.norms.iter_mut().zip(&self.prepared.infos);
+        for ((sum, info), ((rows, _), &n)) in of_taps.zip(landed.slabs.iter().zip(&batch.rows)) {
+            add_norms(sum, info, n, rows);
+        }
         for (sum, receipt) in self.receipts.iter_mut().zip(&landed.receipts) {
             sum.add(receipt);
         }
@@ -458,6 +468,20 @@ impl<'p> Run<'p> {
         }
     }
 
+    /// The mean norm of each tap's rows, by its folder; null for ragged taps, without rows, and where a number was not finite.
+    fn mean_norms(&self) -> serde_json::Value {
+        let of_taps = self
+            .prepared
+            .infos
+            .iter()
+            .zip(self.norms.iter().zip(&self.rows));
+        let mean = |(info, (&sum, &rows)): (&TapInfo, (&f64, &u64))| {
+            let mean = (!info.ragged && rows > 0).then(|| sum / rows as f64);
+            (info.folder.clone(), json!(mean))
+        };
+        of_taps.map(mean).collect::<serde_json::Map<_, _>>().into()
+    }
+
     pub(super) fn finish(
         mut self,
         writer: Option<StoreWriter>,
@@ -480,6 +504,7 @@ impl<'p> Run<'p> {
         let edits = self.prepared.edits.iter().zip(&self.receipts);
         let receipts: Vec<_> = edits.map(|(edit, done)| edit.receipt(done)).collect();
         let summary = Summary {
+            mean_norms: self.mean_norms(),
             receipts: receipts.iter().map(|r| json!(r)).collect(),
             timing: json!({
                 "started_unix": started.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
