@@ -145,11 +145,14 @@ fn origins(samples: &[SampleRow], documents: &[Option<Vec<u32>>]) -> Vec<(u64, u
     all
 }
 
+/// Tokens of a context, or of a chunk and its overlap.
+type Cut = (Option<usize>, Option<usize>, usize);
+
 /// How records are made samples, and in which order.
 fn any_job() -> impl Strategy<Value = Job> {
     let cut = prop_oneof![
-        (4usize..20).prop_map(|n| (Some(n), None, 0)),
-        (4usize..12, 0usize..4).prop_map(|(n, overlap)| (None, Some(n), overlap)),
+        (4usize..20).prop_map(|n| -> Cut { (Some(n), None, 0) }),
+        (4usize..12, 0usize..4).prop_map(|(n, overlap)| -> Cut { (None, Some(n), overlap) }),
     ];
     let fraction = prop::option::of(
         (0.6..1.0, any::<u64>()).prop_map(|(share, seed)| Fraction { share, seed }),
