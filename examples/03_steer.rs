@@ -21,7 +21,6 @@ pub fn run(
     let prepared = Prepared::for_generation(job)?;
     let record = Record {
         index: 0,
-        order: 0,
         file: Arc::from("prompt"),
         line: 1,
         input: prompt,

@@ -387,7 +387,6 @@ fn chunks_of_a_text_say_which_characters_they_hold() {
     let prepared = Prepared::open(job).unwrap();
     let record = Record {
         index: 3,
-        order: 3,
         file: "none.jsonl".into(),
         line: 4,
         input: Input::Text(text.clone()),

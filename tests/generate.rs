@@ -32,7 +32,6 @@ fn samples(prepared: &Prepared, prompts: &[Vec<u32>]) -> Vec<Sample> {
     let sample = |(i, ids): (usize, &Vec<u32>)| {
         let record = Record {
             index: i as u64,
-            order: i as u64,
             file: Arc::from("prompts"),
             line: i as u64 + 1,
             input: Input::Tokens(ids.clone()),

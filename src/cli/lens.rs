@@ -94,7 +94,6 @@ pub fn run(args: &LensArgs) -> CliResult {
     let (prepared, place) = args.device.open(args.job()?)?;
     let record = Record {
         index: 0,
-        order: 0,
         file: Arc::from("--prompt"),
         line: 1,
         input: Input::Text(args.prompt.clone()),

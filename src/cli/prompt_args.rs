@@ -140,7 +140,6 @@ impl Iterator for Records {
 fn given((i, text): (usize, &String)) -> crate::Result<Record> {
     Ok(Record {
         index: i as u64,
-        order: i as u64,
         file: Arc::from("--prompt"),
         line: i as u64 + 1,
         input: Input::Text(text.clone()),

@@ -124,9 +124,25 @@ impl Dataset {
         &self.paths
     }
 
-    /// Places of the order that were passed, bad records among them.
+    /// Places of the order that were passed: those of the records given out, of the bad ones that were skipped, and of those before the
+    /// part that is read.
     pub fn passed(&self) -> u64 {
         self.passed
+    }
+
+    /// Up to `n` further records, each with its place in the order. Places are counted from 0 over all records that are taken, bad ones
+    /// among them: they are the records' indices, but for [`ReadOptions::fraction`] and [`ReadOptions::shuffle`].
+    ///
+    /// # Errors
+    /// The first one's.
+    pub fn next_placed(&mut self, n: usize) -> Result<Vec<(u64, Record)>> {
+        let mut placed = Vec::new();
+        while placed.len() < n
+            && let Some(record) = self.next()
+        {
+            placed.push((self.passed - 1, record?));
+        }
+        Ok(placed)
     }
 
     /// Bad records passed over so far.
@@ -230,7 +246,6 @@ impl Dataset {
             return Some(match interpret(raw.body, &self.wanted) {
                 Ok((input, spans, kept)) => Ok(Record {
                     index,
-                    order: index,
                     file,
                     line: raw.place.number(),
                     input,
@@ -294,14 +309,11 @@ impl Dataset {
                 return None;
             }
             let index = self.seen;
-            let mut read = self.read_one()?;
+            let read = self.read_one()?;
             if let Err(Error::Record { .. }) | Ok(_) = read
                 && self.fraction.is_some_and(|f| !f.takes(index))
             {
                 continue;
-            }
-            if let Ok(record) = &mut read {
-                record.order = self.passed;
             }
             return Some(read);
         }

@@ -110,10 +110,6 @@ pub struct CharSpan {
 pub struct Record {
     /// Place in the dataset, from 0, over all its files; bad records count.
     pub index: u64,
-    /// Place in the order that records are given in, from 0; bad records that were taken count. The same as `index`, but for
-    /// [`ReadOptions::fraction`] and [`ReadOptions::shuffle`].
-    #[serde(skip)]
-    pub order: u64,
     /// The file as it was named, `<stdin>` for `-`.
     #[serde(skip)]
     pub file: Arc<str>,

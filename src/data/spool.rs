@@ -90,7 +90,6 @@ impl Spool {
         match self.read(place) {
             Ok(Entry::Good(source, mut record)) => {
                 record.file = self.files.get(source).cloned().unwrap_or_default();
-                record.order = place;
                 Ok(Ok(record))
             }
             Ok(Entry::Bad(reason)) => Ok(Err(reason)),

@@ -8,8 +8,6 @@ use crate::store::{Piece, SampleRow};
 
 /// A record's tokens, whole.
 pub struct Document {
-    /// Place of the record in the order that the dataset is read in.
-    pub order: u64,
     /// All of it as one sample, but for its `pieces`, which cutting makes.
     whole: Sample,
     /// Where its tokens lie in its text; `None` where it is no plain text.
@@ -17,8 +15,8 @@ pub struct Document {
 }
 
 impl Document {
-    pub(super) fn new(order: u64, whole: Sample, text: Option<TokenText>) -> Self {
-        Document { order, whole, text }
+    pub(super) fn new(whole: Sample, text: Option<TokenText>) -> Self {
+        Document { whole, text }
     }
 
     /// Number of tokens.

@@ -41,13 +41,20 @@ impl Packer {
         }
     }
 
-    /// Appends a document from its token `from` on; `skipped` records before it were not used. Gives the contexts that are full.
-    pub fn push(&mut self, document: &Document, from: usize, skipped: u64) -> Vec<(Start, Sample)> {
+    /// Appends the document at place `order` from its token `from` on; `skipped` records before it were not used. Gives the contexts that
+    /// are full.
+    pub fn push(
+        &mut self,
+        order: u64,
+        document: &Document,
+        from: usize,
+        skipped: u64,
+    ) -> Vec<(Start, Sample)> {
         let mut full = Vec::new();
         let mut at = from;
         while at < document.len() && !self.numbers.is_empty() {
             if self.parts.is_empty() {
-                let place = (document.order, at as u64);
+                let place = (order, at as u64);
                 self.begun = Start { place, skipped };
             }
             let end = document.len().min(at + self.length - self.tokens);

@@ -132,10 +132,7 @@ pub fn read_ahead(
     let mut packer = length.map(|length| Packer::new(length, state.context..contexts));
     let mut planner = Planner::new(prepared, state, shards);
     loop {
-        let records = dataset
-            .by_ref()
-            .take(RECORDS)
-            .collect::<Result<Vec<_>, _>>()?;
+        let records = dataset.next_placed(RECORDS)?;
         if records.is_empty() {
             break;
         }
@@ -143,14 +140,14 @@ pub fn read_ahead(
         let (tokenising, n) = (Instant::now(), records.len());
         let tokenised: Vec<_> = records
             .into_par_iter()
-            .filter(|record| record.order >= from.0)
-            .map(|record| Tokenised::of(prepared, record))
+            .filter(|(order, _)| *order >= from.0)
+            .map(|(order, record)| (order, Tokenised::of(prepared, record)))
             .collect();
         let trace = prepared.trace.as_ref();
         since(trace, Stage::Read, tokenising, || format!("{n} records"));
-        for record in tokenised {
+        for (order, record) in tokenised {
             let samples = match (record, &mut packer) {
-                (Ok(Tokenised::Samples(order, samples)), _) => {
+                (Ok(Tokenised::Samples(samples)), _) => {
                     let place = |sample: &Sample| (order, u64::from(sample.row.chunk));
                     let start = |sample: &Sample| Start {
                         place: place(sample),
@@ -160,12 +157,8 @@ pub fn read_ahead(
                     new.map(|(s, selected)| (start(&s), s, selected)).collect()
                 }
                 (Ok(Tokenised::Document(document)), Some(packer)) => {
-                    let at = if document.order == from.0 {
-                        from.1 as usize
-                    } else {
-                        0
-                    };
-                    selected(prepared, packer.push(&document, at, skipped))?
+                    let at = if order == from.0 { from.1 as usize } else { 0 };
+                    selected(prepared, packer.push(order, &document, at, skipped))?
                 }
                 (Ok(Tokenised::Document(_)), None) => Vec::new(),
                 (Err(crate::Error::Engine(bad)), _)
@@ -287,8 +280,7 @@ fn expected_tokens(planned: u64, dataset: &Dataset) -> Option<u64> {
 
 /// A record after tokenising.
 enum Tokenised {
-    /// Its samples, and its place in the order.
-    Samples(u64, Vec<(Sample, SelectedSample)>),
+    Samples(Vec<(Sample, SelectedSample)>),
     /// To be packed.
     Document(Document),
 }
@@ -298,11 +290,11 @@ impl Tokenised {
         if prepared.job.pack_context.is_some() {
             return Ok(Tokenised::Document(prepared.tokenising.document(record)?));
         }
-        let (place, order) = (record.place(), record.order);
+        let place = record.place();
         let samples = prepared.tokenising.samples(record)?;
         let select = |sample| select(prepared, sample, &place);
         let samples = samples.into_iter().map(select).collect::<Result<_>>()?;
-        Ok(Tokenised::Samples(order, samples))
+        Ok(Tokenised::Samples(samples))
     }
 }
 

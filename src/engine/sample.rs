@@ -89,7 +89,6 @@ impl Tokenising {
         let place = record.place();
         let Record {
             index,
-            order,
             file,
             line,
             input,
@@ -142,7 +141,7 @@ impl Tokenising {
             turns,
             spans: token_spans,
         };
-        let mut document = Document::new(order, whole, text_of);
+        let mut document = Document::new(whole, text_of);
         if let Some(separator) = self.separator {
             document.end_with(separator);
         }

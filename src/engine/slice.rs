@@ -119,14 +119,11 @@ fn token_starts(prepared: &Prepared, mut dataset: Dataset) -> Result<Vec<u64>> {
     let mut starts = vec![0];
     let mut total = 0;
     loop {
-        let records = dataset
-            .by_ref()
-            .take(RECORDS)
-            .collect::<Result<Vec<_>, _>>()?;
+        let records = dataset.next_placed(RECORDS)?;
         if records.is_empty() {
             break;
         }
-        let count = |record: Record| (record.order, prepared.tokenising.document(record));
+        let count = |(order, record): (u64, Record)| (order, prepared.tokenising.document(record));
         let counted: Vec<_> = records.into_par_iter().map(count).collect();
         for (order, document) in counted {
             starts.resize(order as usize + 1, total);

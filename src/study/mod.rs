@@ -293,7 +293,6 @@ fn sample(prepared: &Prepared, file: &str, number: usize, prompt: &Prompt) -> Re
     let bad = |what: String, remedy: &str| Error::line(file, prompt.line, what, remedy);
     let record = Record {
         index: number as u64,
-        order: number as u64,
         file: file.into(),
         line: prompt.line,
         input: Input::Text(prompt.text.clone()),

@@ -30,7 +30,6 @@ fn prompts(prepared: &Prepared, lengths: &[usize]) -> Vec<Sample> {
     let sample = |(i, &n): (usize, &usize)| {
         let record = Record {
             index: i as u64,
-            order: i as u64,
             file: Arc::from("prompts"),
             line: i as u64 + 1,
             input: Input::Tokens(noise(n, i as u32)),

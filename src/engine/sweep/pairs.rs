@@ -176,7 +176,6 @@ impl Line<'_> {
         let input = input(value).map_err(|why| self.fail(format!("`{name}` {why}")))?;
         let record = Record {
             index,
-            order: index,
             file: Arc::clone(&self.file),
             line: self.number,
             input,
