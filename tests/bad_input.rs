@@ -418,12 +418,15 @@ fn no_such_model_and_no_such_data_are_named() {
 }
 
 #[test]
-fn what_this_version_cannot_do_is_refused_by_name() {
+fn flags_that_say_nothing_beside_others_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (data(dir.path(), GOOD), dir.path().join("out"));
     for (flags, says) in [
-        (&["--shuffle", "1"][..], "--shuffle"),
-        (&["--pack-context", "128"], "--pack-context"),
+        (&["--chunk-overlap", "3"][..], "--on-long chunk"),
+        (
+            &["--pack-context", "8", "--on-long", "chunk"],
+            "--on-long with --pack-context",
+        ),
     ] {
         refused(&tiny(), &data, &out, flags, 2, &[says]);
     }

@@ -64,6 +64,8 @@ class ShardSamples:
         self.file = table["file"]
         self.tokens = Lists(table["tokens"])
         self.turns = Lists(table["turns"])
+        #: Tables from before there were pieces lack them.
+        self.pieces = Lists(table["pieces"]) if "pieces" in table.column_names else None
         self.kept = {name: table[name] for name in manifest.keep}
         self._starts = self._row_starts(table, manifest, shard)
 

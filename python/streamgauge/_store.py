@@ -28,6 +28,7 @@ class Context:
     #: The sample's number in the dataset (of the context, in a store of packed contexts), and which piece of it.
     sample: int
     chunk: int
+    #: Where the document that the token is of stands; of a row made of several tokens, the sample's first document.
     file: str
     line: int
     #: The row's token in the sample; −1 for a row made of several, as `|mean` makes them.
@@ -40,6 +41,11 @@ class Context:
     turns: List[Tuple[str, int, int]]
     #: The fields that `--keep` named.
     kept: Dict[str, Any]
+    #: The document that the token is of, by its number in the dataset, and which of the document's tokens it is: not `sample` and
+    #: `position` in a later chunk or in a packed context. −1 for a row made of several tokens, and for one that no document holds
+    #: (it was generated); the position too in a later chunk of a store from before there were pieces.
+    document: int
+    document_position: int
 
 
 class Store(Mapping[str, Tap]):
@@ -144,17 +150,20 @@ class Store(Mapping[str, Tap]):
             start, end = 0, len(tokens)
         else:
             start, end = max(position - before, 0), min(position + after + 1, len(tokens))
+        origin = _origin(table, i, position)
         return Context(
             sample=int(table.sample[i]),
             chunk=int(table.chunk[i]),
-            file=table.file[i].as_py(),
-            line=int(table.line[i]),
+            file=origin.file,
+            line=origin.line,
             position=position,
             token=token,
             tokens=tokens[start:end],
             start=start,
             turns=[(turn["role"], turn["first"], turn["last"]) for turn in table.turns.row(i).to_pylist()],
             kept={name: column[i].as_py() for name, column in table.kept.items()},
+            document=origin.document,
+            document_position=origin.position,
         )
 
     def _shard_samples(self, shard: int) -> ShardSamples:
@@ -164,6 +173,30 @@ class Store(Mapping[str, Tap]):
                 self._shards.popitem(last=False)
         self._shards.move_to_end(shard)
         return self._shards[shard]
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where in the dataset a token is from."""
+
+    file: str
+    line: int
+    document: int
+    position: int
+
+
+def _origin(table: ShardSamples, i: int, position: int) -> _Origin:
+    """Of the token at a position of the shard's i-th sample."""
+    file, line = table.file[i].as_py(), int(table.line[i])
+    if position < 0:
+        return _Origin(file, line, -1, -1)
+    if table.pieces is None:
+        return _Origin(file, line, int(table.sample[i]), position if table.chunk[i] == 0 else -1)
+    for piece in table.pieces.row(i).to_pylist():
+        if piece["first"] <= position < piece["first"] + piece["tokens"]:
+            at = piece["offset"] + position - piece["first"]
+            return _Origin(piece["file"], piece["line"], piece["document"], at)
+    return _Origin(file, line, -1, -1)
 
 
 def open(path: Union[str, "os.PathLike[str]"], partial: bool = False) -> Store:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -163,6 +163,14 @@ class Tap:
     @property
     def shape(self) -> Tuple[int, ...]:
         return (len(self), *self.info.row_shape)
+
+    @property
+    def mean_norm(self) -> Optional[float]:
+        """The mean Euclidean norm of the rows, as the manifest has it; None of a ragged tap, of one without rows, where a number was not
+        finite, and where the run has not ended."""
+        norms = self.store.manifest.get("mean_norms")
+        norm = norms.get(self.name) if isinstance(norms, dict) else None
+        return float(norm) if isinstance(norm, (int, float)) else None
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 import pyarrow
@@ -63,9 +63,14 @@ def random_numbers(random: Any, dtype: str, shape: Sequence[int]) -> Any:
 
 
 def make_store(
-    root: Path, taps: List[Made], shards: Sequence[Sequence[int]] = ((3, 5), (1, 4, 2)), seed: int = 0, state: str = "complete"
+    root: Path,
+    taps: List[Made],
+    shards: Sequence[Sequence[int]] = ((3, 5), (1, 4, 2)),
+    seed: int = 0,
+    state: str = "complete",
+    pieces: Optional[Callable[[int, int], List[Dict[str, Any]]]] = None,
 ) -> Dict[str, Any]:
-    """Writes a store whose shards hold samples of these lengths; returns its manifest."""
+    """Writes a store whose shards hold samples of these lengths; returns its manifest. `pieces` of a sample's number and length."""
     random = np.random.default_rng(seed)
     root.mkdir(parents=True)
     (root / "samples").mkdir()
@@ -108,7 +113,7 @@ def make_store(
                 {"tap": tap.folder, "file": name, "rows": len(sample), "bytes": len(data), "batch_rows": [len(sample)], "checksums": []}
             )
         table = f"samples/{s:05}.parquet"
-        write_samples(root / table, number, tokens, selections)
+        write_samples(root / table, number, tokens, selections, pieces)
         entries.append(
             {
                 "index": s,
@@ -145,14 +150,20 @@ def make_store(
     return manifest
 
 
-def write_samples(path: Path, first: int, tokens: List[Any], selections: List[Any]) -> None:
+def write_samples(
+    path: Path,
+    first: int,
+    tokens: List[Any],
+    selections: List[Any],
+    pieces: Optional[Callable[[int, int], List[Dict[str, Any]]]] = None,
+) -> None:
     n = len(tokens)
     structs = {
         "turns": [("role", pyarrow.string()), ("first", pyarrow.int32()), ("last", pyarrow.int32())],
         "selections": [("tap", pyarrow.string()), ("row_start", pyarrow.int64()), ("rows", pyarrow.int64())],
     }
     list_of = {name: pyarrow.list_(pyarrow.struct(fields)) for name, fields in structs.items()}
-    table = pyarrow.table(
+    columns = (
         {
             "sample": pyarrow.array(range(first, first + n), pyarrow.int64()),
             "file": ["made.jsonl"] * n,
@@ -164,7 +175,11 @@ def write_samples(path: Path, first: int, tokens: List[Any], selections: List[An
             "label": pyarrow.array([i % 2 for i in range(first, first + n)], pyarrow.int64()),
         }
     )
-    parquet.write_table(table, path)
+    if pieces is not None:
+        numbers = {name: pyarrow.int64() for name in ("document", "line", "first", "tokens", "offset", "char_start", "char_end")}
+        kind = pyarrow.list_(pyarrow.struct([("file", pyarrow.string()), *numbers.items()]))
+        columns["pieces"] = pyarrow.array([pieces(first + i, len(ids)) for i, ids in enumerate(tokens)], kind)
+    parquet.write_table(pyarrow.table(columns), path)
 
 
 def widened(raw: Any, dtype: str) -> Any:

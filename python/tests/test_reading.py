@@ -140,9 +140,37 @@ def test_a_rows_context_is_its_sample_and_the_tokens_around_it(tmp_path):
             begin = max(here.position - 1, 0)
             assert here.start == begin and here.tokens.tolist() == tokens[here.sample][begin : here.position + 3].tolist()
             assert (here.line, here.kept) == (here.sample + 1, {"label": here.sample % 2})
+            assert (here.document, here.document_position) == (here.sample, here.position)
     whole = store.context("c", -1)
     assert (whole.sample, whole.position, whole.token) == (4, -1, -1) and whole.tokens.tolist() == tokens[4].tolist()
     assert store.context(store["a"], 0).turns == [("user", 0, 2)]
+
+
+def test_a_packed_contexts_rows_know_the_document_and_its_token(tmp_path):
+    def pieces(sample, length):
+        """The end of one document, and the beginning of another one."""
+        cut = length // 2
+        parts = [(10 * sample, 0, cut, 100), (10 * sample + 1, cut, length - cut, 0)]
+        return [
+            {"document": d, "file": f"{d}.txt", "line": d + 5, "first": first, "tokens": n, "offset": offset}
+            for d, first, n, offset in parts
+            if n > 0
+        ]
+
+    made, mean = Made("a"), Made("b", mean=True)
+    make_store(tmp_path / "s", [made, mean], pieces=pieces)
+    store = streamgauge.open(tmp_path / "s")
+    lengths = {row.sample: len(row.tokens) for row in store.samples().itertuples()}
+    for row in range(len(made.sample)):
+        here = store.context("a", row)
+        cut = lengths[here.sample] // 2
+        document = 10 * here.sample + (here.position >= cut)
+        at = here.position - cut if here.position >= cut else 100 + here.position
+        assert (here.document, here.document_position) == (document, at)
+        assert (here.file, here.line) == (f"{document}.txt", document + 5)
+    several = store.context("b", 0)
+    assert (several.document, several.document_position) == (-1, -1)
+    assert list(store.samples()["pieces"][1][0]) == ["file", "document", "line", "first", "tokens", "offset", "char_start", "char_end"]
 
 
 def test_stores_taps_and_datasets_can_be_sent_to_another_process(tmp_path):

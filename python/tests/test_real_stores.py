@@ -74,6 +74,33 @@ def test_a_merged_store_reads_as_the_whole_one(stores):
     assert whole.samples("polars", columns).equals(merged.samples("polars", columns))
 
 
+@pytest.mark.parametrize("name", ["whole", "merged"])
+def test_the_mean_norms_are_those_of_the_rows(stores, name):
+    for tap in streamgauge.open(stores / name).values():
+        if tap.info.ragged:
+            assert tap.mean_norm is None
+        else:
+            norms = np.linalg.norm(tap[:].astype(np.float64).reshape(len(tap), -1), axis=1)
+            assert tap.mean_norm == pytest.approx(norms.mean(), rel=1e-12)
+
+
+def test_tokens_of_shuffled_packed_contexts_are_those_of_their_documents(stores, binary, tmp_path):
+    run(binary, "extract", "--quiet", "--model", MODEL, "--data", "data/facts.csv", "--text-field", "statement", "--limit", "40",
+        "--shuffle", "3", "--pack-context", "32", "--tap", "hook_embed", "--out", tmp_path / "packed")  # fmt: skip
+    alone = streamgauge.open(stores / "whole").samples().set_index("sample")["tokens"]
+    store = streamgauge.open(tmp_path / "packed")
+    seen = set()
+    separator = store.manifest["dataset"]["fields"]["separator"]
+    for row in range(len(store["hook_embed"])):
+        here = store.context("hook_embed", row)
+        seen.add((here.document, here.document_position))
+        if here.document in alone.index:
+            expected = [*alone[here.document], separator]
+            assert here.token == expected[here.document_position]
+    assert len(seen) == len(store["hook_embed"]), "every token once"
+    assert all((d, len(alone[d])) in seen for d in alone.index), "every document to its end"
+
+
 def test_contexts_agree_with_the_table_that_pandas_reads(stores):
     store = streamgauge.open(stores / "whole")
     table = pandas.read_parquet(stores / "whole/samples").set_index("sample")

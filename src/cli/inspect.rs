@@ -78,6 +78,7 @@ pub fn run(args: &InspectArgs) -> CliResult {
 struct ShownTap {
     info: TapInfo,
     rows: u64,
+    mean_norm: Option<f64>,
     /// Of its files, headers and index tensors included.
     bytes: u64,
     statistics: Option<Statistics>,
@@ -88,6 +89,7 @@ impl ShownTap {
         let files = || manifest.shards.iter().map(|shard| &shard.taps[tap]);
         ShownTap {
             info: manifest.taps[tap].clone(),
+            mean_norm: manifest.mean_norms[&manifest.taps[tap].folder].as_f64(),
             rows: files().map(|file| file.rows).sum(),
             bytes: files().map(|file| file.bytes).sum(),
             statistics,
@@ -120,6 +122,7 @@ fn as_json(args: &InspectArgs, manifest: &Manifest, tokens: u64, taps: &[ShownTa
             let mut value = json!(tap.info);
             value["rows"] = tap.rows.into();
             value["bytes"] = tap.bytes.into();
+            value["mean_norm"] = tap.mean_norm.into();
             if let Some(statistics) = &tap.statistics {
                 value["statistics"] = json!(statistics);
             }
@@ -225,8 +228,11 @@ fn text(args: &InspectArgs, manifest: &Manifest, tokens: u64, taps: &[ShownTap])
         } else {
             format!("{:?}", info.row_shape)
         };
+        let norm = tap
+            .mean_norm
+            .map_or_else(String::new, |norm| format!(", mean norm {norm:.4}"));
         lines.push(format!(
-            "  {:width$}  @{}{reduction}{heads}  {} {shape}  {}  {} bytes",
+            "  {:width$}  @{}{reduction}{heads}  {} {shape}  {}  {} bytes{norm}",
             info.folder,
             info.selection,
             info.dtype,

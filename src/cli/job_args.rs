@@ -1,6 +1,6 @@
 //! The flags that `extract` and `plan` share, and the job they make.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
@@ -8,6 +8,7 @@ use super::device_args::DeviceArgs;
 use super::edit_args::EditArgs;
 use super::format::parse_bytes;
 use super::{Failure, Usage};
+use crate::data::Fraction;
 use crate::engine::{InputKind, Job, OnLong, Place, Prepared};
 use crate::hooks::{Reduction, TapSpec};
 use crate::model::{Model, resolve};
@@ -66,9 +67,16 @@ pub struct JobArgs {
     /// Most tokens of a sample [default: the model's positions].
     #[arg(long, value_name = "N", value_parser = at_least_one::<usize>)]
     pub max_length: Option<usize>,
-    /// What to do with a longer one.
-    #[arg(long, value_enum, default_value = "error")]
-    pub on_long: OnLongArg,
+    /// What to do with a longer one: stop, keep its first tokens, or cut it into pieces [default: error].
+    #[arg(long, value_enum)]
+    pub on_long: Option<OnLongArg>,
+    /// Tokens that a chunk repeats of the one before it, for context, under --on-long chunk.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub chunk_overlap: usize,
+    /// Join the records end to end, in the order they are read in and each ended by the tokenizer's EOS, and cut them into contexts of N
+    /// tokens: those are the samples. Attention does not stop where a record ends. The samples table tells which tokens are whose.
+    #[arg(long, value_name = "N", value_parser = at_least_one::<usize>)]
+    pub pack_context: Option<usize>,
     /// Don't let the tokenizer add BOS to plain text (a chat template writes its own).
     #[arg(long)]
     pub no_special_tokens: bool,
@@ -78,6 +86,12 @@ pub struct JobArgs {
     /// Read the first N records only.
     #[arg(long, value_name = "N", value_parser = at_least_one::<u64>)]
     pub limit: Option<u64>,
+    /// Of these, take about the share F, drawn at random by SEED (0 if none is given), as in 0.1#7.
+    #[arg(long, value_name = "F[#SEED]")]
+    pub sample_fraction: Option<Fraction>,
+    /// Read them in random order. A sample keeps the number of its place in the dataset.
+    #[arg(long, value_name = "SEED")]
+    pub shuffle: Option<u64>,
     /// Bytes of a shard, summed over taps.
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = parse_bytes)]
     pub shard_size: u64,
@@ -91,12 +105,6 @@ pub struct JobArgs {
     pub resume: bool,
     #[command(flatten)]
     pub edits: EditArgs,
-    /// Read the samples in random order.
-    #[arg(long, value_name = "SEED")]
-    pub shuffle: Option<u64>,
-    /// Make contexts of N tokens out of concatenated samples.
-    #[arg(long, value_name = "N")]
-    pub pack_context: Option<usize>,
     /// Extract the i-th of n slices of the dataset, counted from 0; `merge` joins their stores. `auto` takes both from
     /// SLURM_PROCID and SLURM_NTASKS or RANK and WORLD_SIZE, `auto/n` the i also from JOB_COMPLETION_INDEX.
     #[arg(long, value_name = "i/n")]
@@ -125,6 +133,13 @@ pub(super) fn with_absolute_path(tap: &str) -> String {
         }
         _ => tap.to_owned(),
     }
+}
+
+/// The nearest directory above a store that is there, or is to be.
+fn beside(store: &Path) -> PathBuf {
+    let above = std::path::absolute(store).unwrap_or_else(|_| store.to_owned());
+    let there = above.ancestors().skip(1).find(|dir| dir.is_dir());
+    there.map_or_else(std::env::temp_dir, Path::to_owned)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -173,7 +188,7 @@ impl JobArgs {
 
     /// What the flags say of it that hangs on no device.
     fn job(&self) -> Result<Job, Failure> {
-        self.refuse_what_is_missing()?;
+        self.refuse_reading_twice()?;
         self.refuse_what_would_be_ignored()?;
         let field = |kind, name: &Option<String>| name.clone().map(|name| (kind, name));
         Ok(Job {
@@ -189,13 +204,18 @@ impl JobArgs {
             add_generation_prompt: self.add_generation_prompt,
             special_tokens: !self.no_special_tokens,
             max_length: self.max_length,
-            on_long: match self.on_long {
+            on_long: match self.on_long.unwrap_or(OnLongArg::Error) {
                 OnLongArg::Error => OnLong::Error,
                 OnLongArg::Truncate => OnLong::Truncate,
                 OnLongArg::Chunk => OnLong::Chunk,
             },
+            chunk_overlap: self.chunk_overlap,
+            pack_context: self.pack_context,
             skip_bad: self.skip_bad,
             limit: self.limit,
+            sample_fraction: self.sample_fraction,
+            shuffle: self.shuffle,
+            scratch: self.out.as_deref().map(beside),
             shard: super::rank::slice(self.shard.as_deref())?,
             shard_bytes: self.shard_size,
             ..Job::new(
@@ -206,24 +226,7 @@ impl JobArgs {
         })
     }
 
-    fn refuse_what_is_missing(&self) -> Result<(), Usage> {
-        let missing = [
-            (
-                self.shuffle.is_some(),
-                "--shuffle",
-                "shuffle the dataset's lines beforehand",
-            ),
-            (
-                self.pack_context.is_some(),
-                "--pack-context",
-                "give token ids of the contexts in `tokens`",
-            ),
-        ];
-        for (asked, flag, instead) in missing {
-            if asked {
-                return Err(Usage(format!("{flag} is not available yet: {instead}")));
-            }
-        }
+    fn refuse_reading_twice(&self) -> Result<(), Usage> {
         for (asked, flag) in [(self.resume, "--resume"), (self.shard.is_some(), "--shard")] {
             if asked && self.data.iter().any(|data| data == "-") {
                 return Err(Usage(format!(
@@ -234,9 +237,17 @@ impl JobArgs {
         Ok(())
     }
 
-    /// Flags that the named input field leaves without effect.
+    /// Flags that others leave without effect.
     fn refuse_what_would_be_ignored(&self) -> Result<(), Usage> {
         let ignored = [
+            (
+                self.chunk_overlap > 0 && self.on_long != Some(OnLongArg::Chunk),
+                "--chunk-overlap without --on-long chunk: nothing is cut into chunks",
+            ),
+            (
+                self.pack_context.is_some() && self.on_long.is_some(),
+                "--on-long with --pack-context: documents of any length are packed",
+            ),
             (
                 self.chat.is_some() && self.tokens_field.is_some(),
                 "--chat with --tokens-field: only text is wrapped in a turn",

@@ -3,16 +3,20 @@
 use super::csv::TableReader;
 use super::error::{Error, Result};
 use super::fields::{Wanted, interpret};
-use super::files::{self, Form, Source};
+use super::files::{self, Form, Packing, Source};
 use super::json::JsonReader;
 use super::jsonl::JsonlReader;
 use super::lines::text_input;
+use super::order::{Fraction, Permutation, Shuffle};
 use super::parquet::ParquetReader;
 use super::source::{MAX_RECORD_BYTES, RecordReader};
+use super::spool::{Entry, Filling, Spool};
 use super::txt::TxtReader;
+use super::unpack::unpacked;
 use super::{ReadOptions, Record};
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -31,8 +35,15 @@ pub struct Dataset {
     wanted: Wanted,
     skip_bad: bool,
     limit: Option<u64>,
-    /// Records before this one are passed over.
-    first: u64,
+    fraction: Option<Fraction>,
+    /// How the records are to be shuffled, until they are.
+    shuffle: Option<Shuffle>,
+    /// The records in their order, where that is not the files'.
+    spool: Option<Spool>,
+    /// Which part of the order is wanted; records before it are passed over.
+    part: Range<u64>,
+    /// Records taken in all, where they were counted.
+    counted: Option<u64>,
     current: Option<Box<dyn RecordReader>>,
     /// Sources begun.
     opened: usize,
@@ -40,8 +51,10 @@ pub struct Dataset {
     lengths: Option<Vec<u64>>,
     /// Bytes read of the current source.
     read: Arc<AtomicU64>,
-    /// Records seen, bad ones counted.
+    /// Records seen in the files, bad ones counted.
     seen: u64,
+    /// Places of the order that were passed.
+    passed: u64,
     skipped: u64,
     skip_reasons: Vec<String>,
     done: bool,
@@ -76,25 +89,27 @@ impl Dataset {
             wanted,
             skip_bad: options.skip_bad,
             limit: options.limit,
-            first: 0,
+            fraction: options.fraction,
+            shuffle: options.shuffle,
+            spool: None,
+            part: 0..u64::MAX,
+            counted: None,
             current: None,
             opened: 0,
             read: Arc::default(),
             seen: 0,
+            passed: 0,
             skipped: 0,
             skip_reasons: Vec::new(),
             done: false,
         })
     }
 
-    /// Only the records with these numbers. Those before are read, since only that tells where they end, and whether they are good
-    /// does not count.
-    pub fn only(mut self, records: std::ops::Range<u64>) -> Dataset {
-        self.first = records.start;
-        self.limit = Some(
-            self.limit
-                .map_or(records.end, |limit| limit.min(records.end)),
-        );
+    /// Only the records at these places of the order, which was counted to have `of`. Those before are read, since only that tells
+    /// where they end, and whether they are good does not count.
+    pub fn only(mut self, part: Range<u64>, of: u64) -> Dataset {
+        self.part = part;
+        self.counted = Some(of);
         self
     }
 
@@ -107,6 +122,27 @@ impl Dataset {
     /// The files, in the order they are read; `-` for standard input.
     pub fn files(&self) -> &[PathBuf] {
         &self.paths
+    }
+
+    /// Places of the order that were passed: those of the records given out, of the bad ones that were skipped, and of those before the
+    /// part that is read.
+    pub fn passed(&self) -> u64 {
+        self.passed
+    }
+
+    /// Up to `n` further records, each with its place in the order. Places are counted from 0 over all records that are taken, bad ones
+    /// among them: they are the records' indices, but for [`ReadOptions::fraction`] and [`ReadOptions::shuffle`].
+    ///
+    /// # Errors
+    /// The first one's.
+    pub fn next_placed(&mut self, n: usize) -> Result<Vec<(u64, Record)>> {
+        let mut placed = Vec::new();
+        while placed.len() < n
+            && let Some(record) = self.next()
+        {
+            placed.push((self.passed - 1, record?));
+        }
+        Ok(placed)
     }
 
     /// Bad records passed over so far.
@@ -137,8 +173,22 @@ impl Dataset {
             let read = begun - current + self.read.load(Relaxed).min(current);
             read as f64 / total.max(1) as f64
         });
+        if let Some(spool) = &self.spool {
+            let end = self.part.end.min(spool.len());
+            let (passed, all) = (
+                self.passed - self.part.start.min(self.passed),
+                end - self.part.start.min(end),
+            );
+            return Some(passed as f64 / all.max(1) as f64);
+        }
         let by_records = self.limit.map(|n| self.seen as f64 / n.max(1) as f64);
-        by_bytes.into_iter().chain(by_records).reduce(f64::max)
+        let end = self.part.end.max(1);
+        let by_part = self.counted.map(|_| self.passed as f64 / end as f64);
+        by_bytes
+            .into_iter()
+            .chain(by_records)
+            .chain(by_part)
+            .reduce(f64::max)
     }
 
     /// xxh3-128, in hex, over each file's extension, its length and its contents, in order; `None` where
@@ -151,10 +201,9 @@ impl Dataset {
         let mut piece = vec![0; 1 << 20];
         for source in &self.sources {
             // Not the name: a dataset that was moved is the same one. The extension says how it is read.
-            let name = source.path.extension().unwrap_or_default();
-            let name = name.as_encoded_bytes();
+            let name = source.extension();
             hash.update(&(name.len() as u64).to_le_bytes());
-            hash.update(name);
+            hash.update(&name);
             let length =
                 hash_file(source, &mut hash, &mut piece).map_err(|e| io_error(source, e))?;
             hash.update(&length.to_le_bytes());
@@ -230,7 +279,7 @@ impl Dataset {
 
     /// What is wrong with a dataset that ended without one good record, if that is so.
     fn nothing_read(&self) -> Option<Error> {
-        if self.seen > self.skipped + self.first || self.limit == Some(0) {
+        if self.passed > self.skipped + self.part.start || self.limit == Some(0) {
             return None;
         }
         let file = match self.sources.as_slice() {
@@ -238,6 +287,10 @@ impl Dataset {
             all => format!("{} and {} more", all.first()?.file, all.len() - 1),
         };
         Some(match self.skip_reasons.first() {
+            None if self.seen > 0 && self.passed == 0 => Error::NoneTaken {
+                file,
+                records: self.seen,
+            },
             None => Error::NoRecords(file),
             Some(first) => Error::AllBad {
                 file,
@@ -248,28 +301,120 @@ impl Dataset {
     }
 }
 
+impl Dataset {
+    /// The next record of the files that is taken, bad or good.
+    fn read_taken(&mut self) -> Option<Result<Record>> {
+        loop {
+            if self.limit.is_some_and(|limit| self.seen >= limit) {
+                return None;
+            }
+            let index = self.seen;
+            let read = self.read_one()?;
+            if let Err(Error::Record { .. }) | Ok(_) = read
+                && self.fraction.is_some_and(|f| !f.takes(index))
+            {
+                continue;
+            }
+            return Some(read);
+        }
+    }
+
+    /// Reads the files to their end, so that records can be given out in the order that `shuffle` says.
+    fn spool(&mut self, shuffle: &Shuffle) -> Result<Spool> {
+        let known = self.counted.map(|n| Permutation::new(n, shuffle.seed));
+        let mut filling = Filling::new(&shuffle.scratch)?;
+        while let Some(read) = self.read_taken() {
+            let number = filling.len();
+            let wanted = match known {
+                Some(_) if self.counted.is_some_and(|n| number >= n) => return Err(self.changed()),
+                Some(order) => self.part.contains(&order.place_of(number)),
+                None => true,
+            };
+            let entry = match read {
+                Ok(record) => Entry::Good(self.opened - 1, record),
+                Err(error @ Error::Record { .. }) if !wanted || self.skip_bad => {
+                    Entry::Bad(error.to_string())
+                }
+                Err(error) => return Err(error),
+            };
+            filling.push(wanted.then_some(&entry))?;
+        }
+        let n = filling.len();
+        if self.counted.is_some_and(|counted| counted != n) {
+            return Err(self.changed());
+        }
+        let files = self.sources.iter().map(|s| s.file.clone()).collect();
+        filling.done(Permutation::new(n, shuffle.seed), files)
+    }
+
+    /// There are not as many records as there were.
+    fn changed(&self) -> Error {
+        Error::File {
+            file: self
+                .sources
+                .first()
+                .map_or_else(|| "the dataset".into(), |s| s.file.clone()),
+            place: None,
+            what: "the dataset changed between being counted and being read".to_owned(),
+            remedy: "let nobody write to it, and run again".into(),
+        }
+    }
+
+    /// The record at the next place of the order, or why it is passed over.
+    fn step(&mut self) -> Option<Result<Result<Record, String>>> {
+        if let Some(shuffle) = self.shuffle.take() {
+            match self.spool(&shuffle) {
+                Ok(spool) => self.spool = Some(spool),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        let before = self.passed < self.part.start;
+        if let Some(spool) = &self.spool {
+            return match (self.passed < spool.len(), before) {
+                (false, _) => None,
+                (true, true) => Some(Ok(Err(String::new()))),
+                (true, false) => Some(spool.at(self.passed)),
+            };
+        }
+        Some(match self.read_taken()? {
+            Ok(record) => Ok(Ok(record)),
+            Err(error @ Error::Record { .. }) if before || self.skip_bad => {
+                Ok(Err(error.to_string()))
+            }
+            Err(error) => Err(error),
+        })
+    }
+}
+
 impl Iterator for Dataset {
     type Item = Result<Record>;
 
     fn next(&mut self) -> Option<Result<Record>> {
         while !self.done {
-            let within = self.limit.is_none_or(|limit| self.seen < limit);
-            match within.then(|| self.read_one()).flatten() {
-                Some(Ok(_) | Err(Error::Record { .. })) if self.seen <= self.first => {}
-                Some(Err(error @ Error::Record { .. })) if self.skip_bad => {
-                    self.skipped += 1;
-                    if self.skip_reasons.len() < REASONS_KEPT {
-                        self.skip_reasons.push(error.to_string());
-                    }
+            let within = self.passed < self.part.end;
+            match within.then(|| self.step()).flatten() {
+                None => {
+                    self.done = true;
+                    return self.nothing_read().map(Err);
                 }
-                Some(Ok(record)) => return Some(Ok(record)),
                 Some(Err(error)) => {
                     self.done = true;
                     return Some(Err(error));
                 }
-                None => {
-                    self.done = true;
-                    return self.nothing_read().map(Err);
+                Some(Ok(read)) => {
+                    self.passed += 1;
+                    if self.passed <= self.part.start {
+                        continue;
+                    }
+                    match read {
+                        Ok(record) => return Some(Ok(record)),
+                        Err(reason) => {
+                            self.skipped += 1;
+                            if self.skip_reasons.len() < REASONS_KEPT {
+                                self.skip_reasons.push(reason);
+                            }
+                        }
+                    }
                 }
             }
         }
@@ -325,10 +470,11 @@ fn open_reader(
                 read.clone(),
             )?));
         }
-        Box::new(Counted {
+        let counted = Box::new(Counted {
             input: file,
             bytes: read.clone(),
-        })
+        });
+        unpacked(Packing::of(&source.path), counted).map_err(|e| io_error(source, e))?
     };
     open_text(source.form, source.file.clone(), input, wanted)
 }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The extensions of the forms we read, as messages list them.
-pub(super) const ACCEPTED: &str = ".jsonl, .json, .csv, .tsv, .txt or .parquet";
+pub(super) const ACCEPTED: &str =
+    ".jsonl, .json, .csv, .tsv, .txt (each also with .gz or .zst) or .parquet";
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -47,7 +48,7 @@ pub enum Error {
     #[error("cannot keep the field `{0}`: {1}; name each field once")]
     BadKeep(String, &'static str),
     /// The operating system refused to open or read.
-    #[error("{file}: cannot read{}: {source}; check the file and its permissions", after(.line))]
+    #[error("{file}: cannot read{}: {source}; {}", after(.line), io_remedy(.source))]
     Io {
         file: String,
         /// The line, element or row that was reached, if any.
@@ -73,6 +74,17 @@ pub enum Error {
         what: String,
         remedy: Cow<'static, str>,
     },
+    /// The file that shuffled records wait in cannot be made, written or read.
+    #[error(
+        "{}: cannot keep the records that --shuffle puts in order: {source}; make room there, or make it writable",
+        .dir.display()
+    )]
+    Spool { dir: PathBuf, source: io::Error },
+    /// A share of the records was asked for, and none was drawn.
+    #[error(
+        "{file}: --sample-fraction took none of its {records} records; raise it, or take another seed"
+    )]
+    NoneTaken { file: String, records: u64 },
     /// Nothing to read in all the files.
     #[error("{0}: no samples in it; check that this is the file you mean")]
     NoRecords(String),
@@ -117,6 +129,15 @@ impl fmt::Display for Place {
             Place::Element { element, line } => write!(f, ":{line} (element {element})"),
             Place::Row(row) => write!(f, " row {row}"),
         }
+    }
+}
+
+/// What is to be done about bytes that could not be had.
+fn io_remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        // Only a decompressor takes offence at bytes that were read.
+        io::ErrorKind::InvalidData => "fetch or write it again",
+        _ => "check the file and its permissions",
     }
 }
 

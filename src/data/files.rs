@@ -24,10 +24,20 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// The form that a file's extension names, in either case.
+    /// The form that a file's extension names, in either case: the last one, or of a compressed file the one before.
     pub fn of(path: &Path) -> Option<Form> {
-        let extension = path.extension()?.to_str()?.to_ascii_lowercase();
-        Some(match extension.as_str() {
+        let packing = Packing::of(path);
+        let inner = match packing {
+            Packing::None => path.extension(),
+            _ => Path::new(path.file_stem()?).extension(),
+        };
+        let form = Self::named(inner?)?;
+        // Parquet is read from its end, and compresses its own pages.
+        (packing == Packing::None || form != Form::Parquet).then_some(form)
+    }
+
+    fn named(extension: &OsStr) -> Option<Form> {
+        Some(match extension.to_str()?.to_ascii_lowercase().as_str() {
             "jsonl" => Form::Jsonl,
             "json" => Form::Json,
             "csv" => Form::Csv,
@@ -36,6 +46,25 @@ impl Form {
             "parquet" => Form::Parquet,
             _ => return None,
         })
+    }
+}
+
+/// What a file of text is compressed by, told by its last extension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Packing {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl Packing {
+    pub fn of(path: &Path) -> Packing {
+        let extension = path.extension().and_then(OsStr::to_str);
+        match extension.map(str::to_ascii_lowercase).as_deref() {
+            Some("gz") => Packing::Gzip,
+            Some("zst") => Packing::Zstd,
+            _ => Packing::None,
+        }
     }
 }
 
@@ -60,6 +89,23 @@ impl Source {
         let form = Form::of(&path).ok_or_else(|| Error::UnknownForm(path.clone()))?;
         let file = path.to_string_lossy().into();
         Ok(Source { path, form, file })
+    }
+
+    /// Its extension, of a compressed file both of them: how it is read.
+    pub fn extension(&self) -> Vec<u8> {
+        let last = self.path.extension().unwrap_or_default();
+        let before = match Packing::of(&self.path) {
+            Packing::None => None,
+            _ => self
+                .path
+                .file_stem()
+                .and_then(|stem| Path::new(stem).extension()),
+        };
+        let joined = before
+            .into_iter()
+            .chain([last])
+            .map(OsStr::as_encoded_bytes);
+        joined.collect::<Vec<_>>().join(&b'.')
     }
 
     pub fn is_stdin(&self) -> bool {

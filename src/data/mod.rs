@@ -1,7 +1,7 @@
 //! Datasets: reads samples from files, one record at a time, in bounded memory.
 //!
 //! [`Dataset`] takes files, globs, directories or `-` and yields [`Record`]s in order; each form has a
-//! reader of its own (`jsonl`, `json`, `csv` with TSV, `txt`, `parquet`), and `fields` and `spans` turn
+//! reader of its own (`jsonl`, `json`, `csv` with TSV, `txt`, `parquet`), `unpack` is before it where a file is compressed, and `fields` and `spans` turn
 //! what it read into an input, its spans and its kept fields. Every error names file, place and remedy.
 
 mod csv;
@@ -13,17 +13,22 @@ mod json;
 mod jsonl;
 mod lines;
 mod object;
+mod order;
 mod parquet;
 mod source;
 mod spans;
+mod spool;
 mod txt;
+mod unpack;
 
 #[cfg(test)]
 mod tests;
 
 pub use dataset::Dataset;
 pub use error::{Error, Place, Result};
+pub use order::{Fraction, Shuffle};
 
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// The field of a record that holds its input (`--text-field`, `--tokens-field`, `--messages-field`).
@@ -38,7 +43,7 @@ pub enum Fields {
 }
 
 /// How a dataset is read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ReadOptions {
     /// Where the input is. `None`: per record, the first of `text`, `tokens`, `messages` that is there
     /// and not null.
@@ -56,6 +61,10 @@ pub struct ReadOptions {
     /// Read only the first N records of the dataset, bad ones counted: a limit picks the same records
     /// whether or not bad ones are skipped.
     pub limit: Option<u64>,
+    /// Read some of these records only.
+    pub fraction: Option<Fraction>,
+    /// Give them in random order.
+    pub shuffle: Option<Shuffle>,
 }
 
 impl Default for ReadOptions {
@@ -67,12 +76,14 @@ impl Default for ReadOptions {
             keep: Vec::new(),
             skip_bad: false,
             limit: None,
+            fraction: None,
+            shuffle: None,
         }
     }
 }
 
 /// What a record gives the model. Never empty.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Input {
     Text(String),
     /// Token ids; whether the vocabulary has them is for whoever knows the model.
@@ -82,7 +93,7 @@ pub enum Input {
 }
 
 /// A named range of characters of a record's text.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CharSpan {
     pub name: String,
     /// First character (Unicode scalar value), counted from 0.
@@ -95,11 +106,12 @@ pub struct CharSpan {
 }
 
 /// One sample of a dataset, before tokenising.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Place in the dataset, from 0, over all its files; bad records count.
     pub index: u64,
     /// The file as it was named, `<stdin>` for `-`.
+    #[serde(skip)]
     pub file: Arc<str>,
     /// 1-based: the line it begins on (JSONL, CSV, TSV, TXT), the element (JSON) or the row (Parquet).
     pub line: u64,
@@ -125,10 +137,24 @@ impl Record {
 /// Nested values are kept as their JSON text, integers beyond `i64` as their digits. Cells of CSV and TSV
 /// carry no type: one is an `Int` where the integer prints back as the very same text (so `007` stays
 /// text), a `Float` where it is a plain decimal such as `-0.50`, else `Text`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Kept {
     Bool(bool),
     Int(i64),
+    #[serde(with = "bits")]
     Float(f64),
     Text(String),
+}
+
+/// A double by its bits: JSON has no NaN and no infinity.
+mod bits {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(value.to_bits())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+        u64::deserialize(from).map(f64::from_bits)
+    }
 }

@@ -46,8 +46,12 @@ pub enum Error {
         limit: usize,
         positions: usize,
     },
-    #[error("--max-length {asked} is more than the model's {positions} positions: lower it")]
-    MaxLength { asked: usize, positions: usize },
+    #[error("--{flag} {asked} is more than the model's {positions} positions: lower it")]
+    MaxLength {
+        flag: &'static str,
+        asked: usize,
+        positions: usize,
+    },
     /// A flag that asks of the CPU what it does not do.
     #[error("{what} is not for the CPU{why}: {instead}")]
     NotOnCpu {
@@ -100,6 +104,12 @@ pub enum Error {
     /// A file of a sweep that cannot be read or written, or is not what it should be.
     #[error("{path}: {why}")]
     SweepFile { path: String, why: String },
+    /// A flag that says nothing where records are packed into contexts.
+    #[error("{flag} with --pack-context: {why}; leave one of them out")]
+    Packing {
+        flag: &'static str,
+        why: &'static str,
+    },
     #[error("--{flag} must be at least 1")]
     Zero { flag: &'static str },
     #[error(

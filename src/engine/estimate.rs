@@ -5,7 +5,7 @@ use std::sync::mpsc::sync_channel;
 use serde::Serialize;
 
 use super::read_ahead::{PlannedShard, ReadState, read_ahead};
-use super::slice;
+use super::slice::Share;
 use super::{Error, Prepared, Result};
 use crate::hooks::Site;
 use crate::store::ShardLayout;
@@ -65,8 +65,9 @@ impl Flops {
 /// # Errors
 /// As extraction, but for the disk's.
 pub fn estimate(prepared: &Prepared, report: &mut (dyn FnMut(u64) + Send)) -> Result<Estimate> {
-    let slice = slice::of(prepared)?;
-    let dataset = slice::dataset(prepared, slice.as_ref(), prepared.needs_spans())?;
+    let share = Share::of(prepared)?;
+    let dataset = share.dataset(prepared, prepared.needs_spans())?;
+    let (state, end) = (ReadState::new(prepared, &share), share.contexts.end);
     let (to, from) = sync_channel(1);
     let mut estimate = Estimate {
         taps: prepared
@@ -86,8 +87,7 @@ pub fn estimate(prepared: &Prepared, report: &mut (dyn FnMut(u64) + Send)) -> Re
         ..Estimate::default()
     };
     std::thread::scope(|scope| {
-        let reader = scope
-            .spawn(move || read_ahead(prepared, dataset, ReadState::new(prepared), false, &to));
+        let reader = scope.spawn(move || read_ahead(prepared, dataset, state, end, false, &to));
         let counted = from.into_iter().try_for_each(|shard| {
             count(&mut estimate, prepared, &shard)?;
             report(estimate.samples);

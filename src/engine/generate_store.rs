@@ -8,6 +8,7 @@ use serde_json::json;
 use super::generate::{Generated, Generator};
 use super::provenance::{dataset_info, provenance};
 use super::resume::{Beginning, Carry, GENERATE, begin};
+use super::slice::Share;
 use super::{Error, Prepared, Result, Sample};
 use crate::store::{Manifest, SampleRow, StoreWriter, Summary, TapRows};
 
@@ -60,15 +61,12 @@ impl<'p> GenerationStore<'p> {
             "stop_tokens": stops.tokens,
             "end_of_turn": stops.end_of_turn,
         });
-        let (writer, carry) = match begin(prepared, provenance, out, resume)? {
+        let (writer, carry) = match begin(prepared, provenance, &Share::whole(), out, resume)? {
             Beginning::Already(manifest) => return Ok(GenerationBeginning::Already(manifest)),
             Beginning::Writer(writer, carry) => (*writer, *carry),
         };
         generator.receipts = carry.receipts();
-        let fingerprint = match prepared.job.data.is_empty() {
-            true => None,
-            false => prepared.job.dataset(false)?.fingerprint()?,
-        };
+        let fingerprint = prepared.dataset_fingerprint()?;
         let dataset = dataset_info(prepared, fingerprint.clone(), None, 0);
         writer.dataset_record().set(dataset)?;
         Ok(GenerationBeginning::Store(Box::new(GenerationStore {

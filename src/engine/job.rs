@@ -2,7 +2,8 @@
 //! model, tokenizer, taps, and how each tap's rows are stored.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +15,7 @@ use super::{EditReceipt, Error, Memory, Plan, Result, Trace, dims, shape};
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Dtype;
 use crate::backend::{Edit, Receipt, Reduce, SinkDtype, SinkSpec};
-use crate::data::{Dataset, Fields, ReadOptions};
+use crate::data::{Dataset, Fields, Fraction, ReadOptions, Shuffle};
 use crate::hooks::{Dims, Reduction, SampleView, Selection, Tap, TapSpec};
 use crate::model::{ChatTemplate, Model, Tokenizer};
 use crate::store::{ShardLimits, StoreDtype, TapInfo, TapRows, Xxh3};
@@ -55,8 +56,25 @@ pub struct Job {
     /// `None`: the model's positions.
     pub max_length: Option<usize>,
     pub on_long: OnLong,
+    /// Tokens that a chunk has in common with the one before it, under [`OnLong::Chunk`].
+    #[serde(default)]
+    pub chunk_overlap: usize,
+    /// Samples are contexts of so many tokens, cut out of the records end to end.
+    #[serde(default)]
+    pub pack_context: Option<usize>,
     pub skip_bad: bool,
+    /// Read the first so many records only,
     pub limit: Option<u64>,
+    /// of these some,
+    #[serde(default)]
+    pub sample_fraction: Option<Fraction>,
+    /// and these in the random order of this seed.
+    #[serde(default)]
+    pub shuffle: Option<u64>,
+    /// Directory for what a run needs beside its store until it ends: the records that wait for their turn under `shuffle`. `None`: the
+    /// system's directory for temporary files.
+    #[serde(skip)]
+    pub scratch: Option<PathBuf>,
     /// Which slice of the dataset, from 0, of how many. Not of what is computed: the slices of a dataset are one job's.
     #[serde(skip)]
     pub shard: Option<(u64, u64)>,
@@ -104,8 +122,13 @@ impl Job {
             special_tokens: true,
             max_length: None,
             on_long: OnLong::Error,
+            chunk_overlap: 0,
+            pack_context: None,
             skip_bad: false,
             limit: None,
+            sample_fraction: None,
+            shuffle: None,
+            scratch: None,
             shard: None,
             tokens_first: false,
             shard_bytes: 2 << 30,
@@ -152,8 +175,25 @@ impl Job {
             keep: self.keep.clone(),
             skip_bad: self.skip_bad,
             limit: self.limit,
+            fraction: self.sample_fraction,
+            shuffle: self.shuffle.map(|seed| Shuffle {
+                seed,
+                scratch: self.scratch.clone().unwrap_or_else(std::env::temp_dir),
+            }),
         };
         Ok(Dataset::open(&self.data, options)?)
+    }
+
+    /// The dataset, opened anew, in the order of its files: to count it, to hash it, to find records in it.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`].
+    pub fn dataset_in_order(&self, needs_spans: bool) -> Result<Dataset> {
+        let in_order = Job {
+            shuffle: None,
+            ..self.clone()
+        };
+        in_order.dataset(needs_spans)
     }
 }
 
@@ -179,6 +219,8 @@ pub struct Prepared {
     pub edits: Vec<OpenEdit>,
     /// Where a run notes what it does when, if it is to.
     pub trace: Option<Trace>,
+    /// The dataset's fingerprint, once it was taken.
+    fingerprint: OnceLock<Option<String>>,
     /// The selections that differ, and which of them each tap and each edit has.
     selections: Vec<Selection>,
     selection_of: Vec<usize>,
@@ -247,6 +289,7 @@ impl Prepared {
                 return Err(Error::Zero { flag }.into());
             }
         }
+        check_packing(&job)?;
         let tokenising = tokenising(&job, &model)?;
         job.tokens_first = tokenising.tokenizer.is_none();
         let default: Selection = job.select.parse()?;
@@ -291,10 +334,28 @@ impl Prepared {
             specs,
             edits,
             trace: None,
+            fingerprint: OnceLock::new(),
             selections,
             selection_of,
             selection_of_edit,
         })
+    }
+
+    /// The fingerprint of the dataset's contents ([`Dataset::fingerprint`]; `None` where there is no dataset), for which its files are read through once however often it is
+    /// asked for.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn dataset_fingerprint(&self) -> Result<Option<String>> {
+        if let Some(taken) = self.fingerprint.get() {
+            return Ok(taken.clone());
+        }
+        let taken = match self.job.data.is_empty() {
+            // Prompts of the command line.
+            true => None,
+            false => self.job.dataset_in_order(false)?.fingerprint()?,
+        };
+        Ok(self.fingerprint.get_or_init(|| taken).clone())
     }
 
     /// Whether any selection is by span.
@@ -487,17 +548,31 @@ fn tokenising(job: &Job, model: &Model) -> Result<Tokenising> {
         .then(|| Tokenizer::open(dir))
         .transpose()?;
     let positions = model.config.max_position_embeddings;
-    let max_length = job.max_length.unwrap_or(positions);
+    let (flag, asked) = match job.pack_context {
+        Some(length) => ("pack-context", Some(length)),
+        None => ("max-length", job.max_length),
+    };
+    let max_length = asked.unwrap_or(positions);
     if max_length == 0 {
-        return Err(Error::Zero { flag: "max-length" }.into());
+        return Err(Error::Zero { flag }.into());
     }
     if max_length > positions {
         return Err(Error::MaxLength {
+            flag,
             asked: max_length,
             positions,
         }
         .into());
     }
+    if job.chunk_overlap >= max_length {
+        return Err(Error::Number {
+            flag: "chunk-overlap",
+            why: "must be less than the tokens of a chunk (--max-length): every chunk must add something",
+        }
+        .into());
+    }
+    let eos = tokenizer.as_ref().and_then(Tokenizer::eos_id);
+    let eos = eos.or(model.config.eos_token_ids.first().copied());
     Ok(Tokenising {
         bos: tokenizer
             .as_ref()
@@ -509,11 +584,44 @@ fn tokenising(job: &Job, model: &Model) -> Result<Tokenising> {
         add_generation_prompt: job.add_generation_prompt,
         special_tokens: job.special_tokens,
         max_length,
+        overlap: job.chunk_overlap,
+        separator: eos.filter(|&id| {
+            let packs = job.pack_context.is_some() && job.special_tokens;
+            packs && (id as usize) < model.config.vocab_size
+        }),
         positions,
         on_long: job.on_long,
         vocab: model.config.vocab_size,
         model_dir: dir.display().to_string(),
     })
+}
+
+/// Refuses what has no meaning where records are packed into contexts.
+fn check_packing(job: &Job) -> Result<()> {
+    let refused = [
+        (
+            !job.keep.is_empty(),
+            "--keep",
+            "a context has several documents; `pieces` in the samples table tells which, by their number in the dataset",
+        ),
+        (
+            job.max_length.is_some(),
+            "--max-length",
+            "a context has the length that it asks for",
+        ),
+        (
+            job.on_long != OnLong::Error,
+            "--on-long",
+            "documents of any length are packed",
+        ),
+    ];
+    let asked = refused
+        .into_iter()
+        .find(|r| job.pack_context.is_some() && r.0);
+    match asked {
+        Some((_, flag, why)) => Err(Error::Packing { flag, why }.into()),
+        None => Ok(()),
+    }
 }
 
 /// Refuses edits that no tap sees: they stand behind the last one.

@@ -48,9 +48,13 @@ pub(super) fn dataset_info(
     skipped: u64,
 ) -> DatasetInfo {
     let job = &prepared.job;
+    let mut fields = json!({ "input": job.input_field, "keep": job.keep });
+    if job.pack_context.is_some() {
+        fields["separator"] = json!(prepared.tokenising.separator);
+    }
     DatasetInfo {
         paths: job.data.iter().map(|p| absolute(Path::new(p))).collect(),
-        fields: json!({ "input": job.input_field, "keep": job.keep }),
+        fields,
         fingerprint,
         samples,
         skipped,

@@ -8,9 +8,11 @@ use std::time::Instant;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::packing::{Packer, Start};
+use super::slice::Share;
 use super::trace::{Stage, since};
-use super::{Error, Prepared, Result, Sample, SelectedSample};
-use crate::data::Dataset;
+use super::{Document, Error, Prepared, Result, Sample, SelectedSample};
+use crate::data::{Dataset, Record};
 use crate::store::{ShardFill, sample_bytes};
 
 /// Records that are tokenised together.
@@ -32,8 +34,11 @@ pub struct PlannedShard {
 /// How far the dataset was read where a shard ends.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadState {
-    /// Record and chunk that the next shard begins with; `None` after the last one.
-    pub next: Option<(u64, u32)>,
+    /// Where the next shard begins: the place of its record in the order, and which chunk of it or, of a context, which of its tokens;
+    /// `None` after the last one.
+    pub next: Option<(u64, u64)>,
+    /// The number of the context that it begins with, where records are packed.
+    pub context: u64,
     /// Records before that one which could be read and not be used.
     pub skipped: u64,
     pub tokens: u64,
@@ -43,10 +48,11 @@ pub struct ReadState {
 }
 
 impl ReadState {
-    /// Before the first record.
-    pub fn new(prepared: &Prepared) -> Self {
+    /// Before the first record of a share.
+    pub fn new(prepared: &Prepared, share: &Share) -> Self {
         ReadState {
-            next: Some((0, 0)),
+            next: Some(share.begin),
+            context: share.contexts.start,
             rows: vec![0; prepared.taps.len()],
             edited: vec![0; prepared.edits.len()],
             ..ReadState::default()
@@ -106,27 +112,27 @@ pub struct ReadSummary {
 }
 
 /// Sends the dataset's shards in order, from the one that begins where `state` stands, until its end or until nobody listens any more.
-/// Records before that place are read and not used. With `check`, taps and edits without a row are an error as soon as all of the
-/// dataset was read, which is before its last shard is computed.
+/// Records before that place are read and not used. Where records are packed, contexts are made up to number `contexts`. With `check`,
+/// taps and edits without a row are an error as soon as all of the dataset was read, which is before its last shard is computed.
 ///
 /// # Errors
 /// The first bad record's, unless bad ones are skipped.
 pub fn read_ahead(
     prepared: &Prepared,
     mut dataset: Dataset,
-    mut state: ReadState,
+    state: ReadState,
+    contexts: u64,
     check: bool,
     shards: &SyncSender<PlannedShard>,
 ) -> Result<ReadSummary> {
     let mut summary = ReadSummary::default();
-    let mut fill = ShardFill::new(prepared.shard_limits());
-    let mut shard = PlannedShard::default();
-    let from = state.next.unwrap_or((u64::MAX, u32::MAX));
+    let from = state.next.unwrap_or((u64::MAX, u64::MAX));
+    let mut skipped = state.skipped;
+    let length = prepared.job.pack_context;
+    let mut packer = length.map(|length| Packer::new(length, state.context..contexts));
+    let mut planner = Planner::new(prepared, state, shards);
     loop {
-        let records = dataset
-            .by_ref()
-            .take(RECORDS)
-            .collect::<Result<Vec<_>, _>>()?;
+        let records = dataset.next_placed(RECORDS)?;
         if records.is_empty() {
             break;
         }
@@ -134,62 +140,55 @@ pub fn read_ahead(
         let (tokenising, n) = (Instant::now(), records.len());
         let tokenised: Vec<_> = records
             .into_par_iter()
-            .filter(|record| record.index >= from.0)
-            .map(|record| select_all(prepared, record))
+            .filter(|(order, _)| *order >= from.0)
+            .map(|(order, record)| (order, Tokenised::of(prepared, record)))
             .collect();
         let trace = prepared.trace.as_ref();
         since(trace, Stage::Read, tokenising, || format!("{n} records"));
-        for samples in tokenised {
-            let samples = match samples {
-                Ok(samples) => samples,
-                Err(crate::Error::Engine(bad))
+        for (order, record) in tokenised {
+            let samples = match (record, &mut packer) {
+                (Ok(Tokenised::Samples(samples)), _) => {
+                    let place = |sample: &Sample| (order, u64::from(sample.row.chunk));
+                    let start = |sample: &Sample| Start {
+                        place: place(sample),
+                        skipped,
+                    };
+                    let new = samples.into_iter().filter(|(s, _)| place(s) >= from);
+                    new.map(|(s, selected)| (start(&s), s, selected)).collect()
+                }
+                (Ok(Tokenised::Document(document)), Some(packer)) => {
+                    let at = if order == from.0 { from.1 as usize } else { 0 };
+                    selected(prepared, packer.push(order, &document, at, skipped))?
+                }
+                (Ok(Tokenised::Document(_)), None) => Vec::new(),
+                (Err(crate::Error::Engine(bad)), _)
                     if prepared.job.skip_bad && bad.is_of_one_record() =>
                 {
-                    state.skipped += 1;
+                    skipped += 1;
                     if summary.skip_reasons.len() < REASONS {
                         summary.skip_reasons.push(bad.to_string());
                     }
                     continue;
                 }
-                Err(error) => return Err(error),
+                (Err(error), _) => return Err(error),
             };
-            for (sample, selected) in samples {
-                let place = (sample.row.sample, sample.row.chunk);
-                if place < from {
-                    continue;
+            for (start, sample, selected) in samples {
+                if !planner.add(start, sample, selected, &dataset) {
+                    return Ok(summary);
                 }
-                let tokens = sample.row.tokens.len() as u64;
-                let rows_of =
-                    |(tap, info)| sample_bytes(info, tokens, prepared.stored_rows(&selected, tap));
-                let bytes: u64 = prepared.infos.iter().enumerate().map(rows_of).sum();
-                if !fill.add(tokens, bytes) {
-                    shard.expected_tokens = expected_tokens(state.tokens, &dataset);
-                    state.next = Some(place);
-                    shard.then = state.clone();
-                    if shards.send(std::mem::take(&mut shard)).is_err() {
-                        return Ok(summary);
-                    }
-                    fill = ShardFill::new(prepared.shard_limits());
-                    fill.add(tokens, bytes);
-                }
-                state.add(prepared, &sample, &selected);
-                shard.samples.push((sample, selected));
             }
         }
     }
-    let good = summary.records - state.skipped;
-    if check && good > 0 {
-        state.check(prepared, good)?;
+    let rest = packer.as_mut().and_then(Packer::finish);
+    for (start, sample, selected) in selected(prepared, rest.into_iter().collect())? {
+        if !planner.add(start, sample, selected, &dataset) {
+            return Ok(summary);
+        }
     }
-    if !shard.samples.is_empty() {
-        shard.expected_tokens = Some(state.tokens);
-        state.next = None;
-        shard.then = state.clone();
-        // A closed channel means that the model stopped, and its error is the one that counts.
-        let _ = shards.send(shard);
-    }
+    let good = summary.records - skipped;
+    planner.finish(skipped, check.then_some(good).filter(|&n| n > 0))?;
     summary.records += dataset.skipped();
-    summary.skipped = state.skipped + dataset.skipped();
+    summary.skipped = skipped + dataset.skipped();
     summary
         .skip_reasons
         .extend(dataset.skip_reasons().iter().take(REASONS).cloned());
@@ -204,27 +203,126 @@ pub fn read_ahead(
     Ok(summary)
 }
 
+/// Fills shards, and sends each that is full.
+struct Planner<'a> {
+    prepared: &'a Prepared,
+    /// Of the samples in all shards so far.
+    state: ReadState,
+    fill: ShardFill,
+    shard: PlannedShard,
+    shards: &'a SyncSender<PlannedShard>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(prepared: &'a Prepared, state: ReadState, shards: &'a SyncSender<PlannedShard>) -> Self {
+        Planner {
+            fill: ShardFill::new(prepared.shard_limits()),
+            shard: PlannedShard::default(),
+            prepared,
+            state,
+            shards,
+        }
+    }
+
+    /// Takes a sample up; says whether there is still somebody to send shards to.
+    fn add(
+        &mut self,
+        start: Start,
+        sample: Sample,
+        selected: SelectedSample,
+        dataset: &Dataset,
+    ) -> bool {
+        let prepared = self.prepared;
+        let tokens = sample.row.tokens.len() as u64;
+        let rows_of =
+            |(tap, info)| sample_bytes(info, tokens, prepared.stored_rows(&selected, tap));
+        let bytes: u64 = prepared.infos.iter().enumerate().map(rows_of).sum();
+        if !self.fill.add(tokens, bytes) {
+            self.shard.expected_tokens = expected_tokens(self.state.tokens, dataset);
+            self.state.next = Some(start.place);
+            self.state.skipped = start.skipped;
+            if prepared.job.pack_context.is_some() {
+                self.state.context = sample.row.sample;
+            }
+            self.shard.then = self.state.clone();
+            if self.shards.send(std::mem::take(&mut self.shard)).is_err() {
+                return false;
+            }
+            self.fill = ShardFill::new(prepared.shard_limits());
+            self.fill.add(tokens, bytes);
+        }
+        self.state.add(prepared, &sample, &selected);
+        self.shard.samples.push((sample, selected));
+        true
+    }
+
+    /// Sends the last shard. `check`: the samples that were read, if every tap and edit must have a row.
+    fn finish(mut self, skipped: u64, check: Option<u64>) -> Result<(), Error> {
+        if let Some(samples) = check {
+            self.state.check(self.prepared, samples)?;
+        }
+        if !self.shard.samples.is_empty() {
+            self.shard.expected_tokens = Some(self.state.tokens);
+            self.state.next = None;
+            self.state.skipped = skipped;
+            self.shard.then = self.state;
+            // A closed channel means that the model stopped, and its error is the one that counts.
+            let _ = self.shards.send(self.shard);
+        }
+        Ok(())
+    }
+}
+
 fn expected_tokens(planned: u64, dataset: &Dataset) -> Option<u64> {
     let read = dataset.fraction_read().filter(|&f| f > 0.0)?;
     Some((planned as f64 / read) as u64)
 }
 
-fn select_all(
+/// A record after tokenising.
+enum Tokenised {
+    Samples(Vec<(Sample, SelectedSample)>),
+    /// To be packed.
+    Document(Document),
+}
+
+impl Tokenised {
+    fn of(prepared: &Prepared, record: Record) -> Result<Self> {
+        if prepared.job.pack_context.is_some() {
+            return Ok(Tokenised::Document(prepared.tokenising.document(record)?));
+        }
+        let place = record.place();
+        let samples = prepared.tokenising.samples(record)?;
+        let select = |sample| select(prepared, sample, &place);
+        let samples = samples.into_iter().map(select).collect::<Result<_>>()?;
+        Ok(Tokenised::Samples(samples))
+    }
+}
+
+fn select(prepared: &Prepared, sample: Sample, place: &str) -> Result<(Sample, SelectedSample)> {
+    match prepared.select(&sample) {
+        Ok(selected) => Ok((sample, selected)),
+        Err(crate::Error::Hooks(source)) => Err(Error::Selection {
+            place: place.to_owned(),
+            source,
+        }
+        .into()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Contexts, with their selected rows.
+fn selected(
     prepared: &Prepared,
-    record: crate::data::Record,
-) -> Result<Vec<(Sample, SelectedSample)>> {
-    let place = record.place();
-    let samples = prepared.tokenising.samples(record)?;
-    samples
-        .into_iter()
-        .map(|sample| match prepared.select(&sample) {
-            Ok(selected) => Ok((sample, selected)),
-            Err(crate::Error::Hooks(source)) => Err(Error::Selection {
-                place: place.clone(),
-                source,
-            }
-            .into()),
-            Err(error) => Err(error),
-        })
-        .collect()
+    contexts: Vec<(Start, Sample)>,
+) -> Result<Vec<(Start, Sample, SelectedSample)>> {
+    let select = |(start, context): (Start, Sample)| {
+        let row = &context.row;
+        let place = format!(
+            "the context {} that begins at {}:{}",
+            row.sample, row.file, row.line
+        );
+        let (context, selected) = select(prepared, context, &place)?;
+        Ok((start, context, selected))
+    };
+    contexts.into_iter().map(select).collect()
 }

@@ -1,16 +1,17 @@
 //! The re-check of a store: reads random samples anew from the dataset, runs each alone, and compares what the taps give
 //! with what the store holds.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use serde_json::Value;
 
-use super::extract::run_batch;
 use super::gate::{Gate, differences};
+use super::packing::context;
 use super::resume::{GENERATE, command};
+use super::run::run_batch;
 use super::{Device, Error, Identity, Job, Machine, Place, Prepared, Result, Sample};
 use crate::model::Model;
 use crate::store::{Provenance, SampleRow, Store, StoreDtype, StoreWriter, Summary};
@@ -137,7 +138,7 @@ pub fn recompute_on(
         return Err(Error::DirectionsDiffer { dir }.into());
     }
     if let Some(stored) = &manifest.provenance.dataset.fingerprint
-        && let Some(found) = prepared.job.dataset(false)?.fingerprint()?
+        && let Some(found) = prepared.dataset_fingerprint()?
     {
         same("the dataset", &found, stored, "--data")?;
     }
@@ -153,7 +154,23 @@ pub fn recompute_on(
     let mut result = Recomputed::on(&machine.identity(), stored, &place, &prepared.job);
     let chosen = choose(&store, k, seed)?;
     let scratch = Scratch::new();
-    let mut dataset = prepared.job.dataset(prepared.needs_spans())?;
+    if prepared.job.pack_context.is_some() {
+        for context in contexts(&prepared, &store, &chosen, dir)? {
+            let scratch = scratch.0.join(context.row.sample.to_string());
+            let samples = [context];
+            compare(
+                &prepared,
+                &mut *machine,
+                &store,
+                &samples,
+                &scratch,
+                &mut result,
+            )?;
+            result.samples += 1;
+        }
+        return Ok(result);
+    }
+    let mut dataset = prepared.job.dataset_in_order(prepared.needs_spans())?;
     let mut left = chosen.clone();
     while let Some(&next) = left.first() {
         let missing = || Error::MissingSample {
@@ -179,6 +196,59 @@ pub fn recompute_on(
         result.samples += 1;
     }
     Ok(result)
+}
+
+/// These contexts, put together anew from the dataset's records as the store says that they were.
+fn contexts(
+    prepared: &Prepared,
+    store: &Store,
+    chosen: &BTreeSet<u64>,
+    dir: &Path,
+) -> Result<Vec<Sample>> {
+    let mut stored = store.samples().collect::<Result<Vec<_>, _>>()?;
+    stored.retain(|row| chosen.contains(&row.sample));
+    let missing = |sample| Error::MissingSample {
+        dir: dir.display().to_string(),
+        sample,
+    };
+    // Which pieces are of a document: the context's place among those chosen, and the piece's in it.
+    let mut wanted: BTreeMap<u64, Vec<(usize, usize)>> = BTreeMap::new();
+    for (c, row) in stored.iter().enumerate() {
+        for (p, piece) in row.pieces.iter().enumerate() {
+            wanted.entry(piece.document).or_default().push((c, p));
+        }
+    }
+    let empty = |row: &SampleRow| vec![None; row.pieces.len()];
+    let mut parts: Vec<Vec<Option<Sample>>> = stored.iter().map(empty).collect();
+    let mut dataset = prepared.job.dataset_in_order(prepared.needs_spans())?;
+    while let Some((document, pieces)) = wanted.pop_first() {
+        let gone = missing(stored[pieces[0].0].sample);
+        let found = dataset.find(|r| !matches!(r, Ok(r) if r.index < document));
+        let record = match found {
+            Some(record) => record?,
+            None => return Err(gone.into()),
+        };
+        if record.index != document {
+            return Err(gone.into());
+        }
+        let document = prepared.tokenising.document(record)?;
+        for (c, p) in pieces {
+            let piece = &stored[c].pieces[p];
+            let first = usize::try_from(piece.offset).unwrap_or(usize::MAX);
+            let end = first.saturating_add(piece.tokens as usize);
+            if end > document.len() || first >= end {
+                return Err(missing(stored[c].sample).into());
+            }
+            parts[c][p] = Some(document.cut(first..end, 0));
+        }
+    }
+    let again = stored.iter().zip(parts).map(|(row, parts)| {
+        let made = context(row.sample, parts.into_iter().flatten().collect());
+        let same =
+            |made: &Sample| (&made.row.tokens, &made.row.pieces) == (&row.tokens, &row.pieces);
+        made.filter(same).ok_or_else(|| missing(row.sample).into())
+    });
+    again.collect()
 }
 
 fn same(what: &'static str, found: &str, stored: &str, flag: &'static str) -> Result<()> {

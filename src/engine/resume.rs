@@ -8,10 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::read_ahead::ReadState;
-use super::slice::refuse_streams;
+use super::slice::{Share, refuse_streams};
 use super::{Error, Extracted, Job, Prepared, Result};
 use crate::backend::Receipt;
-use crate::data::Dataset;
 use crate::store::{Found, Manifest, Provenance, StoreWriter, find};
 
 /// How a job is run, beyond what it computes.
@@ -57,6 +56,8 @@ pub struct Carry {
     pub bytes: u64,
     pub rows: Vec<u64>,
     pub clipped: u64,
+    /// Per tap, the bits of the sum of its rows' norms.
+    pub norms: Vec<u64>,
     /// Rows, and the bits of the sums of norms before and after.
     pub receipts: Vec<(u64, u64, u64)>,
     /// Where the dataset is read on, once the shard is committed.
@@ -65,11 +66,12 @@ pub struct Carry {
 
 impl Carry {
     /// Of a run that has not begun.
-    pub fn new(prepared: &Prepared) -> Self {
+    pub fn new(prepared: &Prepared, share: &Share) -> Self {
         Carry {
             rows: vec![0; prepared.taps.len()],
+            norms: vec![0f64.to_bits(); prepared.taps.len()],
             receipts: vec![(0, 0, 0); prepared.edits.len()],
-            read: ReadState::new(prepared),
+            read: ReadState::new(prepared, share),
             ..Carry::default()
         }
     }
@@ -85,12 +87,12 @@ impl Carry {
         let fits = |c: &Carry| {
             let numbers = [c.samples, c.tokens, c.bytes, c.clipped]
                 .into_iter()
-                .chain([c.read.tokens, c.read.skipped]);
+                .chain([c.read.tokens, c.read.skipped, c.read.context]);
             let lists = [&c.rows, &c.read.rows, &c.read.edited]
                 .into_iter()
                 .flatten();
             let receipts = c.receipts.iter().map(|r| r.0);
-            (c.rows.len(), c.receipts.len()) == (taps, edits)
+            (c.rows.len(), c.norms.len(), c.receipts.len()) == (taps, taps, edits)
                 && (c.read.rows.len(), c.read.edited.len()) == (taps, edits)
                 && numbers
                     .chain(lists.copied())
@@ -130,30 +132,26 @@ impl Carry {
 pub fn begin(
     prepared: &Prepared,
     provenance: Provenance,
+    share: &Share,
     out: &Path,
     resume: bool,
 ) -> Result<Beginning> {
     let new = |provenance| -> Result<Beginning> {
         let (infos, keep) = (prepared.infos.clone(), &prepared.job.keep);
         let writer = StoreWriter::create(out, provenance, infos, keep)?;
-        let carry = Carry::new(prepared);
+        let carry = Carry::new(prepared, share);
         Ok(Beginning::Writer(Box::new(writer), Box::new(carry)))
     };
     if !resume {
         return new(provenance);
     }
-    let dataset = match prepared.job.data.is_empty() {
-        true => None,
-        false => Some(prepared.job.dataset(false)?),
-    };
-    if let Some(dataset) = &dataset {
-        refuse_streams(dataset, "--resume")?;
+    if !prepared.job.data.is_empty() {
+        refuse_streams(&prepared.job.dataset_in_order(false)?, "--resume")?;
     }
-    let fingerprint = || dataset.as_ref().map_or(Ok(None), Dataset::fingerprint);
     let unfinished = match find(out)? {
         Found::Nothing => return new(provenance),
         Found::Complete(manifest) => {
-            let hash = fingerprint()?;
+            let hash = prepared.dataset_fingerprint()?;
             refuse_changes(&manifest, &provenance, prepared, hash.as_deref(), out)?;
             return Ok(Beginning::Already(manifest));
         }
@@ -164,7 +162,7 @@ pub fn begin(
     // The dataset is read whole before the first shard is committed: without its fingerprint there is nothing to lose.
     let hash = match is_new {
         true => None,
-        false => fingerprint()?,
+        false => prepared.dataset_fingerprint()?,
     };
     refuse_changes(manifest, &provenance, prepared, hash.as_deref(), out)?;
     if is_new {
@@ -172,7 +170,7 @@ pub fn begin(
         return new(provenance);
     }
     let carry = match &manifest.carry {
-        Value::Null => Carry::new(prepared),
+        Value::Null => Carry::new(prepared, share),
         carry => Carry::read(carry, prepared, out)?,
     };
     if carry.samples != manifest.samples {
@@ -280,6 +278,11 @@ fn changes(
         json!(then.chat_template),
         json!(now.chat_template),
     );
+    compare(
+        "the token between documents",
+        then.dataset.fields["separator"].clone(),
+        now.dataset.fields["separator"].clone(),
+    );
     compare("--shard", shard(then), shard(now));
     compare(
         "what bit-exactness hangs on",
@@ -350,6 +353,10 @@ fn flag(field: &str) -> &str {
         "special_tokens" => "special tokens",
         "max_length" => "--max-length",
         "on_long" => "--on-long",
+        "chunk_overlap" => "--chunk-overlap",
+        "pack_context" => "--pack-context",
+        "sample_fraction" => "--sample-fraction",
+        "shuffle" => "--shuffle",
         "skip_bad" => "--skip-bad",
         "limit" => "--limit",
         "shard_bytes" => "--shard-size",

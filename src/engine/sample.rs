@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use super::document::{Document, TokenText};
 use super::{Error, Result};
 use crate::data::{CharSpan, Input, Kept, Record};
 use crate::hooks::{SampleView, TokenSpan, TokenTurn};
@@ -42,7 +43,7 @@ pub enum OnLong {
     Error,
     /// Keep its first tokens.
     Truncate,
-    /// Cut it into consecutive pieces, each a sample of its own with the same number.
+    /// Cut it into pieces that follow one another, each a sample of its own with the same number.
     Chunk,
 }
 
@@ -56,6 +57,10 @@ pub struct Tokenising {
     /// Whether plain text gets the tokenizer's special tokens (BOS).
     pub special_tokens: bool,
     pub max_length: usize,
+    /// Tokens that a chunk has in common with the one before it.
+    pub overlap: usize,
+    /// The token that ends a document where contexts are packed; `None` where they are not, or nothing stands between documents.
+    pub separator: Option<u32>,
     /// The model's positions, for messages.
     pub positions: usize,
     pub on_long: OnLong,
@@ -69,9 +74,18 @@ impl Tokenising {
     /// The samples of a record: one, or several chunks.
     ///
     /// # Errors
-    /// No tokenizer or chat template for such an input, ids outside the vocabulary, a sample that is too long, spans
-    /// outside the text; each names the record's file and line.
+    /// As [`Tokenising::document`]'s; and a sample that is too long.
     pub fn samples(&self, record: Record) -> Result<Vec<Sample>> {
+        let place = record.place();
+        self.fit(&self.document(record)?, place)
+    }
+
+    /// A record's tokens, however many.
+    ///
+    /// # Errors
+    /// No tokenizer or chat template for such an input, ids outside the vocabulary, spans outside the text; each names the record's file
+    /// and line.
+    pub fn document(&self, record: Record) -> Result<Document> {
         let place = record.place();
         let Record {
             index,
@@ -80,8 +94,8 @@ impl Tokenising {
             input,
             spans,
             kept,
-            ..
         } = record;
+        let mut text_of = None;
         let mut token_spans = Vec::new();
         let (ids, turns) = match input {
             Input::Tokens(ids) => (ids, Vec::new()),
@@ -95,6 +109,7 @@ impl Tokenising {
                         let bytes = byte_range(&text, span, &place)?;
                         token_spans.push(token_span(span, bytes, &encoding.offsets));
                     }
+                    text_of = Some(TokenText::new(text, encoding.offsets));
                     (encoding.ids, Vec::new())
                 }
             },
@@ -120,12 +135,17 @@ impl Tokenising {
                 line,
                 turns: stored_turns(&turns),
                 tokens: ids,
+                pieces: Vec::new(),
                 kept: kept.into_iter().map(|k| k.map(stored_kept)).collect(),
             },
             turns,
             spans: token_spans,
         };
-        self.fit(whole, place)
+        let mut document = Document::new(whole, text_of);
+        if let Some(separator) = self.separator {
+            document.end_with(separator);
+        }
+        Ok(document)
     }
 
     fn tokenizer(&self, place: &str) -> Result<&Tokenizer> {
@@ -201,10 +221,10 @@ impl Tokenising {
     }
 
     /// Truncates, cuts or refuses what is longer than the limit.
-    fn fit(&self, sample: Sample, place: String) -> Result<Vec<Sample>> {
-        let tokens = sample.row.tokens.len();
+    fn fit(&self, document: &Document, place: String) -> Result<Vec<Sample>> {
+        let tokens = document.len();
         if tokens <= self.max_length {
-            return Ok(vec![sample]);
+            return Ok(vec![document.cut(0..tokens, 0)]);
         }
         match self.on_long {
             OnLong::Error => Err(Error::TooLong {
@@ -214,60 +234,23 @@ impl Tokenising {
                 positions: self.positions,
             }
             .into()),
-            OnLong::Truncate => Ok(vec![piece(&sample, 0..self.max_length, 0)]),
-            OnLong::Chunk => Ok((0..tokens)
-                .step_by(self.max_length)
-                .enumerate()
-                .map(|(chunk, first)| {
-                    piece(
-                        &sample,
-                        first..(first + self.max_length).min(tokens),
-                        chunk as u32,
-                    )
-                })
-                .collect()),
+            OnLong::Truncate => Ok(vec![document.cut(0..self.max_length, 0)]),
+            OnLong::Chunk => {
+                let step = self.max_length - self.overlap;
+                // The last chunk is the first that reaches the end: none holds only what another one has.
+                let chunks = (tokens - self.overlap).div_ceil(step);
+                let range =
+                    |chunk: usize| step * chunk..(step * chunk + self.max_length).min(tokens);
+                Ok((0..chunks)
+                    .map(|chunk| document.cut(range(chunk), chunk as u32))
+                    .collect())
+            }
         }
     }
 }
 
-/// The tokens `range` of a sample; turns and spans keep their places in the lists, empty where they are cut off.
-fn piece(sample: &Sample, range: Range<usize>, chunk: u32) -> Sample {
-    let cut = |r: &Range<u32>| {
-        let clip = |at: u32| at.clamp(range.start as u32, range.end as u32) - range.start as u32;
-        clip(r.start)..clip(r.end)
-    };
-    let turns: Vec<TokenTurn> = sample
-        .turns
-        .iter()
-        .map(|t| TokenTurn {
-            role: t.role.clone(),
-            content: cut(&t.content),
-            whole: cut(&t.whole),
-        })
-        .collect();
-    let spans = sample
-        .spans
-        .iter()
-        .map(|s| TokenSpan {
-            name: s.name.clone(),
-            tokens: cut(&s.tokens),
-        })
-        .collect();
-    Sample {
-        row: SampleRow {
-            chunk,
-            tokens: sample.row.tokens[range.clone()].to_vec(),
-            turns: stored_turns(&turns),
-            ..sample.row.clone()
-        },
-        has_bos: sample.has_bos && range.start == 0,
-        turns,
-        spans,
-    }
-}
-
 /// First and last token, both inclusive, of every turn that has any.
-fn stored_turns(turns: &[TokenTurn]) -> Vec<(String, u32, u32)> {
+pub(super) fn stored_turns(turns: &[TokenTurn]) -> Vec<(String, u32, u32)> {
     turns
         .iter()
         .filter(|t| !t.content.is_empty())

@@ -8,12 +8,13 @@ use serde_json::{Map, Value};
 use super::chat::RenderedChat;
 use super::error::{Error, Result, json_object, read_if_present};
 
-/// A Hugging Face tokenizer (`tokenizer.json`) with its beginning-of-sequence token.
+/// A Hugging Face tokenizer (`tokenizer.json`) with the tokens that begin and end a sequence.
 #[derive(Debug)]
 pub struct Tokenizer {
     path: PathBuf,
     inner: tokenizers::Tokenizer,
     bos: Option<u32>,
+    eos: Option<u32>,
     adds_bos: bool,
     fingerprint: String,
 }
@@ -74,8 +75,14 @@ impl Tokenizer {
             .map_err(|e| fail(format!("not a tokenizer: {e}")))?;
         inner.with_padding(None);
 
-        let named = SpecialTokens::read(dir)?.get("bos_token");
-        let bos = match named.and_then(|token| inner.token_to_id(&token)) {
+        let special = SpecialTokens::read(dir)?;
+        let named = |name| {
+            special
+                .get(name)
+                .and_then(|token| inner.token_to_id(&token))
+        };
+        let eos = named("eos_token");
+        let bos = match named("bos_token") {
             Some(id) => Some(id),
             None => config_bos(dir)?,
         };
@@ -86,6 +93,7 @@ impl Tokenizer {
             path,
             inner,
             bos,
+            eos,
             adds_bos: false,
             fingerprint: format!("{:032x}", hash.digest128()),
         };
@@ -163,6 +171,11 @@ impl Tokenizer {
     /// The beginning-of-sequence token: a sample has it iff its first token is it.
     pub fn bos_id(&self) -> Option<u32> {
         self.bos
+    }
+
+    /// The end-of-sequence token that `tokenizer_config.json` or `special_tokens_map.json` names.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos
     }
 
     /// Whether `encode(text, true)` puts BOS first.

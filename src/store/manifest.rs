@@ -259,6 +259,9 @@ pub struct Manifest {
     pub keep: Vec<KeptColumn>,
     /// Samples in the committed shards.
     pub samples: u64,
+    /// The mean Euclidean norm of each tap's rows, by its folder; null where it has none.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub mean_norms: Value,
     #[serde(default)]
     pub timing: Value,
     #[serde(default)]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::error::{Error, Result};
 use super::manifest::{
-    KeptColumn, Manifest, PARTIAL, SAMPLES, ShardEntry, State, listed_file, sync_dir,
+    KeptColumn, Manifest, PARTIAL, SAMPLES, ShardEntry, State, TapInfo, listed_file, sync_dir,
 };
 use super::reader::Store;
 use super::widen::{join, rewrite_table};
@@ -242,12 +242,34 @@ fn whole(slices: &[Slice], receipts: JoinReceipts<'_>) -> Manifest {
     whole.keep = columns.collect();
     whole.samples = each().map(|m| m.samples).sum();
     whole.attempts = each().map(|m| m.attempts).sum();
+    whole.mean_norms = mean_norms(slices);
     let tokens: Option<u64> = each().map(|m| m.timing["tokens"].as_u64()).sum();
     whole.timing =
         json!({ "tokens": tokens, "slices": each().map(|m| m.timing.clone()).collect::<Vec<_>>() });
     whole.stalls = json!({ "slices": each().map(|m| m.stalls.clone()).collect::<Vec<_>>() });
     whole.shards = Vec::new();
     whole
+}
+
+/// The mean norms over all slices' rows.
+fn mean_norms(slices: &[Slice]) -> Value {
+    let mean = |(t, tap): (usize, &TapInfo)| {
+        let (mut sum, mut rows) = (Some(0.0), 0);
+        for manifest in slices.iter().map(|s| &s.manifest) {
+            let n: u64 = manifest.shards.iter().map(|shard| shard.taps[t].rows).sum();
+            let mean = manifest.mean_norms[&tap.folder].as_f64();
+            sum = sum
+                .zip(mean.or((n == 0).then_some(0.0)))
+                .map(|(sum, mean)| sum + mean * n as f64);
+            rows += n;
+        }
+        let mean = sum
+            .filter(|_| !tap.ragged && rows > 0)
+            .map(|sum| sum / rows as f64);
+        (tap.folder.clone(), json!(mean))
+    };
+    let taps = slices[0].manifest.taps.iter().enumerate();
+    taps.map(mean).collect::<serde_json::Map<_, _>>().into()
 }
 
 /// Brings the files in and publishes the manifest. Every path that is made is added to `made` before it is.

@@ -34,7 +34,7 @@ pub use merge::{JoinReceipts, Merged, merge};
 pub(crate) use reader::widen;
 pub use reader::{RowView, Store, TapReader};
 pub use recovery::{Found, Unfinished, find};
-pub use samples::{Kept, KeptType, RowRange, SampleRow, Selections};
+pub use samples::{Kept, KeptType, Piece, RowRange, SampleRow, Selections};
 pub use shard::{ShardWriter, TapSlab};
 pub use verify::{Report, verify};
 pub use view::{RaggedView, ShardView};

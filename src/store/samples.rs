@@ -63,8 +63,27 @@ pub struct SampleRow {
     pub tokens: Vec<u32>,
     /// Chat turns: role, first and last token, both inclusive.
     pub turns: Vec<(String, u32, u32)>,
+    /// Where its tokens are from, in order; tokens that no piece holds were not in the dataset (they were generated).
+    pub pieces: Vec<Piece>,
     /// One entry per kept field.
     pub kept: Vec<Option<Kept>>,
+}
+
+/// Tokens of a sample that follow one another in a record of the dataset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// The record's 0-based place in the dataset.
+    pub document: u64,
+    pub file: Arc<str>,
+    pub line: u64,
+    /// Position in the sample of the first of them, and how many they are.
+    pub first: u32,
+    pub tokens: u32,
+    /// Which of the record's tokens the first of them is.
+    pub offset: u64,
+    /// The first of the record's characters that they stand for, and one past the last; where the record is plain text and they stand
+    /// for any of it.
+    pub chars: Option<(u64, u64)>,
 }
 
 /// Where one sample's rows lie in one tap's file.
@@ -78,7 +97,7 @@ pub struct RowRange {
 pub type Selections = Vec<(Arc<str>, RowRange)>;
 
 /// Names that `--keep` cannot take: the table has columns of these names.
-const OWN_COLUMNS: [&str; 7] = [
+const OWN_COLUMNS: [&str; 8] = [
     "sample",
     "file",
     "line",
@@ -86,6 +105,7 @@ const OWN_COLUMNS: [&str; 7] = [
     "tokens",
     "turns",
     "selections",
+    "pieces",
 ];
 
 /// A row group closes at this many samples …
@@ -103,7 +123,13 @@ const FIXED: &str = "message samples {
         required binary role (STRING); required int32 first; required int32 last; } } }
     required group selections (LIST) { repeated group list { required group element {
         required binary tap (STRING); required int64 row_start; required int64 rows; } } }
+    required group pieces (LIST) { repeated group list { required group element {
+        required int64 document; required binary file (STRING); required int64 line;
+        required int32 first; required int32 tokens; required int64 offset;
+        optional int64 char_start; optional int64 char_end; } } }
 }";
+/// The column that tables of earlier versions do not have.
+const PIECES: &str = "pieces";
 
 pub(crate) fn check_keep(keep: &[String]) -> Result<()> {
     for (i, name) in keep.iter().enumerate() {
@@ -119,9 +145,10 @@ pub(crate) fn check_keep(keep: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The table's columns: the fixed ones, then the kept fields.
-pub(crate) fn schema(keep: &[(String, KeptType)]) -> Result<TypePtr, ParquetError> {
+/// The table's columns: the fixed ones, then the kept fields. Without `pieces`: as earlier versions wrote them.
+pub(crate) fn schema(keep: &[(String, KeptType)], pieces: bool) -> Result<TypePtr, ParquetError> {
     let mut fields = parse_message_type(FIXED)?.get_fields().to_vec();
+    fields.retain(|field| pieces || field.name() != PIECES);
     for (name, kind) in keep {
         let physical = match kind {
             KeptType::Bool => Physical::BOOLEAN,
@@ -247,7 +274,8 @@ impl SamplesTable<'_> {
             .set_compression(Compression::SNAPPY)
             .set_created_by("streamgauge".into())
             .build();
-        let mut writer = SerializedFileWriter::new(sink, schema(self.keep)?, Arc::new(properties))?;
+        let mut writer =
+            SerializedFileWriter::new(sink, schema(self.keep, true)?, Arc::new(properties))?;
         let most = (GROUP_ELEMENTS / self.taps.len().max(1)).clamp(1, GROUP_SAMPLES);
         let mut start = 0;
         while start < self.samples.len() {
@@ -337,6 +365,8 @@ impl SamplesTable<'_> {
             Some(&levels),
         )?;
 
+        columns.put_pieces(samples)?;
+
         for ((_, kind), column) in self.keep.iter().zip(self.kept) {
             let column = &column[start..start + n];
             let levels = Levels {
@@ -391,6 +421,22 @@ impl Levels {
             repetition: Some(repetition),
         }
     }
+
+    /// These lists' levels where elements have an optional field, which some of them have.
+    fn with_nulls(self, there: impl Iterator<Item = bool>) -> Self {
+        let mut there = there.map(i16::from);
+        let level = |d: i16| {
+            if d == 0 {
+                0
+            } else {
+                1 + there.next().unwrap_or(0)
+            }
+        };
+        Self {
+            definition: self.definition.into_iter().map(level).collect(),
+            ..self
+        }
+    }
 }
 
 /// The columns of a row group, in the schema's order.
@@ -399,6 +445,26 @@ struct Columns<'w, W: Write> {
 }
 
 impl<W: Write + Send> Columns<'_, W> {
+    fn put_pieces(&mut self, samples: &[SampleRow]) -> Result<(), ParquetError> {
+        let pieces = || samples.iter().flat_map(|s| &s.pieces);
+        let levels = Levels::of_lists(samples.iter().map(|s| s.pieces.len()));
+        let int64 = |f: &dyn Fn(&Piece) -> u64| pieces().map(|p| f(p) as i64).collect::<Vec<_>>();
+        let int32 = |f: &dyn Fn(&Piece) -> u32| pieces().map(|p| f(p) as i32).collect::<Vec<_>>();
+        let files: Vec<_> = pieces().map(|p| bytes(&p.file)).collect();
+        self.put::<Int64Type>(&int64(&|p| p.document), Some(&levels))?;
+        self.put::<ByteArrayType>(&files, Some(&levels))?;
+        self.put::<Int64Type>(&int64(&|p| p.line), Some(&levels))?;
+        self.put::<Int32Type>(&int32(&|p| p.first), Some(&levels))?;
+        self.put::<Int32Type>(&int32(&|p| p.tokens), Some(&levels))?;
+        self.put::<Int64Type>(&int64(&|p| p.offset), Some(&levels))?;
+        let chars = || pieces().filter_map(|p| p.chars);
+        let levels = levels.with_nulls(pieces().map(|p| p.chars.is_some()));
+        let starts: Vec<_> = chars().map(|c| c.0 as i64).collect();
+        let ends: Vec<_> = chars().map(|c| c.1 as i64).collect();
+        self.put::<Int64Type>(&starts, Some(&levels))?;
+        self.put::<Int64Type>(&ends, Some(&levels))
+    }
+
     fn put<T: DataType>(
         &mut self,
         values: &[T::T],

@@ -13,7 +13,7 @@ use parquet::data_type::{
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 
-use super::samples::{Kept, KeptType, RowRange, SampleRow, Selections, schema};
+use super::samples::{Kept, KeptType, Piece, RowRange, SampleRow, Selections, schema};
 
 type Fallible<T> = Result<T, ParquetError>;
 
@@ -40,7 +40,8 @@ pub(crate) fn read_table(
 fn decode(path: &Path, keep: &[(String, KeptType)], rows: u64) -> Fallible<ReadTable> {
     let reader = SerializedFileReader::new(File::open(path)?)?;
     let file = reader.metadata().file_metadata();
-    if file.schema() != &*schema(keep)? {
+    let pieces = file.schema() == &*schema(keep, true)?;
+    if !pieces && file.schema() != &*schema(keep, false)? {
         return wrong(
             "its columns are not those of a samples table with the manifest's kept fields",
         );
@@ -53,7 +54,7 @@ fn decode(path: &Path, keep: &[(String, KeptType)], rows: u64) -> Fallible<ReadT
     }
     let mut table = ReadTable::default();
     for g in 0..reader.num_row_groups() {
-        read_group(&*reader.get_row_group(g)?, keep, &mut table)?;
+        read_group(&*reader.get_row_group(g)?, keep, pieces, &mut table)?;
     }
     if table.samples.len() as u64 != rows {
         return wrong("its row groups do not hold all its rows");
@@ -64,6 +65,7 @@ fn decode(path: &Path, keep: &[(String, KeptType)], rows: u64) -> Fallible<ReadT
 fn read_group(
     group: &dyn RowGroupReader,
     keep: &[(String, KeptType)],
+    pieces: bool,
     table: &mut ReadTable,
 ) -> Fallible<()> {
     let Ok(rows) = usize::try_from(group.metadata().num_rows()) else {
@@ -81,11 +83,16 @@ fn read_group(
     let taps = lists::<ByteArrayType>(group, 8, rows)?;
     let starts = lists::<Int64Type>(group, 9, rows)?;
     let counts = lists::<Int64Type>(group, 10, rows)?;
+    let pieces = match pieces {
+        true => Some(Pieces::read(group, 11, rows)?),
+        false => None,
+    };
+    let first_kept = if pieces.is_some() { 19 } else { 11 };
     let mut kept = keep
         .iter()
         .enumerate()
         .map(|(k, (_, kind))| {
-            let column = 11 + k;
+            let column = first_kept + k;
             Ok(match kind {
                 KeptType::Bool => optional::<BoolType>(group, column, rows, |v| Ok(Kept::Bool(v)))?,
                 KeptType::Int => optional::<Int64Type>(group, column, rows, |v| Ok(Kept::Int(v)))?,
@@ -149,6 +156,10 @@ fn read_group(
                 .map(|&t| natural(t))
                 .collect::<Fallible<_>>()?,
             turns,
+            pieces: match &pieces {
+                Some(pieces) => pieces.row(i, &mut names)?,
+                None => Vec::new(),
+            },
             kept: kept
                 .iter_mut()
                 .map(|column| column.next().flatten())
@@ -157,6 +168,81 @@ fn read_group(
         table.selections.push(selections);
     }
     Ok(())
+}
+
+/// The columns of the pieces.
+struct Pieces {
+    document: Lists<i64>,
+    file: Lists<ByteArray>,
+    line: Lists<i64>,
+    first: Lists<i32>,
+    tokens: Lists<i32>,
+    offset: Lists<i64>,
+    char_start: Lists<Option<i64>>,
+    char_end: Lists<Option<i64>>,
+}
+
+impl Pieces {
+    /// From column `at` of the group on.
+    fn read(group: &dyn RowGroupReader, at: usize, rows: usize) -> Fallible<Self> {
+        Ok(Pieces {
+            document: lists::<Int64Type>(group, at, rows)?,
+            file: lists::<ByteArrayType>(group, at + 1, rows)?,
+            line: lists::<Int64Type>(group, at + 2, rows)?,
+            first: lists::<Int32Type>(group, at + 3, rows)?,
+            tokens: lists::<Int32Type>(group, at + 4, rows)?,
+            offset: lists::<Int64Type>(group, at + 5, rows)?,
+            char_start: lists_of_optional::<Int64Type>(group, at + 6, rows)?,
+            char_end: lists_of_optional::<Int64Type>(group, at + 7, rows)?,
+        })
+    }
+
+    fn row(&self, row: usize, names: &mut Names) -> Fallible<Vec<Piece>> {
+        let (document, file, line) = (
+            self.document.row(row)?,
+            self.file.row(row)?,
+            self.line.row(row)?,
+        );
+        let (first, tokens, offset) = (
+            self.first.row(row)?,
+            self.tokens.row(row)?,
+            self.offset.row(row)?,
+        );
+        let (start, end) = (self.char_start.row(row)?, self.char_end.row(row)?);
+        let n = document.len();
+        if [
+            file.len(),
+            line.len(),
+            first.len(),
+            tokens.len(),
+            offset.len(),
+            start.len(),
+            end.len(),
+        ] != [n; 7]
+        {
+            return wrong("the fields of a list differ in length");
+        }
+        let piece = |i: usize| {
+            Ok(Piece {
+                document: natural(document[i])?,
+                file: names.get(&file[i])?,
+                line: natural(line[i])?,
+                first: natural(first[i])?,
+                tokens: natural(tokens[i])?,
+                offset: natural(offset[i])?,
+                chars: match (start[i], end[i]) {
+                    (Some(start), Some(end)) => Some((natural(start)?, natural(end)?)),
+                    (None, None) => None,
+                    _ => {
+                        return wrong(
+                            "a piece's characters begin and do not end, or the other way round",
+                        );
+                    }
+                },
+            })
+        };
+        (0..n).map(piece).collect()
+    }
 }
 
 /// Shares equal strings: a file's name and the taps' recur in every row.
@@ -261,6 +347,29 @@ fn lists<T: DataType>(
     rows: usize,
 ) -> Fallible<Lists<T::T>> {
     let raw = raw::<T>(group, column, rows)?;
+    placed(raw, column, rows)
+}
+
+/// Lists whose elements may be null.
+fn lists_of_optional<T: DataType>(
+    group: &dyn RowGroupReader,
+    column: usize,
+    rows: usize,
+) -> Fallible<Lists<Option<T::T>>> {
+    let raw = raw::<T>(group, column, rows)?;
+    let mut values = raw.values.into_iter();
+    let elements = raw.definition.iter().filter(|&&d| d > 0);
+    let place = |&d: &i16| if d > 1 { values.next() } else { None };
+    let placed_values: Vec<_> = elements.map(place).collect();
+    let raw = Raw {
+        values: placed_values,
+        definition: raw.definition,
+        repetition: raw.repetition,
+    };
+    placed(raw, column, rows)
+}
+
+fn placed<T>(raw: Raw<T>, column: usize, rows: usize) -> Fallible<Lists<T>> {
     let mut ends = Vec::new();
     let mut end = 0;
     for (&definition, &repetition) in raw.definition.iter().zip(&raw.repetition) {

@@ -46,6 +46,8 @@ pub(super) struct Shared {
 #[derive(Debug, Clone, Default)]
 pub struct Summary {
     pub receipts: Vec<Value>,
+    /// The mean norm of each tap's rows, by its folder.
+    pub mean_norms: Value,
     pub timing: Value,
     pub stalls: Value,
     /// Replaces what the manifest said of the dataset, now that it was read to its end.
@@ -148,6 +150,7 @@ impl StoreWriter {
             taps: taps.clone(),
             keep: keep.clone(),
             samples: 0,
+            mean_norms: Value::Null,
             timing: Value::Null,
             stalls: Value::Null,
             attempts: 1,
@@ -338,6 +341,7 @@ impl StoreWriter {
         let mut manifest = shared.manifest.clone();
         manifest.state = State::Complete;
         manifest.provenance.receipts = summary.receipts;
+        manifest.mean_norms = summary.mean_norms;
         manifest.timing = summary.timing;
         manifest.stalls = summary.stalls;
         manifest.carry = Value::Null;

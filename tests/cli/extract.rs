@@ -40,8 +40,8 @@ fn what_this_version_cannot_do_is_refused_by_name() {
     for flags in [
         &["--device", "tpu"],
         &["--dtype", "f8"],
-        &["--shuffle", "1"],
-        &["--pack-context", "128"],
+        &["--sample-fraction", "1.5"],
+        &["--chunk-overlap", "4"],
     ] {
         for command in ["extract", "plan"] {
             let message = refused(
@@ -224,6 +224,64 @@ fn more_taps_than_the_soft_limit_on_open_files_are_written_and_a_hard_limit_is_t
     let message = refused(&mut under("-n 24", "hard"), 1);
     assert!(
         message.contains("Too many open files") && message.contains("ulimit -n"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_compressed_dataset_shuffled_and_packed_goes_through_every_command() {
+    let bench = Bench::new(40);
+    let text = std::fs::read(bench.path("data.jsonl")).unwrap();
+    let packed = zstd::encode_all(&text[..], 0).unwrap();
+    let data = bench.path("data.jsonl.zst");
+    std::fs::write(&data, &packed).unwrap();
+    let job = |command: &str, out: &Path| {
+        let mut c = streamgauge();
+        c.arg(command).arg("--model").arg(super::model());
+        c.arg("--data").arg(&data).arg("--out").arg(out);
+        c.args(["--tap", "blocks.1.hook_resid_post", "--quiet"]);
+        c.args([
+            "--sample-fraction",
+            "0.8#2",
+            "--shuffle",
+            "5",
+            "--pack-context",
+            "16",
+        ]);
+        c
+    };
+    let whole = bench.path("whole");
+    let plan = done_json(job("plan", &whole).arg("--json"));
+    let made = done_json(job("extract", &whole).arg("--json"));
+    assert_eq!(
+        (&plan["samples"], &plan["tokens"]),
+        (&made["samples"], &made["tokens"])
+    );
+    let shown = done_json(streamgauge().arg("inspect").arg(&whole).arg("--json"));
+    assert!(
+        shown["taps"][0]["mean_norm"].as_f64().unwrap() > 0.0,
+        "{shown}"
+    );
+    let parts = [0, 1].map(|i| bench.path(&format!("slice-{i}")));
+    for (i, part) in parts.iter().enumerate() {
+        done(job("extract", part).args(["--shard", &format!("{i}/2")]));
+    }
+    let merged = bench.path("merged");
+    done(streamgauge().arg("merge").arg(&merged).args(&parts));
+    for store in [&whole, &merged] {
+        done(
+            streamgauge()
+                .arg("verify")
+                .arg(store)
+                .args(["--recompute", "5"]),
+        );
+    }
+    let again = done_json(streamgauge().arg("inspect").arg(&merged).arg("--json"));
+    assert_eq!(again["taps"][0]["rows"], shown["taps"][0]["rows"]);
+    std::fs::write(&data, &packed[..packed.len() - 5]).unwrap();
+    let message = refused(&mut job("extract", &bench.path("cut")), 1);
+    assert!(
+        message.contains("data.jsonl.zst") && message.contains("cut short"),
         "{message}"
     );
 }

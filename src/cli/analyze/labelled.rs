@@ -524,6 +524,7 @@ mod tests {
             line: 1,
             tokens: vec![1],
             turns: Vec::new(),
+            pieces: Vec::new(),
             kept: vec![kept],
         };
         truth(&sample, 0, "label").ok()

@@ -1,5 +1,6 @@
 //! Tests of the module as a whole; what concerns one file only is tested in it.
 
+mod compressed;
 mod dataset;
 mod forms;
 mod hostile;

@@ -59,6 +59,7 @@ fn sample(number: u64, tokens: Vec<u32>) -> SampleRow {
         line: number + 1,
         tokens,
         turns: Vec::new(),
+        pieces: Vec::new(),
         kept: Vec::new(),
     }
 }

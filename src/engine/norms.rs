@@ -1,0 +1,121 @@
+//! The norms of stored rows, added up while they are in memory: what activations are scaled by before training on them.
+
+use rayon::prelude::*;
+
+use crate::store::{StoreDtype, TapInfo};
+
+/// Fewer rows than these are not worth sharing out.
+const ROWS_TOGETHER: usize = 32;
+
+/// Adds the Euclidean norm of each of the `rows` of a tap in `bytes` to `sum`, in f64 and in the order of the rows, so that the sum over a
+/// run does not depend on how its rows were cut into batches. A ragged tap has no rows of one length: nothing is added.
+pub fn add_norms(sum: &mut f64, info: &TapInfo, rows: usize, bytes: &[u8]) {
+    let width = info.row_shape.iter().product::<usize>() * info.dtype.size();
+    if info.ragged || width == 0 {
+        return;
+    }
+    let norm = |row: &[u8]| match info.dtype {
+        StoreDtype::F32 => norm(row, |b| f32::from_le_bytes(b).into()),
+        StoreDtype::F16 => norm(row, |b| half::f16::from_le_bytes(b).to_f64()),
+        StoreDtype::BF16 => norm(row, |b| half::bf16::from_le_bytes(b).to_f64()),
+    };
+    let rows = &bytes[..bytes.len().min(rows * width)];
+    let rows = rows.par_chunks_exact(width).with_min_len(ROWS_TOGETHER);
+    let norms: Vec<f64> = rows.map(norm).collect();
+    for norm in norms {
+        *sum += norm;
+    }
+}
+
+/// Norm of a row of numbers of N bytes each. Squares of these are exact enough in f64, and none overflows.
+fn norm<const N: usize>(row: &[u8], widen: impl Fn([u8; N]) -> f64) -> f64 {
+    let mut lanes = [0.0; 8];
+    let (eights, rest) = row.as_chunks::<N>().0.as_chunks::<8>();
+    for numbers in eights {
+        for (lane, &number) in lanes.iter_mut().zip(numbers) {
+            let x = widen(number);
+            *lane += x * x;
+        }
+    }
+    for (lane, &number) in lanes.iter_mut().zip(rest) {
+        let x = widen(number);
+        *lane += x * x;
+    }
+    lanes.iter().sum::<f64>().sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tap(dtype: StoreDtype, width: usize, ragged: bool) -> TapInfo {
+        TapInfo {
+            hook: "hook_embed".into(),
+            folder: "hook_embed".into(),
+            selection: "all".into(),
+            reduction: String::new(),
+            heads: None,
+            dtype,
+            row_shape: vec![width],
+            ragged,
+            top_k: None,
+        }
+    }
+
+    #[test]
+    fn norms_of_every_dtype_are_added_and_batches_do_not_matter() {
+        let values: Vec<f32> = (0..100 * 13)
+            .map(|i| ((i * 37 % 101) as f32 - 50.0) / 8.0)
+            .collect();
+        let expected: f64 = values
+            .chunks(13)
+            .map(|row| {
+                row.iter()
+                    .map(|&x| f64::from(x) * f64::from(x))
+                    .sum::<f64>()
+                    .sqrt()
+            })
+            .sum();
+        let bytes: [(StoreDtype, Vec<u8>); 3] = [
+            (
+                StoreDtype::F32,
+                values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            ),
+            (
+                StoreDtype::F16,
+                values
+                    .iter()
+                    .flat_map(|&v| half::f16::from_f32(v).to_le_bytes())
+                    .collect(),
+            ),
+            (
+                StoreDtype::BF16,
+                values
+                    .iter()
+                    .flat_map(|&v| half::bf16::from_f32(v).to_le_bytes())
+                    .collect(),
+            ),
+        ];
+        for (dtype, bytes) in bytes {
+            let info = tap(dtype, 13, false);
+            let mut whole = 0.0;
+            add_norms(&mut whole, &info, 100, &bytes);
+            assert!((whole / expected - 1.0).abs() < 1e-12, "{dtype}: {whole}");
+            let mut parts = 0.0;
+            let (a, b) = bytes.split_at(37 * 13 * dtype.size());
+            add_norms(&mut parts, &info, 37, a);
+            add_norms(&mut parts, &info, 63, b);
+            assert_eq!(parts.to_bits(), whole.to_bits());
+        }
+    }
+
+    #[test]
+    fn large_numbers_do_not_overflow_and_ragged_taps_have_no_norm() {
+        let bytes: Vec<u8> = [f32::MAX; 8].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let mut sum = 0.0;
+        add_norms(&mut sum, &tap(StoreDtype::F32, 8, false), 1, &bytes);
+        assert_eq!(sum, f64::from(f32::MAX) * 8f64.sqrt());
+        add_norms(&mut sum, &tap(StoreDtype::F32, 8, true), 1, &bytes);
+        assert_eq!(sum, f64::from(f32::MAX) * 8f64.sqrt());
+    }
+}
