@@ -72,7 +72,10 @@ fn what_cannot_be_a_dataset_is_refused_when_opened_with_the_remedy() {
     assert_says(&said(&["*.parquet"]), &["*.parquet", "matches no file"]);
     assert_says(
         &said(&["a.md"]),
-        &["a.md", ".jsonl, .json, .csv, .tsv, .txt or .parquet"],
+        &[
+            "a.md",
+            ".jsonl, .json, .csv, .tsv, .txt (each also with .gz or .zst) or .parquet",
+        ],
     );
     assert_says(&said(&["empty"]), &["empty", "holds no", ".jsonl"]);
     assert_says(&said(&["a***.txt"]), &["a***.txt", "not a valid glob"]);

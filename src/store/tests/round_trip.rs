@@ -52,9 +52,25 @@ fn any_run() -> impl Strategy<Value = Run> {
                 } else {
                     Vec::new()
                 };
+                // None, one of ids, or two of texts.
+                let piece = |first: u32, tokens: u32, chars| Piece {
+                    document: i as u64 * 7,
+                    file: format!("{i}.txt").into(),
+                    line: 3 + u64::from(first),
+                    first,
+                    tokens,
+                    offset: 1 << 40,
+                    chars,
+                };
+                let pieces = match i % 3 {
+                    0 => Vec::new(),
+                    1 => vec![piece(0, last + 1, None)],
+                    _ => vec![piece(0, 1, Some((0, 4))), piece(1, last, None)],
+                };
                 let row = SampleRow {
                     chunk,
                     turns,
+                    pieces,
                     kept: vec![kept],
                     ..sample(i as u64 * 3, tokens)
                 };
