@@ -301,7 +301,7 @@ impl Grid {
             ),
         ];
         said.push(match self.largest_difference {
-            d if d == 0.0 => "At the last layer, the last position patched alone is E7's patch of the whole block, to the last bit, \
+            0.0 => "At the last layer, the last position patched alone is E7's patch of the whole block, to the last bit, \
                 as it must be.".into(),
             d => format!("At the last layer, the last position patched alone differs from E7's patch of the whole block by {d:e}, \
                 which cannot be: do not trust these numbers."),

@@ -66,7 +66,7 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
     let sets = sets::search(study, &blocks)?;
     let bootstrap = study.bootstrap();
     let additivity = WAYS.map(|way| Additivity::of(&patched, way, &bootstrap));
-    let named = named(study, &patched, &sets)?;
+    let (named, tuning) = named(study, &patched, &sets)?;
     found.answer = additivity.iter().map(Additivity::said).collect();
     found.answer.extend(said_of_pairs(&named));
     found.answer.extend(sets.said());
@@ -86,6 +86,7 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
         sets.table(),
     ];
     found.manifests.extend(patched.manifest.clone());
+    found.manifests.extend(tuning);
     found.manifests.extend(sets.manifests());
     Ok(found)
 }
@@ -100,10 +101,16 @@ fn key(effect: &Effect) -> String {
     format!("E9.denoising.{}", effect.name())
 }
 
-/// The pairs that recovered most on the tuning half, among its best blocks, and those that were published; as the report half has them.
-fn named(study: &Study<'_>, patched: &Patched, sets: &Sets) -> Result<Vec<Effect>> {
+/// The pairs that recovered most on the tuning half, among its best blocks, and those that were published, as the report half has
+/// them; and the manifest of the sweep that they were selected by.
+fn named(
+    study: &Study<'_>,
+    patched: &Patched,
+    sets: &Sets,
+) -> Result<(Vec<Effect>, Option<String>)> {
     let candidates = sets.best_single(CANDIDATES);
     let mut pairs: Vec<Vec<PatchSite>> = Vec::new();
+    let mut manifest = None;
     if candidates.len() > 1 {
         let sites = candidates
             .iter()
@@ -120,6 +127,7 @@ fn named(study: &Study<'_>, patched: &Patched, sets: &Sets) -> Result<Vec<Effect
             patches,
         )?;
         pairs = tuning.largest(Way::Denoising, NAMED);
+        manifest = tuning.manifest;
     }
     let published = patched
         .patches(Way::Denoising)
@@ -135,10 +143,10 @@ fn named(study: &Study<'_>, patched: &Patched, sets: &Sets) -> Result<Vec<Effect
         }
     }
     let bootstrap = study.bootstrap();
-    Ok(pairs
+    let effects = pairs
         .iter()
-        .map(|pair| Effect::of(patched, Way::Denoising, pair, &bootstrap))
-        .collect())
+        .map(|pair| Effect::of(patched, Way::Denoising, pair, &bootstrap));
+    Ok((effects.collect(), manifest))
 }
 
 fn said_of_pairs(named: &[Effect]) -> Option<String> {
@@ -205,7 +213,11 @@ impl Additivity {
     }
 
     fn said(&self) -> String {
-        let (way, all) = (self.way.name(), self.pairs.len());
+        let all = self.pairs.len();
+        let way = match self.way {
+            Way::Denoising => "Denoising",
+            Way::Noising => "Noising",
+        };
         if self.n < 3 {
             return format!(
                 "{way}: {} of {all} pairs have effects large enough (0.05 for the two together, without signs) to ask whether they add up.",

@@ -392,7 +392,7 @@ mod tests {
     fn recovery_by_logits_goes_from_the_corrupt_to_the_clean_difference() {
         let diff = Metric::LogitDiff;
         let target = target(
-            &measures(&[diff.clone()]),
+            &measures(std::slice::from_ref(&diff)),
             &[3.0, 0.0, 1.0],
             &[1.0, 0.0, 3.0],
         );
