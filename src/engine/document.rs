@@ -20,7 +20,7 @@ impl Document {
     }
 
     /// Number of tokens.
-    pub fn len(&self) -> usize {
+    pub fn tokens(&self) -> usize {
         self.whole.row.tokens.len()
     }
 

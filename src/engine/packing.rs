@@ -52,12 +52,12 @@ impl Packer {
     ) -> Vec<(Start, Sample)> {
         let mut full = Vec::new();
         let mut at = from;
-        while at < document.len() && !self.numbers.is_empty() {
+        while at < document.tokens() && !self.numbers.is_empty() {
             if self.parts.is_empty() {
                 let place = (order, at as u64);
                 self.begun = Start { place, skipped };
             }
-            let end = document.len().min(at + self.length - self.tokens);
+            let end = document.tokens().min(at + self.length - self.tokens);
             self.parts.push(document.cut(at..end, 0));
             self.tokens += end - at;
             at = end;

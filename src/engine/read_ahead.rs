@@ -282,13 +282,15 @@ fn expected_tokens(planned: u64, dataset: &Dataset) -> Option<u64> {
 enum Tokenised {
     Samples(Vec<(Sample, SelectedSample)>),
     /// To be packed.
-    Document(Document),
+    Document(Box<Document>),
 }
 
 impl Tokenised {
     fn of(prepared: &Prepared, record: Record) -> Result<Self> {
         if prepared.job.pack_context.is_some() {
-            return Ok(Tokenised::Document(prepared.tokenising.document(record)?));
+            return Ok(Tokenised::Document(Box::new(
+                prepared.tokenising.document(record)?,
+            )));
         }
         let place = record.place();
         let samples = prepared.tokenising.samples(record)?;

@@ -236,7 +236,7 @@ fn contexts(
             let piece = &stored[c].pieces[p];
             let first = usize::try_from(piece.offset).unwrap_or(usize::MAX);
             let end = first.saturating_add(piece.tokens as usize);
-            if end > document.len() || first >= end {
+            if end > document.tokens() || first >= end {
                 return Err(missing(stored[c].sample).into());
             }
             parts[c][p] = Some(document.cut(first..end, 0));

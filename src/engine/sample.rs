@@ -222,7 +222,7 @@ impl Tokenising {
 
     /// Truncates, cuts or refuses what is longer than the limit.
     fn fit(&self, document: &Document, place: String) -> Result<Vec<Sample>> {
-        let tokens = document.len();
+        let tokens = document.tokens();
         if tokens <= self.max_length {
             return Ok(vec![document.cut(0..tokens, 0)]);
         }

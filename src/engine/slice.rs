@@ -128,7 +128,7 @@ fn token_starts(prepared: &Prepared, mut dataset: Dataset) -> Result<Vec<u64>> {
         for (order, document) in counted {
             starts.resize(order as usize + 1, total);
             total += match document {
-                Ok(document) => document.len() as u64,
+                Ok(document) => document.tokens() as u64,
                 Err(crate::Error::Engine(bad))
                     if prepared.job.skip_bad && bad.is_of_one_record() =>
                 {

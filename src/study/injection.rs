@@ -348,7 +348,7 @@ mod tests {
     fn later_tokens_are_the_second_to_the_twenty_ninth_as_far_as_there_are_any() {
         let step = |i: usize| Step {
             difference: i as f64,
-            differs: i % 2 == 0,
+            differs: i.is_multiple_of(2),
             nll: 0.0,
             kl: 0.0,
         };

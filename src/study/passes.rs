@@ -37,8 +37,8 @@ pub struct Saved {
 }
 
 impl LastRows {
-    /// The sequences.
-    pub fn len(&self) -> usize {
+    /// How many sequences there are.
+    pub fn sequences(&self) -> usize {
         self.place.len()
     }
 
