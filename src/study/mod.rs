@@ -9,6 +9,7 @@ mod error;
 mod facts;
 mod folder;
 mod generation;
+mod heading;
 mod passes;
 mod prompts;
 mod statistics;
@@ -299,6 +300,11 @@ impl<'p> Study<'p> {
         &self.inputs.facts
     }
 
+    /// Where the prompts are from.
+    pub fn prompts_file(&self) -> &str {
+        &self.inputs.prompts.file
+    }
+
     /// The prompts of a half, or all.
     pub fn prompts(&self, half: Option<Half>) -> Vec<Asked<'_>> {
         let all = self.inputs.prompts.prompts.iter().zip(&self.inputs.samples);
@@ -574,6 +580,7 @@ pub fn run(study: &Study<'_>, tell: &mut dyn FnMut(Event)) -> Result<Vec<Finding
         tell(Event::Done(experiment.id, finding.seconds));
         findings.push(finding);
     }
+    heading::page(study)?;
     Ok(findings)
 }
 
