@@ -53,13 +53,14 @@ fn tokenizer() -> Value {
         ("Ġi", "s"),
     ];
     let mut vocab = Map::new();
-    let mut next = 3;
+    let mut next = 0;
     let mut add = |token: String| {
         if !vocab.contains_key(&token) {
             vocab.insert(token, next.into());
             next += 1;
         }
     };
+    ["<unk>", BOS, "</s>"].map(|special| add(special.into()));
     (b'!'..=b'~').for_each(|b| add(char::from(b).into()));
     add("Ġ".into());
     add("Ċ".into());
