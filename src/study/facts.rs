@@ -64,7 +64,9 @@ impl Facts {
         let hash = super::hash(bytes);
         let mut reader = csv::ReaderBuilder::new().from_reader(bytes);
         let bad = |error: &csv::Error| {
-            let line = error.position().map_or(1, csv::Position::line);
+            let line = error
+                .position()
+                .map_or(1, |position| line_at(bytes, position));
             let (what, remedy) = match error.kind() {
                 csv::ErrorKind::Utf8 { .. } => ("not UTF-8".into(), "save it as UTF-8"),
                 csv::ErrorKind::UnequalLengths {
@@ -81,7 +83,9 @@ impl Facts {
         let mut facts = Vec::new();
         let mut row = csv::StringRecord::new();
         while reader.read_record(&mut row).map_err(|e| bad(&e))? {
-            let line = row.position().map_or(0, csv::Position::line);
+            let line = row
+                .position()
+                .map_or(0, |position| line_at(bytes, position));
             facts.push(columns.fact(&row, file, line)?);
         }
         both_labels(&facts, file)?;
@@ -106,6 +110,15 @@ impl Facts {
             hash,
         })
     }
+}
+
+/// The line, from 1, that a record begins on. The reader's own count is one short where lines end in CR LF: it leaves the LF to the
+/// next record.
+fn line_at(bytes: &[u8], position: &csv::Position) -> u64 {
+    let at = usize::try_from(position.byte()).map_or(bytes.len(), |at| at.min(bytes.len()));
+    let between = bytes[at..].iter().take_while(|b| b"\r\n".contains(b));
+    let line_ends = |bytes: &[u8]| bytes.iter().filter(|&&b| b == b'\n').count() as u64;
+    1 + line_ends(&bytes[..at + between.count()])
 }
 
 /// Where each column stands.
@@ -253,6 +266,14 @@ mod tests {
                 "f.csv:2: the statement is empty",
             ),
             (b"statement,label\n", "f.csv:1: no statements"),
+            (
+                b"statement,label\r\n\r\nA b.,1\r\nC d.,maybe\r\n",
+                "f.csv:4: the label is `maybe`",
+            ),
+            (
+                b"statement,label\r\n\"A\r\nb.\",1\r\n\xff,0\r\n",
+                "f.csv:4: not UTF-8",
+            ),
         ] {
             assert!(message(bytes).starts_with(says), "{}", message(bytes));
         }
