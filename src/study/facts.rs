@@ -63,10 +63,13 @@ impl Facts {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let hash = super::hash(bytes);
         let mut reader = csv::ReaderBuilder::new().from_reader(bytes);
-        let bad = |error: &csv::Error| {
-            let line = error
-                .position()
-                .map_or(1, |position| line_at(bytes, position));
+        let mut lines = Lines {
+            bytes,
+            counted: 0,
+            line: 1,
+        };
+        let bad = |error: &csv::Error, lines: &mut Lines<'_>| {
+            let line = error.position().map_or(1, |position| lines.at(position));
             let (what, remedy) = match error.kind() {
                 csv::ErrorKind::Utf8 { .. } => ("not UTF-8".into(), "save it as UTF-8"),
                 csv::ErrorKind::UnequalLengths {
@@ -79,13 +82,15 @@ impl Facts {
             };
             Error::line(file, line, what, remedy)
         };
-        let columns = Columns::find(reader.headers().map_err(|e| bad(&e))?, file)?;
+        let header = reader.headers().map_err(|e| bad(&e, &mut lines))?;
+        let columns = Columns::find(header, file)?;
         let mut facts = Vec::new();
         let mut row = csv::StringRecord::new();
-        while reader.read_record(&mut row).map_err(|e| bad(&e))? {
-            let line = row
-                .position()
-                .map_or(0, |position| line_at(bytes, position));
+        while reader
+            .read_record(&mut row)
+            .map_err(|e| bad(&e, &mut lines))?
+        {
+            let line = row.position().map_or(0, |position| lines.at(position));
             facts.push(columns.fact(&row, file, line)?);
         }
         both_labels(&facts, file)?;
@@ -112,13 +117,26 @@ impl Facts {
     }
 }
 
-/// The line, from 1, that a record begins on. The reader's own count is one short where lines end in CR LF: it leaves the LF to the
-/// next record.
-fn line_at(bytes: &[u8], position: &csv::Position) -> u64 {
-    let at = usize::try_from(position.byte()).map_or(bytes.len(), |at| at.min(bytes.len()));
-    let between = bytes[at..].iter().take_while(|b| b"\r\n".contains(b));
-    let line_ends = |bytes: &[u8]| bytes.iter().filter(|&&b| b == b'\n').count() as u64;
-    1 + line_ends(&bytes[..at + between.count()])
+/// Tells which line a record begins on. The reader's own count is one short where lines end in CR LF: it leaves the LF to the next record.
+struct Lines<'b> {
+    bytes: &'b [u8],
+    /// What was counted before, and the line there.
+    counted: usize,
+    line: u64,
+}
+
+impl Lines<'_> {
+    /// The line, from 1; positions may only rise.
+    fn at(&mut self, position: &csv::Position) -> u64 {
+        let at = usize::try_from(position.byte())
+            .map_or(self.bytes.len(), |at| at.min(self.bytes.len()));
+        let between = self.bytes[at..].iter().take_while(|b| b"\r\n".contains(b));
+        let end = at + between.count();
+        let new = self.bytes.get(self.counted..end).unwrap_or_default();
+        self.line += new.iter().filter(|&&b| b == b'\n').count() as u64;
+        self.counted = self.counted.max(end);
+        self.line
+    }
 }
 
 /// Where each column stands.
