@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use common::tiny_chat::tiny_chat_model;
+use streamgauge::engine::{Prepared, direction_of_layer};
+use streamgauge::hooks::Site;
 use streamgauge::report::finding::{Body, Finding};
+use streamgauge::study::{Choice, Inputs, Options, Steer, Study, point};
 
 fn streamgauge() -> Command {
     Command::new(env!("CARGO_BIN_EXE_streamgauge"))
@@ -187,4 +190,174 @@ fn bad_inputs_are_refused_by_file_and_line_before_anything_runs() {
     let message = refused(bench.study("out").arg("--prompts").arg(&file), 1);
     assert!(message.contains("long.jsonl:2"), "{message}");
     assert!(!bench.path("out/findings/E1.json").exists());
+}
+
+/// Runs `with` on a quick study of the tiny model from Rust.
+fn in_rust(bench: &Bench, with: impl FnOnce(&Study<'_>)) {
+    let prepared =
+        Prepared::for_generation(Inputs::job(&bench.model.display().to_string())).unwrap();
+    let options = Options {
+        quick: true,
+        ..Options::new(bench.path("rust"))
+    };
+    let inputs = Inputs::read(&prepared, options).unwrap();
+    with(&Study::new(&prepared, inputs, Box::new(prepared.cpu())));
+}
+
+#[test]
+fn rows_of_sequences_that_share_a_beginning_are_those_of_each_by_itself() {
+    in_rust(&Bench::new(), |study| {
+        let points = [point(Site::ResidPost, 1), point(Site::LnFinalOut, 0)];
+        let sequences: [&[u32]; 5] = [&[1, 7, 9], &[1, 7], &[1, 7, 9, 30, 31], &[1, 8], &[1, 7]];
+        let together = study.last_rows(&points, &sequences).unwrap();
+        assert_eq!(together.sequences(), 5);
+        for (i, sequence) in sequences.iter().enumerate() {
+            let alone = study.last_rows(&points, &[sequence]).unwrap();
+            for at in 0..points.len() {
+                assert_eq!(together.row(at, i), alone.row(at, 0), "{sequence:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn replayed_runs_have_the_bits_of_whole_edited_ones() {
+    in_rust(&Bench::new(), |study| {
+        let sequences: [&[u32]; 3] = [&[1, 7, 9, 50], &[1, 8], &[1, 30, 31, 32, 33]];
+        let direction: Vec<f32> = (0..study.dims().d_model)
+            .map(|i| (i as f32).sin())
+            .collect();
+        let layer = 1;
+        let saved = study.save_residual(layer, &sequences).unwrap();
+        let steer = Steer {
+            layer,
+            direction: &direction,
+            c: -0.7,
+        };
+        let whole = study.logits(&sequences, Some(steer)).unwrap();
+        assert_eq!(study.replayed(&saved, &direction, -0.7).unwrap(), whole);
+        assert_ne!(study.logits(&sequences, None).unwrap(), whole);
+    });
+}
+
+#[test]
+fn the_edit_is_the_one_that_the_chosen_strength_was_tried_with() {
+    let bench = Bench::new();
+    bench
+        .study("out")
+        .args(["--experiments", "E2"])
+        .assert()
+        .success();
+    let choice: Choice =
+        serde_json::from_slice(&std::fs::read(bench.path("out/choice.json")).unwrap()).unwrap();
+    assert_eq!(choice.layer, 1);
+    let last = choice.tried.last().unwrap();
+    assert_eq!((last.c, last.flipped >= 0.9), (choice.c, choice.reached));
+    assert!(choice.c < 0.0 && (choice.share() - last.share).abs() < 1e-6);
+
+    // The flips of the tuning prompts that E2 finds by generating are those that the choice counted.
+    let finding = bench.finding("out", "E2");
+    let flipped = column(&finding, "E2-answers", "flipped");
+    let half = column(&finding, "E2-answers", "half");
+    let share_of = |of: &str| {
+        let these: Vec<bool> = flipped
+            .iter()
+            .zip(&half)
+            .filter(|(_, half)| *half == of)
+            .map(|(flipped, _)| flipped.as_bool().unwrap())
+            .collect();
+        these.iter().filter(|&&f| f).count() as f64 / these.len() as f64
+    };
+    assert_eq!(share_of("tuning"), last.flipped);
+    assert_eq!(finding.numbers[0].name, "first tokens flipped, report half");
+    assert_eq!(finding.numbers[0].value, Some(share_of("report")));
+    let names: Vec<&str> = finding.numbers[0]
+        .controls
+        .iter()
+        .map(|c| c.name.as_str())
+        .collect();
+    assert_eq!(names, ["P(No) − P(Yes), edited", "P(No) − P(Yes), plain"]);
+}
+
+#[test]
+fn the_rating_sheet_is_blank_and_does_not_tell_which_run_an_answer_is_of() {
+    let bench = Bench::new();
+    bench
+        .study("out")
+        .args(["--experiments", "E2"])
+        .assert()
+        .success();
+    let rows = |name: &str| -> Vec<csv::StringRecord> {
+        let mut reader = csv::Reader::from_path(bench.path("out/E2").join(name)).unwrap();
+        reader.records().map(Result::unwrap).collect()
+    };
+    let (ratings, keys) = (rows("ratings.csv"), rows("ratings-key.csv"));
+    assert_eq!((ratings.len(), keys.len()), (16, 16));
+    assert!(
+        ratings
+            .iter()
+            .all(|row| row.len() == 5 && row[3].is_empty() && row[4].is_empty())
+    );
+    let runs: Vec<&str> = keys.iter().map(|key| &key[2]).collect();
+    assert_eq!(runs.iter().filter(|&&run| run == "plain").count(), 8);
+    assert!(
+        !runs.is_sorted() && runs.chunks(2).any(|pair| pair[0] == pair[1]),
+        "{runs:?}"
+    );
+}
+
+#[test]
+fn directions_are_unit_vectors_one_per_layer_that_an_edit_takes() {
+    let bench = Bench::new();
+    bench
+        .study("out")
+        .args(["--experiments", "E1"])
+        .assert()
+        .success();
+    let file = bench.path("out/directions.safetensors");
+    for layer in 0..3 {
+        let direction = direction_of_layer(&file, None, Some(layer), 64).unwrap();
+        let norm: f64 = direction
+            .iter()
+            .map(|&x| f64::from(x).powi(2))
+            .sum::<f64>()
+            .sqrt();
+        assert!((norm - 1.0).abs() < 1e-6, "{norm}");
+    }
+    let finding = bench.finding("out", "E1");
+    assert_eq!(
+        column(&finding, "E1-layers", "hook").last().unwrap(),
+        "ln_final.hook_out"
+    );
+    assert_eq!(column(&finding, "E1-layers", "layer"), [0, 1, 2, 3]);
+    assert!(
+        finding.command.ends_with("--experiments E1")
+            && finding.command.starts_with("streamgauge study dishonesty")
+    );
+    assert!(
+        finding
+            .answer
+            .iter()
+            .any(|a| a.contains("leaks into every later token"))
+    );
+    assert!(finding.answer.last().unwrap().contains("quick run"));
+    let edit = format!(
+        "add at=blocks.1.hook_resid_post v='{}#direction.1' c=-2",
+        file.display()
+    );
+    streamgauge()
+        .args([
+            "generate",
+            "--prompt",
+            "Is it?",
+            "--chat",
+            "--max-new-tokens",
+            "2",
+            "--edit",
+            &edit,
+            "--model",
+        ])
+        .arg(&bench.model)
+        .assert()
+        .success();
 }

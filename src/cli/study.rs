@@ -23,8 +23,8 @@ enum Which {
 /// The dishonesty study of Golechha and Dao (arXiv 2402.03855), on any supported instruction-tuned model, with controls.
 ///
 /// E1 finds a direction per layer, E2 steers generation with it; the others ask whether today's tools explain what it does. Results go
-/// to --out: findings/ID.json for each experiment, directions.safetensors (ready for --edit) and choice.json, the layer and strength of
-/// the edit. An experiment that --out already holds is not run again, so a study that was stopped goes on by the same command; a folder
+/// to --out: report.html, with every exhibit as CSV, SVG and PNG in exhibits/; findings/ID.json for each experiment, of which the page is
+/// made; directions.safetensors (ready for --edit) and choice.json, the layer and strength of the edit. An experiment that --out already holds is not run again, so a study that was stopped goes on by the same command; a folder
 /// with a study of other inputs is refused.
 #[derive(Debug, Args)]
 struct DishonestyArgs {
@@ -134,7 +134,10 @@ fn dishonesty(args: &DishonestyArgs) -> CliResult {
             out(format_args!("    {paragraph}\n"));
         }
     }
-    out(format_args!("{}\n", args.out.display()));
+    out(format_args!(
+        "{}\n",
+        args.out.join(crate::report::page::PAGE).display()
+    ));
     Ok(())
 }
 

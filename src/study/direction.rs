@@ -212,16 +212,10 @@ fn answer(study: &Study<'_>, fitted: &Fitted, cosines: &[f64]) -> Result<Vec<Str
     let layer = super::strength::steered_layer_of(study);
     let at = &fitted.layers()[layer];
     let (last, normed) = (&fitted.layers()[fitted.layers().len() - 1], fitted.normed());
-    let leaking = fitted
-        .layers()
-        .iter()
-        .position(|at| at.lat.matched_accuracy >= 0.99);
-    let leak = match leaking {
-        Some(first) => format!(
-            "from layer {first} on it is 0.99 or more somewhere, with any pair of instructions one would expect the same"
-        ),
-        None => "here it stays below 0.99 at every layer".into(),
-    };
+    let at_every_layer = fitted.layers().iter();
+    let leaking = at_every_layer
+        .filter(|at| at.lat.matched_accuracy >= 0.99)
+        .count();
     Ok(vec![
         format!(
             "At layer {layer}, the one that is steered, the direction puts the {} string of a held-out pair above its twin in {:.3} of pairs, and a held-out string by \
@@ -237,8 +231,9 @@ fn answer(study: &Study<'_>, fitted: &Fitted, cosines: &[f64]) -> Result<Vec<Str
             at.authors
         ),
         format!(
-            "Matched-pair accuracy is no evidence of a concept. The two strings of a pair differ in one instruction word, and that word leaks into every later token: {leak}. \
-             The unpaired accuracy is the one to read; the published one tests on strings that the direction was trained on."
+            "Matched-pair accuracy is no evidence of a concept. The two strings of a pair differ in one instruction word, which leaks into every later token, so that any pair of words can \
+             be told apart: it is 0.99 or more at {leaking} of {} layers. The unpaired accuracy is the one to read; the published test is on strings that the direction was trained on.",
+            study.n_layers()
         ),
         format!(
             "At layer {layer} the second eigenvalue is {:.2} of the first and the direction's |cosine| with the mean difference is {:.2}. Where the first is near 1, or the second near 0 \

@@ -63,8 +63,13 @@ impl Facts {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let hash = super::hash(bytes);
         let mut reader = csv::ReaderBuilder::new().from_reader(bytes);
-        let bad = |error: &csv::Error| {
-            let line = error.position().map_or(1, csv::Position::line);
+        let mut lines = Lines {
+            bytes,
+            counted: 0,
+            line: 1,
+        };
+        let bad = |error: &csv::Error, lines: &mut Lines<'_>| {
+            let line = error.position().map_or(1, |position| lines.at(position));
             let (what, remedy) = match error.kind() {
                 csv::ErrorKind::Utf8 { .. } => ("not UTF-8".into(), "save it as UTF-8"),
                 csv::ErrorKind::UnequalLengths {
@@ -77,11 +82,15 @@ impl Facts {
             };
             Error::line(file, line, what, remedy)
         };
-        let columns = Columns::find(reader.headers().map_err(|e| bad(&e))?, file)?;
+        let header = reader.headers().map_err(|e| bad(&e, &mut lines))?;
+        let columns = Columns::find(header, file)?;
         let mut facts = Vec::new();
         let mut row = csv::StringRecord::new();
-        while reader.read_record(&mut row).map_err(|e| bad(&e))? {
-            let line = row.position().map_or(0, csv::Position::line);
+        while reader
+            .read_record(&mut row)
+            .map_err(|e| bad(&e, &mut lines))?
+        {
+            let line = row.position().map_or(0, |position| lines.at(position));
             facts.push(columns.fact(&row, file, line)?);
         }
         both_labels(&facts, file)?;
@@ -105,6 +114,28 @@ impl Facts {
             duplicates: found,
             hash,
         })
+    }
+}
+
+/// Tells which line a record begins on. The reader's own count is one short where lines end in CR LF: it leaves the LF to the next record.
+struct Lines<'b> {
+    bytes: &'b [u8],
+    /// What was counted before, and the line there.
+    counted: usize,
+    line: u64,
+}
+
+impl Lines<'_> {
+    /// The line, from 1; positions may only rise.
+    fn at(&mut self, position: &csv::Position) -> u64 {
+        let at = usize::try_from(position.byte())
+            .map_or(self.bytes.len(), |at| at.min(self.bytes.len()));
+        let between = self.bytes[at..].iter().take_while(|b| b"\r\n".contains(b));
+        let end = at + between.count();
+        let new = self.bytes.get(self.counted..end).unwrap_or_default();
+        self.line += new.iter().filter(|&&b| b == b'\n').count() as u64;
+        self.counted = self.counted.max(end);
+        self.line
     }
 }
 
@@ -253,6 +284,14 @@ mod tests {
                 "f.csv:2: the statement is empty",
             ),
             (b"statement,label\n", "f.csv:1: no statements"),
+            (
+                b"statement,label\r\n\r\nA b.,1\r\nC d.,maybe\r\n",
+                "f.csv:4: the label is `maybe`",
+            ),
+            (
+                b"statement,label\r\n\"A\r\nb.\",1\r\n\xff,0\r\n",
+                "f.csv:4: not UTF-8",
+            ),
         ] {
             assert!(message(bytes).starts_with(says), "{}", message(bytes));
         }

@@ -98,6 +98,11 @@ pub(super) fn finding(study: &Study<'_>, id: &str) -> Result<Option<Finding>> {
     file.is_file().then(|| load(&file)).transpose()
 }
 
+/// Whether the folder has that experiment's finding.
+pub(super) fn has(study: &Study<'_>, id: &str) -> bool {
+    finding_file(study, id).is_file()
+}
+
 /// Keeps a finding.
 pub(super) fn keep(study: &Study<'_>, finding: &Finding) -> Result<()> {
     save(&finding_file(study, &finding.id), finding)
@@ -107,14 +112,19 @@ fn finding_file(study: &Study<'_>, id: &str) -> PathBuf {
     study.path("findings").join(format!("{id}.json"))
 }
 
+/// The study's edit, if it was chosen before.
+pub(super) fn kept_choice(study: &Study<'_>) -> Result<Option<Choice>> {
+    let file = study.path(CHOICE);
+    file.is_file().then(|| load(&file)).transpose()
+}
+
 /// The study's edit, as it was kept, or chosen now.
 pub(super) fn choice(study: &Study<'_>) -> Result<Choice> {
-    let file = study.path(CHOICE);
-    if file.is_file() {
-        return load(&file);
+    if let Some(choice) = kept_choice(study)? {
+        return Ok(choice);
     }
     let choice = Choice::make(study)?;
-    save(&file, &choice)?;
+    save(&study.path(CHOICE), &choice)?;
     Ok(choice)
 }
 

@@ -294,11 +294,11 @@ fn numbers(
         }
     }
     let kls = each(report, &|a| a.kl);
-    numbers.push(
+    numbers.push(beside_no(
         Number::new("KL from the plain first token, median", median(&kls))
             .unit("nat")
             .over(kls.len()),
-    );
+    ));
     for (name, unit, of_told) in [
         (
             "negative log-probability per token, by the plain model",
@@ -308,15 +308,15 @@ fn numbers(
         ("repeated trigrams", "", |t: &Told| t.repetition),
     ] {
         let plain = mean(&each(report, &|a| of_told(&a.plain)));
-        numbers.push(
-            over(
-                &format!("{name}, edited"),
-                &each(report, &|a| of_told(&a.edited)),
-            )
-            .unit(unit)
-            .beside("plain", plain),
-        );
+        let edited = each(report, &|a| of_told(&a.edited));
+        let number = over(&format!("{name}, edited"), &edited);
+        numbers.push(beside_no(number.unit(unit).beside("plain", plain)));
     }
+    numbers.push(
+        Number::new("dishonest or evasive, by a human reading", None)
+            .published(study.published("E2.dishonest-or-evasive"))
+            .note("for a reader to fill in: E2/ratings.csv"),
+    );
     numbers.push(
         Number::new(
             format!("|c| over the mean ‖x‖ of layer {}", choice.layer),

@@ -15,6 +15,7 @@ mod facts;
 mod folder;
 mod generation;
 mod grid;
+mod heading;
 mod heads;
 mod injection;
 mod lens;
@@ -344,6 +345,11 @@ impl<'p> Study<'p> {
         &self.inputs.facts
     }
 
+    /// Where the prompts are from.
+    pub fn prompts_file(&self) -> &str {
+        &self.inputs.prompts.file
+    }
+
     /// The prompts of a half, or all.
     pub fn prompts(&self, half: Option<Half>) -> Vec<Asked<'_>> {
         let all = self.inputs.prompts.prompts.iter().zip(&self.inputs.samples);
@@ -619,6 +625,7 @@ pub fn run(study: &Study<'_>, tell: &mut dyn FnMut(Event)) -> Result<Vec<Finding
         tell(Event::Done(experiment.id, finding.seconds));
         findings.push(finding);
     }
+    heading::page(study)?;
     Ok(findings)
 }
 
