@@ -836,12 +836,12 @@ fn the_command_patches_a_set_and_names_all_its_places() {
     let flags = ["--set", set, "--metric", "prob-diff", "--quiet"];
     patch(&bench, &pairs, &flags).assert().success();
     let mut csv = csv::Reader::from_path(bench.path("out/sweep.csv")).unwrap();
-    assert_eq!(csv.headers().unwrap().iter().last(), Some("set"));
+    assert_eq!(csv.headers().unwrap().iter().next_back(), Some("set"));
     let rows: Vec<csv::StringRecord> = csv.records().map(Result::unwrap).collect();
     assert_eq!(rows.len(), 1);
     assert_eq!(&rows[0][5], "prob-diff");
     assert_eq!(
-        rows[0].iter().last().unwrap(),
+        rows[0].iter().next_back().unwrap(),
         "blocks.0.hook_mlp_out@all + blocks.1.hook_mlp_out@all + blocks.2.attn.hook_z[1]@-1"
     );
     let empty = Bench::new();
