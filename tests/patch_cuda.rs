@@ -6,7 +6,7 @@ use ptx_interpreter::Schedule;
 use streamgauge::backend::cuda::interpreted::Interpretation;
 use streamgauge::backend::cuda::virtual_gpu::{StreamOrder, VirtualGpu, VirtualGpuOptions};
 use streamgauge::backend::cuda::{Cuda, CudaOptions, Dtype};
-use streamgauge::engine::sweep::{Row, Sweep, SweepSpec, Way, read_pairs};
+use streamgauge::engine::sweep::{Metric, Row, Sweep, SweepSpec, Way, read_pairs};
 use streamgauge::engine::{Job, Machine, Prepared, shape};
 
 fn device(prepared: &Prepared, dtype: Dtype) -> Cuda<VirtualGpu> {
@@ -50,7 +50,22 @@ fn rows(prepared: &Prepared, machine: &mut dyn Machine, edited: bool) -> Vec<Row
         format!("{{\"clean\": [5, 61, 12, 77, 17]{corrupt}}}\n"),
     )
     .unwrap();
+    let ones = [1.0_f32; 64].map(f32::to_le_bytes).concat();
+    let ones = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![64], &ones);
+    let direction = dir.path().join("d.safetensors");
+    safetensors::serialize_to_file([("d", ones.unwrap())], None, &direction).unwrap();
+    let direction = Metric::Direction {
+        file: direction,
+        key: "d".into(),
+        at: "ln_final.hook_out".into(),
+    };
+    let of = Some([vec![5, 9], vec![33]]);
     let spec = SweepSpec {
+        metrics: vec![Metric::KlRecovery, Metric::ProbDiff { of }, direction],
+        sets: vec![vec![
+            "blocks.0.attn.hook_z[0]".into(),
+            "blocks.1.hook_mlp_out@-1".into(),
+        ]],
         pairs: vec!["blocks.*.hook_mlp_out".into()],
         ways: vec![Way::Denoising, Way::Noising],
         min_kl: 0.0,
@@ -87,7 +102,7 @@ fn a_sweep_in_f32_is_as_on_the_cpu() {
         let on_device = rows(&prepared, &mut device, !edits.is_empty());
         assert_eq!(on_cpu.len(), on_device.len());
         for (a, b) in on_cpu.iter().zip(&on_device) {
-            assert_eq!((&a.sites, a.way), (&b.sites, b.way));
+            assert_eq!((&a.sites, a.way, a.metric), (&b.sites, b.way, b.metric));
             assert!((a.recovery - b.recovery).abs() < 1e-3, "{a:?} {b:?}");
         }
     }
