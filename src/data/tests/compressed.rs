@@ -9,8 +9,12 @@ fn gzip(text: &[u8]) -> Vec<u8> {
     to.finish().unwrap()
 }
 
+/// With a checksum, as the `zstd` command writes.
 fn zst(text: &[u8]) -> Vec<u8> {
-    zstd::encode_all(text, 0).unwrap()
+    let mut to = zstd::Encoder::new(Vec::new(), 0).unwrap();
+    to.include_checksum(true).unwrap();
+    to.write_all(text).unwrap();
+    to.finish().unwrap()
 }
 
 /// How a text is compressed, and the extension that says so.
