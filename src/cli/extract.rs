@@ -6,8 +6,9 @@ use std::time::Duration;
 use clap::Args;
 
 use super::device_args::told;
+use super::devices::{self, Devices, Worker};
 use super::job_args::JobArgs;
-use super::progress::Meter;
+use super::progress::{Meter, ProgressArg};
 use super::{CliResult, Failure, Usage, format, out};
 use crate::engine::{
     EditReceipt, Ending, Error, Extracted, Machine, Options, Prepared, Progress, Trace,
@@ -21,25 +22,57 @@ use crate::sys::stop;
 /// The store is a directory of safetensors files, one folder per tap, with a Parquet table of the samples and a manifest.
 /// It never looks finished unless it is. A run that was stopped (Ctrl-C ends it after the current batch, with status 130), killed or
 /// out of disk goes on with --resume, and ends with the same bits as one that was never stopped.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ExtractArgs {
     #[command(flatten)]
-    job: JobArgs,
+    pub(super) job: JobArgs,
+    /// Run on several devices, by a process each: all (every GPU), a list of GPUs as in 0,1, or processes on the CPU as in 4xcpu. Slices lie
+    /// in OUT.slices/ until all are joined into OUT. A process that dies is started once more; --resume goes on, on any number of devices.
+    #[arg(long, value_name = "LIST", conflicts_with_all = ["device", "shard", "trace"])]
+    pub(super) devices: Option<Devices>,
+    /// What `--devices` puts behind the command line of the processes that it starts.
+    #[arg(long, value_name = "WORKER", hide = true, requires = "devices")]
+    pub(super) worker: Option<Worker>,
     /// Make finished batches durable at least this often, in seconds: what a crash can lose. 0: every batch.
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = seconds)]
     commit_every: f64,
     /// Write a timeline of the run to FILE, for chrome://tracing or Perfetto.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// No progress, no summary.
+    /// How far it is: for people, or for a program.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) progress: ProgressArg,
+    /// No progress for people, no summary.
     #[arg(long)]
-    quiet: bool,
+    pub(super) quiet: bool,
     /// Print the summary as JSON.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub fn run(args: &ExtractArgs) -> CliResult {
+    match (&args.devices, &args.worker) {
+        (Some(devices), None) => devices::run(args, devices),
+        (_, Some(worker)) => run_here(&as_worker(args, worker)?),
+        (None, None) => run_here(args),
+    }
+}
+
+/// What a worker of `--devices` does of the command.
+fn as_worker(args: &ExtractArgs, worker: &Worker) -> Result<ExtractArgs, Failure> {
+    worker.end_with_supervisor()?;
+    let mut args = args.clone();
+    args.job.out = args.job.out.map(|out| worker.store(&out)).transpose()?;
+    args.job.shard = Some(format!("{}/{}", worker.slice, worker.of));
+    args.job.device.device = worker.device;
+    args.job.resume = true;
+    args.progress = ProgressArg::Json;
+    args.quiet = true;
+    args.json = false;
+    Ok(args)
+}
+
+fn run_here(args: &ExtractArgs) -> CliResult {
     let Some(dir) = &args.job.out else {
         return Err(Usage("--out DIR is missing: say where the store goes".into()).into());
     };
@@ -52,7 +85,7 @@ pub fn run(args: &ExtractArgs) -> CliResult {
     if let Some(line) = told(&place, &opened).filter(|_| !args.quiet) {
         eprintln!("{line}");
     }
-    let mut meter = Meter::new(args.quiet);
+    let mut meter = Meter::of(args.progress, args.quiet);
     let machine = &mut *opened.machine;
     let ending = run_job(args, &prepared, machine, dir, &mut |progress| {
         meter.show(progress)
@@ -64,7 +97,12 @@ pub fn run(args: &ExtractArgs) -> CliResult {
     }
     let done = match ending? {
         Ending::Done(done) => done,
-        Ending::Already(manifest) => return recheck(dir, &manifest, args.json, args.quiet),
+        Ending::Already(manifest) => {
+            if args.progress == ProgressArg::Json {
+                meter.show(&whole(&manifest));
+            }
+            return recheck(dir, &manifest, args.json, args.quiet);
+        }
     };
     if done.skipped > 0 {
         eprintln!("skipped {}:", format::counted(done.skipped, "bad record"));
@@ -156,6 +194,20 @@ pub(super) fn recheck(dir: &Path, manifest: &Manifest, json: bool, quiet: bool) 
         "{} is complete and damaged: remove it and run again without --resume",
         dir.display()
     )))
+}
+
+/// How far a complete store is.
+fn whole(manifest: &Manifest) -> Progress {
+    let tokens = manifest.timing["tokens"].as_u64().unwrap_or(0);
+    let taps = manifest.shards.iter().flat_map(|shard| &shard.taps);
+    Progress {
+        samples: manifest.samples,
+        tokens,
+        resumed: (manifest.samples, tokens),
+        expected_tokens: Some(tokens),
+        bytes: taps.map(|tap| tap.bytes).sum(),
+        ..Progress::default()
+    }
 }
 
 fn summary(done: &Extracted, dir: &Path) -> String {

@@ -5,6 +5,7 @@ mod analyze;
 mod bench;
 mod ceilings;
 mod device_args;
+mod devices;
 mod doctor;
 mod edit_args;
 mod extract;

@@ -1,58 +1,162 @@
-//! How far a long run is: a bar on a terminal, else a line every ten seconds.
+//! How far a long run is: a bar on a terminal, else a line every ten seconds; or JSON, for a program that watches.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
 
 use super::format;
 use crate::engine::Progress;
 
 const EVERY: Duration = Duration::from_secs(10);
+const EVERY_JSON: Duration = Duration::from_millis(500);
+
+/// `--progress`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum ProgressArg {
+    /// A bar on a terminal, else a line every ten seconds.
+    #[default]
+    Auto,
+    /// An object a line on stderr, twice a second at most and at the end.
+    Json,
+}
 
 /// Shows a run's progress on stderr.
 pub struct Meter {
-    bar: Option<ProgressBar>,
-    quiet: bool,
-    last_line: Instant,
+    face: Face,
+    last_line: Option<Instant>,
+    /// The newest state, where it was not told yet.
+    untold: Option<Progress>,
+}
+
+enum Face {
+    Nothing,
+    Bar(ProgressBar),
+    Lines,
+    Json,
 }
 
 impl Meter {
-    pub fn new(quiet: bool) -> Self {
-        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
+    pub fn of(progress: ProgressArg, quiet: bool) -> Self {
+        let bar = || {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             bar.set_style(style("{spinner} {msg}  {elapsed}"));
             bar
-        });
+        };
+        let (face, last_line) = match progress {
+            ProgressArg::Json => (Face::Json, None),
+            ProgressArg::Auto if quiet => (Face::Nothing, None),
+            ProgressArg::Auto if std::io::stderr().is_terminal() => (Face::Bar(bar()), None),
+            ProgressArg::Auto => (Face::Lines, Some(Instant::now())),
+        };
         Meter {
-            bar,
-            quiet,
-            last_line: Instant::now(),
+            face,
+            last_line,
+            untold: None,
         }
     }
 
     /// Shows a newer state.
     pub fn show(&mut self, progress: &Progress) {
-        if let Some(bar) = &self.bar {
-            if let Some(total) = progress.expected_tokens {
-                if bar.length().is_none() {
-                    bar.set_style(style("{bar:20} {percent} %  {msg}"));
+        self.show_with(progress, "");
+    }
+
+    /// Shows a newer state, and `what` before it.
+    pub fn show_with(&mut self, progress: &Progress, what: &str) {
+        match &self.face {
+            Face::Nothing => {}
+            Face::Bar(bar) => {
+                if let Some(total) = progress.expected_tokens {
+                    if bar.length().is_none() {
+                        bar.set_style(style("{bar:20} {percent} %  {msg}"));
+                    }
+                    bar.set_length(total.max(progress.tokens));
                 }
-                bar.set_length(total.max(progress.tokens));
+                bar.set_message(format!("{what}{}", line(progress)));
+                bar.set_position(progress.tokens);
             }
-            bar.set_message(line(progress));
-            bar.set_position(progress.tokens);
-        } else if !self.quiet && self.last_line.elapsed() >= EVERY {
-            self.last_line = Instant::now();
-            eprintln!("{}", line(progress));
+            Face::Lines => {
+                if self.is_due(EVERY) {
+                    eprintln!("{what}{}", line(progress));
+                }
+            }
+            Face::Json => {
+                if self.is_due(EVERY_JSON) {
+                    eprintln!("{}", Report::from(progress).to_line());
+                    self.untold = None;
+                } else {
+                    self.untold = Some(progress.clone());
+                }
+            }
         }
     }
 
-    /// Clears the bar away.
-    pub fn done(&self) {
-        if let Some(bar) = &self.bar {
+    /// Says something beside it.
+    pub fn tell(&self, message: &str) {
+        match &self.face {
+            Face::Bar(bar) => bar.suspend(|| eprintln!("{message}")),
+            _ => eprintln!("{message}"),
+        }
+    }
+
+    /// Clears the bar away; tells what JSON has still to tell.
+    pub fn done(&mut self) {
+        if let Face::Bar(bar) = &self.face {
             bar.finish_and_clear();
         }
+        if let Some(progress) = self.untold.take() {
+            eprintln!("{}", Report::from(&progress).to_line());
+        }
+    }
+
+    fn is_due(&mut self, every: Duration) -> bool {
+        let due = self.last_line.is_none_or(|last| last.elapsed() >= every);
+        if due {
+            self.last_line = Some(Instant::now());
+        }
+        due
+    }
+}
+
+/// Progress as `--progress json` tells it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    pub samples: u64,
+    pub tokens: u64,
+    /// Of these, what an earlier run of the same job had done.
+    pub resumed_samples: u64,
+    pub resumed_tokens: u64,
+    /// Tokens that there seem to be in all; null while nothing tells.
+    pub expected_tokens: Option<u64>,
+    pub bytes: u64,
+    pub elapsed_s: f64,
+    pub tokens_per_s: f64,
+    pub waited_for_tokeniser_s: f64,
+    pub waited_for_disk_s: f64,
+}
+
+impl From<&Progress> for Report {
+    fn from(p: &Progress) -> Self {
+        Report {
+            samples: p.samples,
+            tokens: p.tokens,
+            resumed_samples: p.resumed.0,
+            resumed_tokens: p.resumed.1,
+            expected_tokens: p.expected_tokens,
+            bytes: p.bytes,
+            elapsed_s: p.elapsed.as_secs_f64(),
+            tokens_per_s: rate(p),
+            waited_for_tokeniser_s: p.waited_for_tokeniser.as_secs_f64(),
+            waited_for_disk_s: p.waited_for_disk.as_secs_f64(),
+        }
+    }
+}
+
+impl Report {
+    fn to_line(&self) -> String {
+        serde_json::json!(self).to_string()
     }
 }
 
@@ -60,10 +164,16 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
+/// Tokens per second of this run.
+fn rate(p: &Progress) -> f64 {
+    let seconds = p.elapsed.as_secs_f64().max(1e-9);
+    p.tokens.saturating_sub(p.resumed.1) as f64 / seconds
+}
+
 /// Samples, tokens per second, bytes written, the time that is left, and who waited for whom.
 fn line(p: &Progress) -> String {
     let seconds = p.elapsed.as_secs_f64().max(1e-9);
-    let rate = p.tokens.saturating_sub(p.resumed.1) as f64 / seconds;
+    let rate = rate(p);
     let mut line = format!(
         "{}  {} tokens/s  {}",
         format::counted(p.samples, "sample"),

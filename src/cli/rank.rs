@@ -46,6 +46,13 @@ fn ranked(
     variable: &dyn Fn(&str) -> Option<String>,
     number: &dyn Fn(&str, &str) -> Result<u64, Usage>,
 ) -> Result<(u64, u64), Usage> {
+    // Every element of an array has rank 0 of 1 there: each would take the same slice.
+    if variable("SLURM_ARRAY_TASK_ID").is_some() {
+        return Err(Usage(
+            "--shard auto in a Slurm job array: write --shard $SLURM_ARRAY_TASK_ID/n, as scripts/slurm/extract.sbatch does"
+                .into(),
+        ));
+    }
     for (rank, size) in LAUNCHERS {
         let Some(i) = variable(rank) else {
             continue;
@@ -106,6 +113,13 @@ mod tests {
         let said = |text, environment| with(text, environment).unwrap_err();
         assert!(said("auto", &[("JOB_COMPLETION_INDEX", "5")]).contains("auto/n"));
         assert!(said("auto", &[]).contains("SLURM_PROCID"));
+        let element = &[
+            ("SLURM_ARRAY_TASK_ID", "3"),
+            ("SLURM_PROCID", "0"),
+            ("SLURM_NTASKS", "1"),
+        ];
+        assert!(said("auto", element).contains("extract.sbatch"));
+        assert!(said("auto/8", element).contains("SLURM_ARRAY_TASK_ID"));
         assert!(said("8/8", &[]).contains("counted from 0"));
         assert!(said("0/0", &[]).contains("below n"));
         assert!(said("3", &[]).contains("0/8"));

@@ -8,6 +8,7 @@ mod bench;
 #[cfg(feature = "interpreter")]
 mod cuda;
 mod device;
+mod devices;
 mod doctor;
 mod extract;
 mod inspect;

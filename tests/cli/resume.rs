@@ -43,7 +43,7 @@ fn begun(bench: &Bench, store: &std::path::Path) -> Child {
     child
 }
 
-fn signal(child: &Child, name: &str) {
+pub(super) fn signal(child: &Child, name: &str) {
     let status = Command::new("kill")
         .args([&format!("-{name}"), &child.id().to_string()])
         .status()
@@ -52,7 +52,7 @@ fn signal(child: &Child, name: &str) {
 }
 
 /// The bytes of a store's rows.
-fn rows(dir: &std::path::Path) -> Vec<u8> {
+pub(super) fn rows(dir: &std::path::Path) -> Vec<u8> {
     let store = streamgauge::store::Store::open(dir).unwrap();
     let taps = (0..store.taps().len()).map(|t| store.tap_at(t));
     taps.flat_map(|tap| {
