@@ -168,7 +168,7 @@ fn a_folder_of_another_study_or_of_something_else_is_refused_by_what_differs() {
 }
 
 #[test]
-fn bad_inputs_are_refused_by_file_and_line_before_anything_runs() {
+fn bad_inputs_are_refused_by_file_and_line() {
     let bench = Bench::new();
     let cases: [(&str, &str, &[u8], &str); 8] = [
         ("--facts", "one.csv", b"statement,label\nA is b.,1\nC is d.,1\n", "one.csv:2: all 2 statements"),
@@ -182,7 +182,7 @@ fn bad_inputs_are_refused_by_file_and_line_before_anything_runs() {
     ];
     for (flag, name, bytes, says) in cases {
         let file = bench.write(name, bytes);
-        let message = refused(bench.study("out").arg(flag).arg(&file), 1);
+        let message = refused(bench.study("out").arg("--quiet").arg(flag).arg(&file), 1);
         assert!(message.contains(says), "{message}");
     }
     let long = json!({ "text": "long ".repeat(300), "honest": "yes" });
