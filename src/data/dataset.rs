@@ -140,7 +140,9 @@ impl Dataset {
         while placed.len() < n
             && let Some(record) = self.next()
         {
-            placed.push((self.passed - 1, record?));
+            // An error passes no place.
+            let record = record?;
+            placed.push((self.passed - 1, record));
         }
         Ok(placed)
     }
