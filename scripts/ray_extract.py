@@ -34,6 +34,8 @@ OURS = ("--shard", "--device", "--devices", "--quiet", "--json", "--progress")
 USAGE = 2
 EVERY_S = 10
 PATIENCE_S = 10
+# What workers have for committing when they are told to stop.
+FAREWELL_S = 60
 
 
 def end_with_parent():
@@ -150,39 +152,44 @@ def tell(line):
 
 
 def drive(run, worker, command):
-    """Gives a worker slice after slice."""
-    while (i := run.next()) is not None:
+    """Gives a worker slice after slice, while it is there: one that Ray has no room for must not sit on a slice."""
+    held = None
+    while reach(run, worker, held) and (i := run.next()) is not None:
+        held = None
         run.progress[i] = {}
         try:
             events = worker.extract.remote(command(i))
-            ended = any(run.note(i, ray.get(event)) for event in events)
+            if not any(run.note(i, ray.get(event)) for event in events):
+                run.note(i, {"status": 1, "said": "its worker ended without a word"})
         except ray.exceptions.RayError as error:
-            wait_for(worker, run, i, f"its worker died ({type(error).__name__})")
-            continue
-        if not ended:
-            run.note(i, {"status": 1, "said": "its worker ended without a word"})
+            held = i, {"status": 1, "said": f"its worker died ({type(error).__name__})"}
 
 
-def wait_for(worker, run, i, why):
-    """Until Ray has begun the actor anew, where there is room, or reaches it again. Slice i goes back as soon as nobody can be at it any more,
-    or the worker has been away for long."""
-    since, dropped, given_back = time.monotonic(), None, False
-    while not run.ended.is_set() and run.stopped is None:
-        dropped = dropped or worker.drop.remote()
-        if ray.wait([dropped], timeout=1)[0]:
-            try:
-                ray.get(dropped)
-                break
-            except ray.exceptions.RayError:
-                dropped = None
-                time.sleep(1)
-        if not given_back and time.monotonic() - since > PATIENCE_S:
-            run.away += 1
-            given_back = run.note(i, {"status": 1, "said": why})
-    if given_back:
-        run.away -= 1
-    else:
-        run.note(i, {"status": 1, "said": why})
+def reach(run, worker, held):
+    """Waits until a worker answers: Ray begins an actor, and one that died anew, where there is room. The slice that it was at when it was lost
+    goes back as soon as nobody can be at it any more, or the worker has been away for long. Whether the run still goes on."""
+    since, asked, is_away = time.monotonic(), None, False
+    try:
+        while not run.ended.is_set() and run.stopped is None:
+            asked = asked or worker.drop.remote()
+            if ray.wait([asked], timeout=1)[0]:
+                try:
+                    ray.get(asked)
+                    return True
+                except ray.exceptions.RayError:
+                    asked = None
+                    time.sleep(1)
+            if not is_away and time.monotonic() - since > PATIENCE_S:
+                is_away = True
+                run.away += 1
+                if held:
+                    run.note(*held)
+                    held = None
+        return False
+    finally:
+        run.away -= is_away
+        if held:
+            run.note(*held)
 
 
 def workers_of(arguments):
@@ -234,8 +241,9 @@ def end(arguments, place, run, workers, threads):
     if run.stopped is not None or run.lost:
         for worker in workers:
             worker.stop.remote()
+        until = time.monotonic() + FAREWELL_S
         for thread in threads:
-            thread.join(timeout=60)
+            thread.join(timeout=max(0, until - time.monotonic()))
         place.leave()
     if run.stopped is not None:
         tell(f"error: stopped; what was done is kept in {place.dir}: the same command with --resume goes on")
