@@ -24,8 +24,8 @@ enum Which {
 ///
 /// E1 finds a direction per layer, E2 steers generation with it; the others ask whether today's tools explain what it does. Results go
 /// to --out: report.html, with every exhibit as CSV, SVG and PNG in exhibits/; findings/ID.json for each experiment, of which the page is
-/// made; directions.safetensors (ready for --edit) and choice.json, the layer and strength of the edit. An experiment that --out already holds is not run again, so a study that was stopped goes on by the same command; a folder
-/// with a study of other inputs is refused.
+/// made; directions.safetensors (ready for --edit) and choice.json, the layer and strength of the edit. An experiment that --out already
+/// holds is not run again, so a study that was stopped goes on by the same command; a folder with a study of other inputs is refused.
 #[derive(Debug, Args)]
 struct DishonestyArgs {
     /// Model: a directory in Hugging Face layout, or a hub id (ORG/NAME, ORG/NAME@REVISION). It needs a tokenizer and a chat template.
