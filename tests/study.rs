@@ -13,7 +13,7 @@ use common::tiny_chat::tiny_chat_model;
 use streamgauge::engine::{Prepared, direction_of_layer};
 use streamgauge::hooks::Site;
 use streamgauge::report::finding::{Body, Finding};
-use streamgauge::study::{Choice, Inputs, Options, Steer, Study, point};
+use streamgauge::study::{Choice, Inputs, Options, Study, point};
 
 fn streamgauge() -> Command {
     Command::new(env!("CARGO_BIN_EXE_streamgauge"))
@@ -217,26 +217,6 @@ fn rows_of_sequences_that_share_a_beginning_are_those_of_each_by_itself() {
                 assert_eq!(together.row(at, i), alone.row(at, 0), "{sequence:?}");
             }
         }
-    });
-}
-
-#[test]
-fn replayed_runs_have_the_bits_of_whole_edited_ones() {
-    in_rust(&Bench::new(), |study| {
-        let sequences: [&[u32]; 3] = [&[1, 7, 9, 50], &[1, 8], &[1, 30, 31, 32, 33]];
-        let direction: Vec<f32> = (0..study.dims().d_model)
-            .map(|i| (i as f32).sin())
-            .collect();
-        let layer = 1;
-        let saved = study.save_residual(layer, &sequences).unwrap();
-        let steer = Steer {
-            layer,
-            direction: &direction,
-            c: -0.7,
-        };
-        let whole = study.logits(&sequences, Some(steer)).unwrap();
-        assert_eq!(study.replayed(&saved, &direction, -0.7).unwrap(), whole);
-        assert_ne!(study.logits(&sequences, None).unwrap(), whole);
     });
 }
 

@@ -53,7 +53,7 @@ pub use direction::Directions;
 pub use error::{Error, Result};
 pub use facts::{Duplicates, Fact, Facts};
 pub use generation::Generations;
-pub use passes::{LastRows, Saved, Steer, point};
+pub use passes::{LastRows, Steer, point};
 pub use prompts::{Answer, Half, Kind, Prompt, Prompts};
 pub use strength::{Choice, Tried};
 

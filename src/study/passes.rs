@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Result, Study};
 use crate::backend::{Batch, Change, Edit, EditSpec, Sink, SinkSpec};
-use crate::engine::{Plan, SavedResidual};
+use crate::engine::Plan;
 use crate::hooks::{HookPoint, Reduction, Selection, Site, Tap};
 
 /// A direction that is added to the residual stream at every position.
@@ -27,13 +27,6 @@ pub struct LastRows {
     rows: Vec<Vec<f32>>,
     /// Of each sequence, which of these is its.
     place: Vec<usize>,
-}
-
-/// The residual stream behind one block, of every token of some sequences: what steered runs start from.
-#[derive(Debug)]
-pub struct Saved {
-    layer: usize,
-    batches: Vec<(Batch, Vec<f32>)>,
 }
 
 impl LastRows {
@@ -134,57 +127,6 @@ impl Study<'_> {
         Ok(rows.swap_remove(0))
     }
 
-    /// The plain runs' `blocks.{layer}.hook_resid_post`, kept for [`replayed`](Self::replayed).
-    ///
-    /// # Errors
-    /// What a backend can fail at.
-    pub fn save_residual(&self, layer: usize, sequences: &[&[u32]]) -> Result<Saved> {
-        let at = [point(Site::ResidPost, layer)];
-        let mut batches = Vec::new();
-        for range in self.batches(sequences) {
-            let sequences = &sequences[range];
-            let all: Vec<Vec<u32>> = sequences
-                .iter()
-                .map(|s| (0..s.len() as u32).collect())
-                .collect();
-            let mut rows = self.rows(&at, sequences, &all, None)?;
-            let batch = Batch::pack(sequences.iter().copied());
-            batches.push((batch, rows.swap_remove(0)));
-        }
-        Ok(Saved { layer, batches })
-    }
-
-    /// Logits after the last token of each saved sequence, `[sequences, V]`, of the runs with c·direction added at the saved layer, every
-    /// position: the blocks below it are not run again, and the bits are a whole pass's.
-    ///
-    /// # Errors
-    /// What a backend can fail at.
-    pub fn replayed(&self, saved: &Saved, direction: &[f32], c: f32) -> Result<Vec<f32>> {
-        let plan = Plan::new(&[tap(point(Site::Logits, 0))]);
-        let (n_layers, vocab) = (self.prepared().dims.n_layers, self.prepared().dims.vocab);
-        let mut logits = Vec::new();
-        for (batch, rows) in &saved.batches {
-            let mut steered = rows.clone();
-            for row in steered.chunks_exact_mut(direction.len()) {
-                for (x, &v) in row.iter_mut().zip(direction) {
-                    *x = c.mul_add(v, *x); // as the edit does it
-                }
-            }
-            let last: Vec<u32> = batch.samples().map(|rows| rows.end as u32 - 1).collect();
-            let mut here = vec![0.0; last.len() * vocab];
-            let per_sample = vec![1; last.len()];
-            let sinks = vec![sink(last, per_sample, &mut here)];
-            let from = SavedResidual {
-                layer: saved.layer + 1,
-                rows: &steered,
-            };
-            let mut machine = self.machine();
-            machine.run_from(from, batch, sinks, Vec::new(), n_layers, &plan)?;
-            logits.extend(here);
-        }
-        Ok(logits)
-    }
-
     /// The width of a hook point's rows.
     pub fn width(&self, point: HookPoint) -> usize {
         tap(point).row_shape(&self.prepared().dims).iter().product()
@@ -205,24 +147,6 @@ impl Study<'_> {
             ranges.push(first..sequences.len());
         }
         ranges
-    }
-}
-
-impl Saved {
-    /// The L2 norm of each sequence's last row.
-    pub fn last_norms(&self) -> Vec<f64> {
-        let norms = |(batch, rows): &(Batch, Vec<f32>)| {
-            let width = rows.len() / batch.rows();
-            let norm = |row: &[f32]| {
-                let squares: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-                squares.sqrt()
-            };
-            let lasts = batch.samples().map(|rows| rows.end - 1);
-            lasts
-                .map(|last| norm(&rows[last * width..][..width]))
-                .collect::<Vec<f64>>()
-        };
-        self.batches.iter().flat_map(norms).collect()
     }
 }
 

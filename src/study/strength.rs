@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::prompts::Half;
 use super::{Result, Study};
-use crate::engine::{argmax, kl};
+use crate::engine::{Injection, Steering, argmax, kl};
 
 /// Shares of the mean norm of the residual stream that are tried, weakest first.
 const GRID: [f64; 10] = [0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8, 1.0];
@@ -64,10 +64,17 @@ impl Choice {
         let direction = study.directions()?.layer(layer);
         let prompts = study.prompts(Some(Half::Tuning));
         let sequences: Vec<&[u32]> = prompts.iter().map(|asked| asked.tokens()).collect();
-        let saved = study.save_residual(layer, &sequences)?;
-        let norms = saved.last_norms();
-        let mean_norm = norms.iter().sum::<f64>() / norms.len() as f64;
-        let plain = study.logits(&sequences, None)?;
+        let mut machine = study.machine();
+        let steering = Steering::at_the_end(study.prepared(), &mut **machine, layer, &sequences)?;
+        let mean_norm = steering.mean_norm();
+        let mut logits = |c: f64| {
+            let injection = Injection {
+                v: direction,
+                c: c as f32,
+            };
+            steering.run(&mut **machine, &[injection], |said| said.logits.to_vec())
+        };
+        let plain = logits(0.0)?;
         let mut choice = Choice {
             layer,
             c: -mean_norm,
@@ -84,8 +91,7 @@ impl Choice {
         for c in strengths {
             // What the edit reads is c as it is written, in 32 bits.
             let c = f64::from(c as f32);
-            let edited = study.replayed(&saved, direction, c as f32)?;
-            let tried = tried(&plain, &edited, study.vocab(), c, mean_norm);
+            let tried = tried(&plain, &logits(c)?, c, mean_norm);
             choice.tried.push(tried);
             choice.c = c;
             choice.reached = tried.flipped >= ENOUGH;
@@ -108,8 +114,9 @@ fn steered_layer(n_layers: usize) -> usize {
     (15.0 / 31.0 * (n_layers - 1) as f64).round() as usize
 }
 
-fn tried(plain: &[f32], edited: &[f32], vocab: usize, c: f64, mean_norm: f64) -> Tried {
-    let pairs = || plain.chunks_exact(vocab).zip(edited.chunks_exact(vocab));
+/// From the logits of the plain and the edited run, prompt by prompt.
+fn tried(plain: &[Vec<f32>], edited: &[Vec<f32>], c: f64, mean_norm: f64) -> Tried {
+    let pairs = || plain.iter().zip(edited);
     let flipped = pairs().filter(|(p, e)| argmax(p) != argmax(e)).count();
     let kls: Vec<f64> = pairs().map(|(p, e)| kl(e, p)).collect();
     Tried {
