@@ -81,7 +81,8 @@ fn choice() -> (usize, f64) {
 
 fn direction(layer: usize) -> Vec<f32> {
     let file = study().1.join("directions.safetensors");
-    streamgauge::engine::direction_of_layer(&file, None, Some(layer), 64).unwrap()
+    let model = &prepared(false).model.fingerprint;
+    streamgauge::engine::direction_of_layer(&file, None, Some(layer), 64, model).unwrap()
 }
 
 fn prepared(edited: bool) -> Prepared {

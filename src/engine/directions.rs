@@ -19,22 +19,24 @@ pub(super) struct Loaded {
 }
 
 /// The direction of `layer` in a file: its tensor `key` where one is named, else `direction.LAYER`, else its only tensor. One or several,
-/// row-major, `width` numbers each.
+/// row-major, `width` numbers each, for rows of the model with this fingerprint.
 ///
 /// # Errors
-/// No such file or tensor, another dtype than f32, f16 or bf16, another width, or a number that is not finite.
+/// No such file or tensor, another dtype than f32, f16 or bf16, another width, a number that is not finite, or a file that names
+/// another model.
 pub fn of_layer(
     file: &Path,
     key: Option<&str>,
     layer: Option<usize>,
     width: usize,
+    model: &str,
 ) -> Result<Vec<f32>> {
     let own = layer.map(|layer| format!("direction.{layer}"));
     let key = match (key, own) {
         (None, Some(own)) if read(file, Some(&own)).is_ok() => Some(own),
         (key, _) => key.map(str::to_owned),
     };
-    checked(file, key.as_deref(), width)
+    checked(file, key.as_deref(), width, model)
 }
 
 /// By which a run that goes on knows that its directions are still the same.
@@ -103,15 +105,24 @@ fn model_of(bytes: &[u8]) -> Option<String> {
     model.as_str().map(str::to_owned)
 }
 
-/// The directions under `key`, `[n_dirs, width]` row-major as f32; a tensor `[width]` is one direction.
+/// The directions under `key`, `[n_dirs, width]` row-major as f32, for rows of the model with this fingerprint; a tensor `[width]` is
+/// one direction.
 ///
 /// # Errors
-/// No such file or key (the error lists the keys), another dtype than f32, f16 or bf16, another width, or a number that is not finite.
-pub fn load(file: &Path, key: &str, width: usize) -> Result<Vec<f32>> {
-    checked(file, Some(key), width)
+/// No such file or key (the error lists the keys), another dtype than f32, f16 or bf16, another width, a number that is not finite, or a
+/// file that names another model.
+pub fn load(file: &Path, key: &str, width: usize, model: &str) -> Result<Vec<f32>> {
+    checked(file, Some(key), width, model)
 }
 
-fn checked(file: &Path, key: Option<&str>, width: usize) -> Result<Vec<f32>> {
+/// Why a tensor that was made from one model is not taken for another: it would fit, and mean nothing there.
+pub(super) fn another_model(from: &str, model: &str) -> String {
+    format!(
+        "comes from another model (fingerprint {from}, this one's is {model}); if that is meant, save the tensor without its metadata"
+    )
+}
+
+fn checked(file: &Path, key: Option<&str>, width: usize, model: &str) -> Result<Vec<f32>> {
     let fail = |why: String| Error::Directions {
         file: file.display().to_string(),
         why,
@@ -125,5 +136,38 @@ fn checked(file: &Path, key: Option<&str>, width: usize) -> Result<Vec<f32>> {
         ))
         .into());
     }
-    Ok(loaded.values)
+    match &loaded.model {
+        Some(from) if from != model => {
+            Err(fail(format!("it {}", another_model(from, model))).into())
+        }
+        _ => Ok(loaded.values),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_direction_that_names_its_model_is_taken_for_that_one_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let save = |name: &str, metadata: Option<(&str, &str)>| {
+            let view =
+                safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2], &[0; 8]);
+            let metadata = metadata.map(|(key, value)| [(key.into(), value.into())].into());
+            let file = dir.path().join(name);
+            safetensors::serialize_to_file([("v", view.unwrap())], metadata, &file).unwrap();
+            file
+        };
+        let provenance = r#"{"source": {"model": {"fingerprint": "this"}}}"#;
+        let of_a_tap = save("tap", Some(("model_fingerprint", "this")));
+        let of_an_analysis = save("analysis", Some(("provenance", provenance)));
+        for file in [of_a_tap, of_an_analysis] {
+            assert_eq!(load(&file, "v", 2, "this").unwrap(), [0.0; 2]);
+            let refused = load(&file, "v", 2, "other").unwrap_err().to_string();
+            assert!(refused.contains("another model (fingerprint this, this one's is other)"));
+        }
+        let of_nobody = save("bare", None);
+        assert!(load(&of_nobody, "v", 2, "other").is_ok());
+    }
 }

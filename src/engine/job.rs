@@ -322,7 +322,7 @@ impl Prepared {
             Use::Generate => super::generate::check(&taps, &edits, &selections)?,
         }
         let store_dtype = job.stored();
-        let (infos, specs) = describe(&taps, &dims, store_dtype)?;
+        let (infos, specs) = describe(&taps, &dims, store_dtype, &model.fingerprint)?;
         Ok(Prepared {
             plan,
             job,
@@ -665,6 +665,7 @@ fn describe(
     taps: &[Tap],
     dims: &Dims,
     dtype: StoreDtype,
+    model: &str,
 ) -> Result<(Vec<TapInfo>, Vec<Arc<SinkSpec>>)> {
     let mut folders: BTreeMap<String, usize> = BTreeMap::new();
     let mut infos = Vec::new();
@@ -684,7 +685,7 @@ fn describe(
             Reduction::None => Reduce::None,
             Reduction::Mean => Reduce::Mean,
             Reduction::Dot { file, key } => {
-                Reduce::Dot(super::directions::load(file, key, width)?.into())
+                Reduce::Dot(super::directions::load(file, key, width, model)?.into())
             }
             Reduction::Norm => Reduce::Norm,
             Reduction::TopK(k) => Reduce::TopK(*k),

@@ -45,8 +45,9 @@ impl Directions {
             Fitted::new(study)?.save(study)?;
         }
         let width = study.dims().d_model;
+        let model = &study.prepared().model.fingerprint;
         let layers = (0..study.n_layers())
-            .map(|layer| direction_of_layer(&file, None, Some(layer), width))
+            .map(|layer| direction_of_layer(&file, None, Some(layer), width, model))
             .collect::<Result<_>>()?;
         Ok(Directions { file, layers })
     }

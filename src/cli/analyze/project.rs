@@ -63,7 +63,7 @@ pub fn projections(
     named: &str,
 ) -> Result<(Vec<RowKey>, Vec<f64>), Failure> {
     let reader = store.tap_at(tap);
-    let direction = rows::direction(named, reader.info())?;
+    let direction = rows::direction(named, store, reader.info())?;
     let mut values = Vec::with_capacity(reader.rows());
     rows::pieces(&reader, |_, rows| {
         values.extend(

@@ -95,18 +95,19 @@ pub fn taps(store: &Store, wanted: &[String], what: &str) -> Result<Vec<usize>, 
     Ok(taps)
 }
 
-/// The direction for a tap: FILE#KEY, or FILE with a tensor `direction.LAYER` or a single one.
+/// The direction for a tap of a store: FILE#KEY, or FILE with a tensor `direction.LAYER` or a single one.
 ///
 /// # Errors
-/// It cannot be read, does not fit the tap's rows, or is several.
-pub fn direction(named: &str, info: &TapInfo) -> Result<Vec<f32>, Failure> {
+/// It cannot be read, does not fit the tap's rows, is several, or comes from another model.
+pub fn direction(named: &str, store: &Store, info: &TapInfo) -> Result<Vec<f32>, Failure> {
     let (file, key) = match named.rsplit_once('#') {
         Some((file, key)) => (file, Some(key)),
         None => (named, None),
     };
     let width = width(info);
     let layer = store_taps::layer(&info.hook);
-    let direction = crate::engine::direction_of_layer(Path::new(file), key, layer, width)?;
+    let model = &store.manifest().provenance.model.fingerprint;
+    let direction = crate::engine::direction_of_layer(Path::new(file), key, layer, width, model)?;
     if direction.len() != width {
         return Err(Failure::Refused(format!(
             "--direction {named}: {} directions, where one is wanted; name one as FILE#KEY",

@@ -273,7 +273,7 @@ impl Reading {
             ));
         }
         let width = point.site.row_shape(dims).iter().product();
-        let v = directions::load(file, key, width)?;
+        let v = directions::load(file, key, width, &prepared.model.fingerprint)?;
         if v.len() != width {
             let file = format!("{}#{key}", file.display());
             return Err(bad(
