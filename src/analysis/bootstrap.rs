@@ -40,6 +40,14 @@ pub struct Interval {
     pub method: IntervalMethod,
 }
 
+impl Interval {
+    /// The ends, where it is what it is called: `None` where BCa is not defined, as for a share that is 0 or 1. Its percentiles then have
+    /// no width or are those of very few values, and would pass for certainty.
+    pub fn bca(self) -> Option<[f64; 2]> {
+        (self.method == IntervalMethod::Bca).then_some([self.low, self.high])
+    }
+}
+
 impl Bootstrap {
     /// The interval of `statistic`, a function of which units (indices in `0..n`, repeats allowed) make up the data.
     ///

@@ -1,6 +1,7 @@
 //! E7: which blocks carry the effect? `attn_out` and `mlp_out` of one layer at a time, at all positions, taken from the edited
 //! run into the plain one (denoising) and the other way (noising).
 
+use crate::analysis::Bootstrap;
 use crate::engine::sweep::Way;
 use crate::hooks::Site;
 use crate::report::finding::{Body, Exhibit, Finding, Number, Reference, Series};
@@ -37,7 +38,7 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
         effects: Effect::all(&patched, &study.bootstrap()),
         edited: layer,
     };
-    found.answer = blocks.answer(&patched);
+    found.answer = blocks.answer(&patched, &study.bootstrap());
     found.numbers = blocks.numbers(study, &patched);
     found.exhibits = blocks.exhibits();
     found.manifests.extend(patched.manifest);
@@ -92,7 +93,7 @@ impl Blocks {
         numbers
     }
 
-    fn answer(&self, patched: &Patched) -> Vec<String> {
+    fn answer(&self, patched: &Patched, bootstrap: &Bootstrap) -> Vec<String> {
         let mut said: Vec<String> = WAYS.iter().filter_map(|&way| self.said_of(way)).collect();
         if said.is_empty() {
             said.push(
@@ -108,6 +109,7 @@ impl Blocks {
         said.extend(said_of_no(
             patched,
             self.of(Way::Denoising).filter(|e| e.layer() > edited),
+            bootstrap,
         ));
         said.extend(patched.said_of_left_out());
         said

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::cuts::Cuts;
 use super::statistics::mean;
+use super::tell::with_width;
 use super::{Result, Study, finding, folder, point};
 use crate::analysis::directions::{Direction, save};
 use crate::analysis::project::dot;
@@ -214,6 +215,11 @@ fn answer(study: &Study<'_>, fitted: &Fitted, cosines: &[f64]) -> Result<Vec<Str
     let at = &fitted.layers()[layer];
     let (last, normed) = (&fitted.layers()[fitted.layers().len() - 1], fitted.normed());
     let at_every_layer = fitted.layers().iter();
+    let sizes: Vec<f64> = cosines.iter().map(|c| c.abs()).collect();
+    let negative = cosines.iter().enumerate().filter(|(_, c)| **c < 0.0);
+    let turned: Vec<String> = negative
+        .map(|(l, _)| format!("{l} and {}", l + 1))
+        .collect();
     let leaking = at_every_layer
         .filter(|at| at.lat.matched_accuracy >= 0.99)
         .count();
@@ -242,9 +248,17 @@ fn answer(study: &Study<'_>, fitted: &Fitted, cosines: &[f64]) -> Result<Vec<Str
             at.lat.eigenvalue_ratio, at.lat.cos_mean_difference
         ),
         format!(
-            "From one layer to the next the direction turns by a cosine of {:.2} on average ({:.2} at least).",
-            mean(cosines),
-            cosines.iter().copied().fold(f64::INFINITY, f64::min)
+            "The directions of neighbouring layers have a |cosine| of {:.2} on average, {:.2} at least. {}",
+            mean(&sizes),
+            sizes.iter().copied().fold(f64::INFINITY, f64::min),
+            match turned.len() {
+                0 => "All point the same way.".into(),
+                _ => format!(
+                    "Between layers {} the sign turns over (a negative cosine): the vote of the training pairs, which sets it, is nearly even there or differs from layer to layer, \
+                     so do not compare the signs of projections across them.",
+                    turned.join(", ")
+                ),
+            }
         ),
         format!(
             "The published index −1 is a direction of the stream after the final norm, not of the last block's output: unpaired accuracy {:.3} there, {:.3} before the norm, \
@@ -272,14 +286,14 @@ fn numbers(study: &Study<'_>, fitted: &Fitted, cosines: &[f64]) -> Vec<Number> {
     let groups = statements.len();
     let mut numbers = vec![
         Number::new(format!("unpaired accuracy, layer {layer}"), at.lat.accuracy)
-            .interval([at.lat.ci_low, at.lat.ci_high])
+            .interval(with_width([at.lat.ci_low, at.lat.ci_high]))
             .over(groups)
             .beside("chance", 0.5),
         Number::new(
             format!("matched-pair accuracy, layer {layer}"),
             at.lat.matched_accuracy,
         )
-        .interval([at.lat.matched_low, at.lat.matched_high])
+        .interval(with_width([at.lat.matched_low, at.lat.matched_high]))
         .over(groups)
         .beside("unpaired accuracy", at.lat.accuracy)
         .note("leaks from the instruction word"),

@@ -28,6 +28,8 @@ pub(super) struct Effect {
     pub along: Estimate,
     /// The prompts' own recoveries.
     pub points: Vec<f64>,
+    /// How far P(no) − P(yes) moves at each prompt.
+    moves: Vec<f64>,
 }
 
 impl Effect {
@@ -44,6 +46,7 @@ impl Effect {
             no_less_yes: Estimate::mean(&moves, bootstrap),
             along: Estimate::share(&along, bootstrap),
             points,
+            moves,
         }
     }
 
@@ -172,31 +175,67 @@ pub(super) fn largest<'e>(
     effects
 }
 
+/// Fewest patches over which a correlation is told.
+const ENOUGH: usize = 10;
+
 /// Whether what the patches carry may be no more than one word, in a sentence.
 pub(super) fn said_of_no<'e>(
     patched: &Patched,
     effects: impl IntoIterator<Item = &'e Effect>,
+    bootstrap: &Bootstrap,
 ) -> Option<String> {
-    let whole = mean(&patched.whole_no_less_yes(Half::Report));
-    let both = effects.into_iter();
-    let both = both.map(|effect| (effect.recovery.value, effect.no_less_yes.value));
-    let both: Vec<(f64, f64)> = both
-        .filter(|p| p.0.is_finite() && p.1.is_finite())
-        .collect();
-    let r = correlation(&both);
-    if !whole.is_finite() || !r.is_finite() || both.len() < 3 {
+    let whole = Estimate::mean(&patched.whole_no_less_yes(Half::Report), bootstrap);
+    if !whole.value.is_finite() {
         return None;
     }
-    let said = match r.abs() {
-        r if r >= 0.8 => "so what these patches carry is largely how readily the model says no",
-        r if r >= 0.4 => "so part of what these patches carry is how readily the model says no",
-        _ => "so what these patches carry is mostly something else than a readiness to say no",
+    let said = format!("The whole edit moves P(no) − P(yes) by {}", whole.text());
+    if whole.may_be_zero() {
+        return Some(format!(
+            "{said}, which is not told from 0: no general readiness to say no can be what is recovered here."
+        ));
+    }
+    let together = together(effects, whole.value.signum(), bootstrap);
+    let Some((n, r)) = together else {
+        return Some(format!(
+            "{said}; the column beside tells how far each patch moves it."
+        ));
+    };
+    let verdict = match r.interval {
+        Some([low, _]) if low > 0.0 => {
+            "what recovers more also moves the answers more the edit's way, so a part of it may be how readily the model says no"
+        }
+        Some([_, high]) if high < 0.0 => {
+            "what recovers more moves the answers less the edit's way, so it is not the readiness to say no that is recovered"
+        }
+        _ => "that the two go together is not shown",
     };
     Some(format!(
-        "The whole edit moves P(no) − P(yes) by {whole:.3}. Over {} patches, recovery and the move of P(no) − P(yes) correlate with \
-            r = {r:.2}, {said}.",
-        both.len()
+        "{said}. Over {n} patches, recovery and the move of P(no) − P(yes) the edit's way correlate with r = {} (interval over prompts): {verdict}.",
+        r.text()
     ))
+}
+
+/// How many patches, and over these the correlation of mean recovery with the mean move of P(no) − P(yes) towards `side`; prompts are
+/// what its interval draws. `None` of too few, or where they are not all of the same prompts.
+fn together<'e>(
+    effects: impl IntoIterator<Item = &'e Effect>,
+    side: f64,
+    bootstrap: &Bootstrap,
+) -> Option<(usize, Estimate)> {
+    let effects: Vec<&Effect> = effects.into_iter().collect();
+    let n = effects.first()?.points.len();
+    if effects.len() < ENOUGH || effects.iter().any(|e| e.points.len() != n) {
+        return None;
+    }
+    let mean = |values: &[f64], drawn: &[u32]| {
+        drawn.iter().map(|&i| values[i as usize]).sum::<f64>() / drawn.len() as f64
+    };
+    let r = Estimate::of(n, bootstrap, |drawn| {
+        let both = effects.iter();
+        let both = both.map(|e| (mean(&e.points, drawn), side * mean(&e.moves, drawn)));
+        correlation(&both.collect::<Vec<_>>())
+    });
+    r.value.is_finite().then_some((effects.len(), r))
 }
 
 /// What is to be known of the values published of E5 and E10, where they stand beside ours.
@@ -240,5 +279,36 @@ mod tests {
         assert!((correlation(&rising) - 1.0).abs() < 1e-12);
         assert!((correlation(&falling) + 1.0).abs() < 1e-12);
         assert!(correlation(&[(1.0, 2.0), (1.0, 3.0)]).is_nan());
+    }
+
+    /// Patches whose recoveries rise from one to the next, and whose moves do `slope` times as much, over five prompts.
+    fn patches(n: usize, slope: f64) -> Vec<Effect> {
+        let none = Estimate::mean(&[], &Bootstrap::default());
+        let of = |i: usize, by: f64| (0..5).map(|p| by * i as f64 + 0.1 * f64::from(p)).collect();
+        let effect = |i| Effect {
+            patch: Vec::new(),
+            way: Way::Denoising,
+            recovery: none,
+            tuning: 0.0,
+            no_less_yes: none,
+            along: none,
+            points: of(i, 1.0),
+            moves: of(i, slope),
+        };
+        (0..n).map(effect).collect()
+    }
+
+    #[test]
+    fn recovery_and_answers_go_together_only_the_way_the_whole_edit_moves_them() {
+        let bootstrap = Bootstrap::default();
+        let r = |n: usize, slope: f64, side: f64| {
+            together(&patches(n, slope), side, &bootstrap).map(|(_, r)| r.value)
+        };
+        assert!((r(12, 2.0, 1.0).unwrap() - 1.0).abs() < 1e-12);
+        assert!(
+            (r(12, 2.0, -1.0).unwrap() + 1.0).abs() < 1e-12,
+            "the edit goes the other way"
+        );
+        assert_eq!(r(ENOUGH - 1, 2.0, 1.0), None, "too few");
     }
 }

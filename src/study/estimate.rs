@@ -3,7 +3,11 @@
 use crate::analysis::Bootstrap;
 use crate::report::finding::{Number, Published};
 
-/// A mean over prompts with its 95 % BCa interval; no interval for fewer than three.
+/// Why a number over several prompts or groups stands without an interval.
+pub(super) const NO_INTERVAL: &str =
+    "no interval: BCa is not defined, as where all are alike; resampling cannot tell";
+
+/// A mean over prompts with its 95 % BCa interval; no interval for fewer than three, or where BCa is not defined.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Estimate {
     pub value: f64,
@@ -38,10 +42,9 @@ impl Estimate {
         }
         let all: Vec<u32> = (0..n as u32).collect();
         let value = statistic(&all);
-        let interval = (n > 2 && value.is_finite()).then(|| {
-            let interval = bootstrap.interval(n, &statistic);
-            [interval.low, interval.high]
-        });
+        let is_enough = n > 2 && value.is_finite();
+        let interval = is_enough.then(|| bootstrap.interval(n, &statistic).bca());
+        let interval = interval.flatten();
         Estimate { value, interval, n }
     }
 
@@ -52,6 +55,7 @@ impl Estimate {
             (None, 0) => "no prompt has it",
             (None, _) => "not finite",
             (Some(_), 1 | 2) => "too few prompts for an interval",
+            (Some(_), _) if self.interval.is_none() => NO_INTERVAL,
             _ => "",
         };
         Number::new(name, value)
@@ -92,5 +96,14 @@ mod tests {
         assert_eq!((none.value, &none.note[..]), (None, "no prompt has it"));
         let share = Estimate::share(&[[1.0, 4.0], [3.0, 4.0]], &bootstrap);
         assert_eq!(share.value, 0.5);
+    }
+
+    #[test]
+    fn a_share_of_none_has_no_interval_instead_of_one_without_width() {
+        let none = Estimate::mean(&[0.0; 4], &Bootstrap::default());
+        assert_eq!((none.value, none.interval), (0.0, None));
+        assert_eq!(none.number("x", None).note, NO_INTERVAL);
+        let some = Estimate::mean(&[0.0, 1.0, 0.0, 1.0], &Bootstrap::default());
+        assert!(some.interval.is_some() && some.number("x", None).note.is_empty());
     }
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::prompts::{Answer, Half, Kind};
 use super::statistics::{mean, median};
-use super::{Asked, Choice, Result, Study, finding, folder};
+use super::{Asked, Choice, Result, Study, finding, folder, tell};
 use crate::analysis::random::Rng;
 use crate::engine::{Choosing, Generated, Generator, Prepared, Sample, Scorer, Stops, kl};
 use crate::report::finding::{At, Axis, Body, Exhibit, Finding, Number, Reference, Series};
@@ -228,12 +228,7 @@ fn numbers(
     answered: &[Answered<'_>],
     report: &[&Answered<'_>],
 ) -> Vec<Number> {
-    let over = |name: &str, values: &[f64]| {
-        let number = Number::new(name, (!values.is_empty()).then(|| mean(values)));
-        number
-            .interval(study.mean_interval(values))
-            .over(values.len())
-    };
+    let over = |name: &str, values: &[f64]| tell::mean(study, name, values, "");
     let each = |of: &[&Answered<'_>], value: &dyn Fn(&Answered<'_>) -> f64| -> Vec<f64> {
         of.iter().map(|a| value(a)).collect()
     };

@@ -33,7 +33,9 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
     let patched = sweep(study, "E8", &study.prompts(None), patches)?;
     let effects = Effect::all(&patched, &study.bootstrap());
     found.answer = said(&effects);
-    found.answer.extend(said_of_no(&patched, &effects));
+    found
+        .answer
+        .extend(said_of_no(&patched, &effects, &study.bootstrap()));
     found.answer.extend(patched.said_of_left_out());
     found.numbers = numbers(study, &effects);
     found.exhibits = exhibits(study, &effects);

@@ -1,21 +1,20 @@
 //! E12: directions of truth by mass mean, at the last token of a statement and at the one before it: two directions, never pooled.
 
+use rayon::prelude::*;
 use serde_json::json;
 
 use super::passes::point;
-use super::simpler::{Held, Negated};
+use super::simpler::{Baseline, Held, Negated};
 use super::statements::Stated;
 use super::statistics::mean;
-use super::tell::{draws, exhibit, number, table, with_interval};
+use super::tell::{self, draws, exhibit, number, table, with_interval, with_width};
 use super::{Result, Study};
 use crate::analysis::project::dot;
 use crate::analysis::{
     Bootstrap, LayerRows, MassMean, MassMeanResult, Split, Statements, mass_mean, null, split,
 };
 use crate::hooks::Site;
-use crate::report::finding::{
-    At, Axis, Body, Control, Exhibit, Finding, Number, Reference, Series, Text,
-};
+use crate::report::finding::{At, Axis, Body, Exhibit, Finding, Number, Reference, Series, Text};
 
 /// Statements shown token by token: so many true ones and as many false ones.
 const SHOWN: usize = 4;
@@ -34,9 +33,23 @@ struct Place {
     chosen: usize,
     /// Held-out accuracies at the chosen layer, fitted on shuffled labels.
     shuffled: Vec<f64>,
-    /// Held-out accuracy of each topic at the chosen layer, fitted on the others.
-    topics: Vec<(String, usize, f64)>,
+    topics: Vec<Topic>,
     negated: Option<Negated>,
+}
+
+/// One topic, read by what the others give.
+struct Topic {
+    name: String,
+    /// Statements.
+    n: usize,
+    /// Chosen on the others.
+    layer: usize,
+    accuracy: f64,
+}
+
+/// The place of the highest; of equals the first.
+fn highest(values: &[f64]) -> usize {
+    (0..values.len()).fold(0, |best, i| if values[i] > values[best] { i } else { best })
 }
 
 /// The statements that count: each different one once.
@@ -74,17 +87,12 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
         Ok(pairs.map(|(a, b)| dot(&a.direction, b)).collect())
     };
     let with_ours = [with_ours(&places[0])?, with_ours(&places[1])?];
-    let words = data.held().bag_of_words()?;
-    let words = Control {
-        name: words.name.into(),
-        value: words.accuracy,
-        interval: Some(words.ends),
-    };
+    let simpler = data.held().baselines(study)?;
     Ok(Finding {
-        answer: answer(&places, &cosines, &with_ours, &words),
-        numbers: numbers(&places, &cosines, &with_ours, &words),
+        answer: answer(&places, &cosines, &with_ours, &simpler),
+        numbers: numbers(&places, &cosines, &with_ours, &simpler),
         exhibits: vec![
-            lines(&places, &words),
+            lines(&places, &simpler),
             data.texts(&places[0])?,
             by_layer(&places, &cosines, &with_ours),
             by_topic(&places),
@@ -122,29 +130,20 @@ impl Data<'_, '_> {
     /// The direction at the token that is `back` from the end.
     fn place(&self, name: &'static str, key: &'static str, back: usize) -> Result<Place> {
         let rows = [&self.stated.last, &self.stated.before_last][back - 1];
-        let inner = self.within_training()?;
-        let few = Bootstrap {
-            resamples: 1,
-            ..self.bootstrap
-        };
-        let (mut layers, mut within_training) = (Vec::new(), Vec::new());
-        for (layer, rows) in rows.iter().enumerate() {
-            let rows = self.rows(layer, rows);
-            layers.push(mass_mean(&rows, &self.known, &self.split, &self.bootstrap)?);
-            within_training.push(mass_mean(&rows, &self.known, &inner, &few)?.accuracy);
-        }
-        let best = |best: usize, layer: usize| {
-            if within_training[layer] > within_training[best] {
-                layer
-            } else {
-                best
-            }
-        };
-        let chosen = (0..layers.len()).fold(0, best);
-        let here = self.rows(chosen, &rows[chosen]);
+        let rows: Vec<LayerRows<'_>> = rows
+            .iter()
+            .enumerate()
+            .map(|(layer, rows)| self.rows(layer, rows))
+            .collect();
+        let layers = rows
+            .iter()
+            .map(|rows| mass_mean(rows, &self.known, &self.split, &self.bootstrap))
+            .collect::<Result<Vec<_>, _>>()?;
+        let within_training = self.within(&rows, &self.split.train)?;
+        let chosen = highest(&within_training);
         Ok(Place {
-            shuffled: self.shuffled(&here)?,
-            topics: self.topics(&here, &few)?,
+            shuffled: self.shuffled(&rows[chosen])?,
+            topics: self.topics(&rows)?,
             negated: Negated::read(
                 self.study,
                 self.held(),
@@ -160,15 +159,25 @@ impl Data<'_, '_> {
         })
     }
 
-    /// The training half, split again: the layer is chosen there.
-    fn within_training(&self) -> Result<Split> {
-        let train = &self.split.train;
-        let of: Vec<usize> = train.iter().map(|&i| self.stated.unique[i]).collect();
+    /// Of each layer the accuracy within these statements alone, split once more: by it a layer is chosen.
+    fn within(&self, layers: &[LayerRows<'_>], statements: &[usize]) -> Result<Vec<f64>> {
+        let of: Vec<usize> = statements.iter().map(|&i| self.stated.unique[i]).collect();
         let inner = split(&self.stated.of(&of), 0.5, self.study.options().seed + 1)?;
-        Ok(Split {
-            train: inner.train.iter().map(|&i| train[i]).collect(),
-            test: inner.test.iter().map(|&i| train[i]).collect(),
-        })
+        let inner = Split {
+            train: inner.train.iter().map(|&i| statements[i]).collect(),
+            test: inner.test.iter().map(|&i| statements[i]).collect(),
+        };
+        let (known, none) = (&self.known, self.no_interval());
+        let accuracy = |rows: &LayerRows<'_>| Ok(mass_mean(rows, known, &inner, &none)?.accuracy);
+        layers.par_iter().map(accuracy).collect()
+    }
+
+    /// For fits of which only the value is wanted.
+    fn no_interval(&self) -> Bootstrap {
+        Bootstrap {
+            resamples: 1,
+            ..self.bootstrap
+        }
     }
 
     /// Held-out accuracies of directions fitted on the training statements with their labels shuffled.
@@ -198,8 +207,8 @@ impl Data<'_, '_> {
             .collect()
     }
 
-    /// Each topic's accuracy, with all of it left out of the fit.
-    fn topics(&self, rows: &LayerRows<'_>, few: &Bootstrap) -> Result<Vec<(String, usize, f64)>> {
+    /// Each topic's accuracy, with all of it left out of the fit and of the choice of the layer.
+    fn topics(&self, layers: &[LayerRows<'_>]) -> Result<Vec<Topic>> {
         let Some(topics) = &self.known.topics else {
             return Ok(Vec::new());
         };
@@ -216,8 +225,15 @@ impl Data<'_, '_> {
                     .all(|l| of.iter().any(|&i| self.known.labels[i] == *l))
             };
             if has_both(&test) && has_both(&train) {
-                let left_out = mass_mean(rows, &self.known, &Split { train, test }, few)?;
-                found.push((name.clone(), n, left_out.accuracy));
+                let layer = highest(&self.within(layers, &train)?);
+                let split = Split { train, test };
+                let left_out = mass_mean(&layers[layer], &self.known, &split, &self.no_interval())?;
+                found.push(Topic {
+                    name: name.clone(),
+                    n,
+                    layer,
+                    accuracy: left_out.accuracy,
+                });
             }
         }
         Ok(found)
@@ -293,7 +309,7 @@ impl Place {
             self.name, self.chosen
         );
         let mut told = number(name, best.accuracy, "");
-        told.interval = Some([best.ci_low, best.ci_high]);
+        told.interval = with_width([best.ci_low, best.ci_high]);
         told.n = Some(best.n_test);
         told.note = "n statements; the interval is over their groups".into();
         told
@@ -308,22 +324,29 @@ fn numbers(
     places: &[Place],
     cosines: &[f64],
     with_ours: &[Vec<f64>; 2],
-    words: &Control,
+    simpler: &[Baseline],
 ) -> Vec<Number> {
     let mut told = Vec::new();
     for (place, with_ours) in places.iter().zip(with_ours) {
         let mut accuracy = place.accuracy();
-        accuracy.controls.push(words.clone());
+        accuracy
+            .controls
+            .extend(simpler.iter().map(Baseline::control));
         accuracy
             .controls
             .extend(draws("fitted on shuffled labels", &place.shuffled));
         told.push(accuracy);
-        told.push(number(
+        let mut area = number(
             format!("held-out AUC, {}", place.name),
             place.best().auc,
             "",
-        ));
-        let left_out: Vec<f64> = place.topics.iter().map(|t| t.2).collect();
+        );
+        area.controls = simpler
+            .iter()
+            .filter_map(|b| tell::control(b.name, b.auc))
+            .collect();
+        told.push(area);
+        let left_out: Vec<f64> = place.topics.iter().map(|t| t.accuracy).collect();
         if !left_out.is_empty() {
             let mut mean = number(
                 format!(
@@ -334,6 +357,7 @@ fn numbers(
                 "",
             );
             mean.n = Some(left_out.len());
+            mean.note = "n topics; the layer is chosen on the others".into();
             told.push(mean);
         }
         if let Some(negated) = &place.negated {
@@ -348,22 +372,37 @@ fn numbers(
             "cosine with the study's direction, {}, layer {}",
             place.name, place.chosen
         );
-        told.push(number(name, with_ours[place.chosen], ""));
+        told.push(number(name, with_ours[place.chosen], "").note(by_chance(place)));
     }
     let at = places[0].chosen;
-    told.push(number(
-        format!("cosine of the two directions, layer {at}"),
-        cosines[at],
-        "",
-    ));
+    told.push(
+        number(
+            format!("cosine of the two directions, layer {at}"),
+            cosines[at],
+            "",
+        )
+        .note(by_chance(&places[0])),
+    );
     told
+}
+
+/// Between what two values 95 % of the cosines of random directions lie: the components of a random unit vector have variance 1/d.
+fn chance(place: &Place) -> f64 {
+    1.96 / (place.best().direction.len() as f64).sqrt()
+}
+
+fn by_chance(place: &Place) -> String {
+    format!(
+        "95 % of pairs of random directions have a |cosine| below {:.2}",
+        chance(place)
+    )
 }
 
 fn answer(
     places: &[Place],
     cosines: &[f64],
     with_ours: &[Vec<f64>; 2],
-    words: &Control,
+    simpler: &[Baseline],
 ) -> Vec<String> {
     let of = |place: &Place| {
         format!(
@@ -375,40 +414,55 @@ fn answer(
             place.p()
         )
     };
-    let lowest = places[0].best().ci_low;
     let mut told = vec![
         format!(
             "Mean of the true statements less mean of the false ones, fitted on one half of the groups, with the midpoint as threshold. In the other half it is right on {} and {}.",
             of(&places[0]),
             of(&places[1])
         ),
-        format!(
-            "The words alone, by a probe on a bag of words, get {:.2}. {}",
-            words.value,
-            if lowest > words.value {
-                "The last token's direction is above that by its whole interval: it holds more than which words stand there."
-            } else {
-                "The last token's direction is not above that by its whole interval: that it holds more than the words is not shown."
-            }
-        ),
+        beside(&places[0], simpler),
     ];
     told.extend(places[0].negated.as_ref().map(Negated::told));
-    let at = places[0].chosen;
+    let (at, chance) = (places[0].chosen, chance(&places[0]));
+    let ours = [with_ours[0][at], with_ours[1][at]];
+    let beyond = ours.iter().filter(|cos| cos.abs() > chance).count();
     told.push(format!(
-        "At layer {at} the two directions have a cosine of {:.2} with each other, and of {:.2} and {:.2} with the direction that the personas gave: {}. They are never pooled.",
+        "At layer {at} the two directions have a cosine of {:.2} with each other, and of {:.2} and {:.2} with the direction that the personas gave, where 95 % of random directions stay \
+         within ±{chance:.2}: {}. They are never pooled.",
         cosines[at],
-        with_ours[0][at],
-        with_ours[1][at],
-        if with_ours[0][at].abs() < 0.3 {
-            "what a persona changes and whether a statement holds lie along different directions"
-        } else {
-            "they share a part with it"
+        ours[0],
+        ours[1],
+        match beyond {
+            0 => "that either shares anything with it is not shown",
+            1 => "one of them shares more with it than chance would have it, the other does not show that",
+            _ if ours[0] * ours[1] > 0.0 => "both share more with it than chance would have it, and neither is the same direction",
+            _ => "both have more to do with it than chance would have it, one of them with the opposite sign",
         }
     ));
     told
 }
 
-fn lines(places: &[Place], words: &Control) -> Exhibit {
+/// What the simplest readings of the same statements get.
+fn beside(place: &Place, simpler: &[Baseline]) -> String {
+    let each: Vec<String> = simpler
+        .iter()
+        .map(|b| format!("{} {:.2}", b.name, b.accuracy))
+        .collect();
+    let best = simpler.iter().map(|b| b.accuracy).fold(0.5, f64::max);
+    format!(
+        "Simpler readings of the same statements, by accuracy: {}. {}",
+        each.join(", "),
+        if place.best().ci_low > best {
+            "The last token's direction is above all of them by its whole interval."
+        } else if place.best().accuracy > best {
+            "The last token's direction is above them, but its interval reaches down to the best of them: that it holds more is not shown."
+        } else {
+            "The last token's direction is not above the best of them."
+        }
+    )
+}
+
+fn lines(places: &[Place], simpler: &[Baseline]) -> Exhibit {
     let series = places.iter().map(|place| Series {
         name: place.name.into(),
         control: false,
@@ -428,17 +482,19 @@ fn lines(places: &[Place], words: &Control) -> Exhibit {
         name: name.into(),
         at,
     };
+    let best = simpler
+        .iter()
+        .max_by(|a, b| a.accuracy.total_cmp(&b.accuracy));
     exhibit(
         "E12-layers",
-        "Accuracy on the held-out half by layer, with intervals over groups of statements.",
+        "Accuracy on the held-out half by layer, with intervals over groups of statements, beside chance and the best of the simpler readings.",
         Body::Lines {
             x: Axis::new("layer", ""),
             y: Axis::new("accuracy", ""),
             series: series.collect(),
-            references: vec![
-                reference("chance", 0.5),
-                reference("bag of words", words.value),
-            ],
+            references: std::iter::once(reference("chance", 0.5))
+                .chain(best.map(|b| reference(b.name, b.accuracy)))
+                .collect(),
         },
     )
 }
@@ -484,20 +540,20 @@ fn by_layer(places: &[Place], cosines: &[f64], with_ours: &[Vec<f64>; 2]) -> Exh
 
 fn by_topic(places: &[Place]) -> Exhibit {
     let rows = places.iter().flat_map(|place| {
-        let row = |(name, n, accuracy): &(String, usize, f64)| {
+        let row = |topic: &Topic| {
             vec![
                 json!(place.key),
-                json!(place.chosen),
-                json!(name),
-                json!(n),
-                json!(accuracy),
+                json!(topic.layer),
+                json!(topic.name),
+                json!(topic.n),
+                json!(topic.accuracy),
             ]
         };
         place.topics.iter().map(row)
     });
     exhibit(
         "E12-topics",
-        "Accuracy on each topic, with all of it left out of the fit.",
+        "Accuracy on each topic, with all of it left out of the fit and of the choice of the layer.",
         table(
             &["token", "layer", "topic", "statements", "accuracy"],
             rows.collect(),

@@ -66,11 +66,16 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
     let sets = sets::search(study, &blocks)?;
     let bootstrap = study.bootstrap();
     let additivity = WAYS.map(|way| Additivity::of(&patched, way, &bootstrap));
-    let (named, tuning) = named(study, &patched, &sets)?;
+    let (selected, tuning) = selected(study, &sets)?;
+    let named = named(study, &patched, &selected);
     found.answer = additivity.iter().map(Additivity::said).collect();
-    found.answer.extend(said_of_pairs(&named));
+    found.answer.extend(said_of_pairs(&named[..selected.len()]));
     found.answer.extend(sets.said());
-    found.answer.extend(said_of_no(&patched, &named));
+    let all = Effect::all(&patched, &bootstrap);
+    let denoising = all.iter().filter(|e| e.way == Way::Denoising);
+    found
+        .answer
+        .extend(said_of_no(&patched, denoising, &bootstrap));
     found.answer.extend(patched.said_of_left_out());
     found.numbers = additivity.iter().flat_map(|a| a.numbers(study)).collect();
     found.numbers.extend(
@@ -101,56 +106,47 @@ fn key(effect: &Effect) -> String {
     format!("E9.denoising.{}", effect.name())
 }
 
-/// The pairs that recovered most on the tuning half, among its best blocks, and those that were published, as the report half has
-/// them; and the manifest of the sweep that they were selected by.
-fn named(
-    study: &Study<'_>,
-    patched: &Patched,
-    sets: &Sets,
-) -> Result<(Vec<Effect>, Option<String>)> {
+/// The pairs that recovered most on the tuning half, among its best blocks; and the manifest of the sweep that they were selected by.
+fn selected(study: &Study<'_>, sets: &Sets) -> Result<(Vec<Vec<PatchSite>>, Option<String>)> {
     let candidates = sets.best_single(CANDIDATES);
-    let mut pairs: Vec<Vec<PatchSite>> = Vec::new();
-    let mut manifest = None;
-    if candidates.len() > 1 {
-        let sites = candidates
+    if candidates.len() < 2 {
+        return Ok((Vec::new(), None));
+    }
+    let patches = Patches {
+        pairs: candidates
             .iter()
             .map(|site| site.point.to_string())
-            .collect();
-        let patches = Patches {
-            pairs: sites,
-            ..Patches::default()
-        };
-        let tuning = sweep(
-            study,
-            "E9-tuning",
-            &study.prompts(Some(Half::Tuning)),
-            patches,
-        )?;
-        pairs = tuning.largest(Way::Denoising, NAMED);
-        manifest = tuning.manifest;
-    }
-    let published = patched
-        .patches(Way::Denoising)
-        .filter(|patch| patch.len() == 2);
-    let published = published.filter(|patch| {
-        study
-            .published(&format!("E9.denoising.{}", super::patched::name(patch)))
-            .is_some()
-    });
-    for patch in published {
-        if !pairs.iter().any(|pair| pair == patch) {
-            pairs.push(patch.to_vec());
-        }
-    }
-    let bootstrap = study.bootstrap();
-    let effects = pairs
-        .iter()
-        .map(|pair| Effect::of(patched, Way::Denoising, pair, &bootstrap));
-    Ok((effects.collect(), manifest))
+            .collect(),
+        ..Patches::default()
+    };
+    let prompts = study.prompts(Some(Half::Tuning));
+    let tuning = sweep(study, "E9-tuning", &prompts, patches)?;
+    Ok((tuning.largest(Way::Denoising, NAMED), tuning.manifest))
 }
 
-fn said_of_pairs(named: &[Effect]) -> Option<String> {
-    let texts: Vec<String> = named.iter().map(Effect::text).collect();
+/// What the selected pairs do on the report half, and after them those that were published and are not among them.
+fn named(study: &Study<'_>, patched: &Patched, selected: &[Vec<PatchSite>]) -> Vec<Effect> {
+    let is_published = |patch: &&[PatchSite]| {
+        let key = format!("E9.denoising.{}", super::patched::name(patch));
+        study.published(&key).is_some()
+    };
+    let pairs = patched
+        .patches(Way::Denoising)
+        .filter(|patch| patch.len() == 2);
+    let published = pairs
+        .filter(is_published)
+        .filter(|patch| selected.iter().all(|pair| pair != patch));
+    let bootstrap = study.bootstrap();
+    selected
+        .iter()
+        .map(Vec::as_slice)
+        .chain(published)
+        .map(|pair| Effect::of(patched, Way::Denoising, pair, &bootstrap))
+        .collect()
+}
+
+fn said_of_pairs(selected: &[Effect]) -> Option<String> {
+    let texts: Vec<String> = selected.iter().map(Effect::text).collect();
     (!texts.is_empty()).then(|| format!(
         "The pairs that recovered most on the tuning half, as the report half has them (means over prompts, 95 % BCa intervals): {}.",
         texts.join(", ")

@@ -63,9 +63,11 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
     };
     found.answer = positions.answer();
     found.answer.extend(said_of_padding(study));
-    found
-        .answer
-        .extend(said_of_no(&patched, positions.of(Way::Denoising)));
+    found.answer.extend(said_of_no(
+        &patched,
+        positions.of(Way::Denoising),
+        &study.bootstrap(),
+    ));
     found.answer.extend(patched.said_of_left_out());
     found.numbers = positions.numbers(study);
     found.exhibits = positions.exhibits(study);

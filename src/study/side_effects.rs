@@ -207,7 +207,7 @@ impl Asked {
         let mut told = number(name, mean(values), unit);
         if !values.is_empty() {
             let of = |items: &[usize]| mean(&items.iter().map(|&i| values[i]).collect::<Vec<_>>());
-            told.interval = Some(tell::ends(grouped(&groups, &study.bootstrap(), of)));
+            told.interval = grouped(&groups, &study.bootstrap(), of).bca();
         }
         told.n = Some(values.len());
         told
@@ -491,17 +491,17 @@ fn answer(prompts: &Asked, facts: &Asked, prose: &Read, numbers: &[Number]) -> V
         }
     ));
     told.push(format!(
-        "With the injection at every token, the NLL of plain text rises by {} nats a token: {:.2} times the perplexity. Random directions of that length raise it by {:.3} on average, and a share of {:.2} of them by as much (itself counted): {}",
+        "With the injection at every token, the NLL of plain text rises by {} nats a token: {:.2} times the perplexity. Random directions of that length raise it by {:.3} on average, and {} of them by as much: {}",
         find("rise of the NLL of plain text"),
         rise.exp(),
         mean(&random),
-        null::rank_p(rise, &random),
+        tell::rank(rise, &random),
         if random.iter().all(|&draw| draw < rise) {
             "this one costs more than any of them."
         } else if mean(&random) < rise {
             "this one costs more than most of them, or than the average."
         } else {
-            "this one costs no more than such a push does."
+            "it is not shown that this one costs more than such a push does."
         }
     ));
     told

@@ -8,7 +8,7 @@ use crate::analysis::project::dot;
 use crate::analysis::roc::auc;
 use crate::analysis::{Bootstrap, LayerRows, Probing, Split, Statements, baseline, probe};
 use crate::hooks::Site;
-use crate::report::finding::Number;
+use crate::report::finding::{Control, Number};
 
 /// Each different statement once, and which of them train.
 #[derive(Clone, Copy)]
@@ -28,6 +28,17 @@ pub(super) struct Baseline {
     pub accuracy: f64,
     pub ends: [f64; 2],
     pub auc: f64,
+}
+
+impl Baseline {
+    /// Its accuracy, to stand beside a direction's.
+    pub fn control(&self) -> Control {
+        Control {
+            name: self.name.into(),
+            value: self.accuracy,
+            interval: tell::with_width(self.ends),
+        }
+    }
 }
 
 impl Held<'_> {
@@ -166,7 +177,7 @@ impl Negated {
         let area = |name: &str, scores: &[f64], labels: &[bool]| {
             let ends = baseline::auc_interval(scores, labels, &groups, held.bootstrap);
             number(name, auc(scores, labels).unwrap_or(f64::NAN), "")
-                .interval(tell::ends(ends))
+                .interval(ends.bca())
                 .over(groups.iter().max().map_or(0, |last| last + 1))
         };
         Ok(Some(Negated {

@@ -18,16 +18,16 @@ pub(super) fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// The interval of the mean, each value a unit; `None` of fewer than two.
+/// The BCa interval of the mean, each value a unit; `None` of fewer than three, or where it is not defined.
 pub(super) fn mean_interval(bootstrap: &Bootstrap, values: &[f64]) -> Option<[f64; 2]> {
-    if values.len() < 2 {
+    if values.len() < 3 {
         return None;
     }
     let interval = bootstrap.interval(values.len(), |drawn| {
         let sum: f64 = drawn.iter().map(|&i| values[i as usize]).sum();
         sum / drawn.len() as f64
     });
-    Some([interval.low, interval.high])
+    interval.bca()
 }
 
 #[cfg(test)]
@@ -46,6 +46,7 @@ mod tests {
         let values: Vec<f64> = (0..20).map(f64::from).collect();
         let [low, high] = mean_interval(&Bootstrap::default(), &values).unwrap();
         assert!(low < 9.5 && 9.5 < high && low > 6.0 && high < 13.0);
-        assert_eq!(mean_interval(&Bootstrap::default(), &[1.0]), None);
+        assert_eq!(mean_interval(&Bootstrap::default(), &[1.0, 2.0]), None);
+        assert_eq!(mean_interval(&Bootstrap::default(), &[1.0; 9]), None);
     }
 }

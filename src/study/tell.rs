@@ -3,8 +3,9 @@
 use serde_json::Value;
 
 use super::Study;
+use super::estimate::NO_INTERVAL;
 use super::statistics::mean as average;
-use crate::analysis::Interval;
+use crate::analysis::null;
 use crate::report::finding::{Body, Control, Exhibit, Labels, Number};
 
 /// A number with nothing around it yet; none where it is not a finite one.
@@ -23,6 +24,9 @@ pub(super) fn mean(
     told.n = Some(values.len());
     if values.iter().all(|v| v.is_finite()) {
         told.interval = study.mean_interval(values);
+        if told.interval.is_none() && values.len() > 2 {
+            told.note = NO_INTERVAL.into();
+        }
     }
     told
 }
@@ -38,10 +42,6 @@ pub(super) fn quantiles<const N: usize>(values: &[f64], levels: [f64; N]) -> [f6
     })
 }
 
-pub(super) fn ends(interval: Interval) -> [f64; 2] {
-    [interval.low, interval.high]
-}
-
 /// A control made of many draws: their mean, and between which two values 95 % of them lie.
 /// `None` without draws, or where one is not a number.
 pub(super) fn draws(name: impl Into<String>, values: &[f64]) -> Option<Control> {
@@ -50,6 +50,18 @@ pub(super) fn draws(name: impl Into<String>, values: &[f64]) -> Option<Control> 
         value: average(values),
         interval: Some(spread(values)?),
     })
+}
+
+/// An interval of an analysis; none, where it has no width: there BCa is not defined, and it would pass for certainty.
+pub(super) fn with_width([low, high]: [f64; 2]) -> Option<[f64; 2]> {
+    (low < high).then_some([low, high])
+}
+
+/// How many of the draws come up to what was found, and the p value of that rank: `3 of 100 (p = 0.04)`.
+pub(super) fn rank(found: f64, draws: &[f64]) -> String {
+    let above = draws.iter().filter(|&&draw| draw >= found).count();
+    let p = null::rank_p(found, draws);
+    format!("{above} of {} (p = {p:.2})", draws.len())
 }
 
 /// Between which two values 95 % lie; `None` without any, or where one is not a number.
@@ -107,5 +119,17 @@ mod tests {
         let found = quantiles(&[3.0, 1.0, 4.0, 1.5], [0.5, 0.025]);
         assert!((found[0] - 2.25).abs() < 1e-12 && (found[1] - 1.0375).abs() < 1e-12);
         assert!(quantiles(&[], [0.5])[0].is_nan());
+    }
+
+    #[test]
+    fn a_rank_tells_how_many_come_up_to_what_was_found_and_counts_it_itself_for_p() {
+        assert_eq!(rank(2.0, &[1.0, 2.0, 3.0]), "2 of 3 (p = 0.75)");
+        assert_eq!(rank(9.0, &[1.0, 2.0, 3.0]), "0 of 3 (p = 0.25)");
+    }
+
+    #[test]
+    fn an_interval_without_width_is_none() {
+        assert_eq!(with_width([1.0, 1.0]), None);
+        assert_eq!(with_width([0.5, 1.0]), Some([0.5, 1.0]));
     }
 }

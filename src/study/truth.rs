@@ -1,11 +1,12 @@
 //! E11: whether the direction tells true from false statements that nobody pretends to make, and what simpler things tell.
 
+use rayon::prelude::*;
 use serde_json::json;
 
 use super::simpler::{Baseline, Held, Negated};
 use super::statements::Stated;
 use super::statistics::mean as average;
-use super::tell::{self, exhibit, number, table, with_interval};
+use super::tell::{self, exhibit, number, table, with_interval, with_width};
 use super::{Result, Study};
 use crate::analysis::project::{dot, mean_and_deviation};
 use crate::analysis::roc::auc;
@@ -52,28 +53,28 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
     let direction = study.directions()?.layer(chosen);
     let negated = Negated::read(study, held, chosen, direction, 1)?;
     let topics = topics(&layers, unique, &known);
-    let drawn = drawn(study, &stated, chosen, &known, &split)?;
+    let drawn = drawn(study, &stated, &known, &split)?;
 
     let mut numbers = by_layer(study, &layers, stated.texts.len());
     let mut accuracy = found.accuracy.clone();
-    accuracy.controls = baselines
-        .iter()
-        .filter_map(|b| tell::control(b.name, b.accuracy))
-        .collect();
+    accuracy.controls = baselines.iter().map(Baseline::control).collect();
     let mut area = found.auc.clone();
     area.controls = baselines
         .iter()
         .filter_map(|b| tell::control(b.name, b.auc))
         .collect();
     area.controls.extend(tell::draws(
-        "random directions, the better side of each",
+        "random directions, each at its best layer and side in training",
         &drawn,
     ));
-    let p = null::rank_p(area.value.unwrap_or(0.0), &drawn);
+    let area_found = area.value.unwrap_or(0.0);
+    let p = null::rank_p(area_found, &drawn);
     numbers.extend([
         accuracy,
         area,
-        number("share of random directions that do as well (p)", p, ""),
+        number("p by rank among random directions", p, "").note(
+            "each at the layer and on the side that training says; the direction itself counted",
+        ),
     ]);
     let both = |n: &Negated| [n.negated.clone(), n.plain.clone()];
     numbers.extend(negated.iter().flat_map(both));
@@ -86,7 +87,7 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
         baselines,
         negated,
         topics,
-        p,
+        rank: tell::rank(area_found, &drawn),
     };
     Ok(Finding {
         answer: outcome.answer(),
@@ -107,8 +108,8 @@ struct Outcome {
     baselines: Vec<Baseline>,
     negated: Option<Negated>,
     topics: Vec<Topic>,
-    /// Share of random directions that do as well.
-    p: f64,
+    /// How many random directions do as well.
+    rank: String,
 }
 
 fn read_layer(study: &Study<'_>, stated: &Stated, layer: usize) -> Result<Layer> {
@@ -191,7 +192,7 @@ impl HeldOut {
             share.share,
             "",
         );
-        (accuracy.interval, accuracy.n) = (Some([share.low, share.high]), n_groups);
+        (accuracy.interval, accuracy.n) = (with_width([share.low, share.high]), n_groups);
         accuracy.note = "interval over groups of statements; above the training statements' mean counts as true".into();
         let mut area = number(
             "held-out AUC at the layer chosen in training",
@@ -199,7 +200,7 @@ impl HeldOut {
             "",
         );
         let interval = baseline::auc_interval(&scores, &labels, &groups, bootstrap);
-        (area.interval, area.n) = (Some(tell::ends(interval)), n_groups);
+        (area.interval, area.n) = (interval.bca(), n_groups);
         HeldOut {
             accuracy,
             auc: area,
@@ -262,40 +263,64 @@ fn topics(layers: &[Layer], unique: &[usize], known: &Statements) -> Vec<Topic> 
     names.into_iter().filter_map(one).collect()
 }
 
-/// Held-out AUCs of random directions at a layer, half of them with the rows' covariance; each on the side that training says.
+/// What of a random direction is read where: AUC in training, on the better side, and held out on that side.
+#[derive(Clone, Copy)]
+struct Random {
+    training: f64,
+    held_out: f64,
+}
+
+/// Held-out AUCs of random directions, half of them with the rows' covariance. Each is one direction per layer, as ours is, and is read
+/// at the layer and on the side that training says.
 fn drawn(
+    study: &Study<'_>,
+    stated: &Stated,
+    known: &Statements,
+    split: &Split,
+) -> Result<Vec<f64>> {
+    let layers = (0..stated.last.len())
+        .map(|layer| drawn_at(study, stated, layer, known, split))
+        .collect::<Result<Vec<_>>>()?;
+    let best = |draw: usize| {
+        let of_layers = layers.iter().map(|draws| draws[draw]);
+        let best = of_layers.max_by(|a, b| a.training.total_cmp(&b.training));
+        best.map_or(0.5, |best| best.held_out)
+    };
+    Ok((0..DRAWS).map(best).collect())
+}
+
+fn drawn_at(
     study: &Study<'_>,
     stated: &Stated,
     layer: usize,
     known: &Statements,
     split: &Split,
-) -> Result<Vec<f64>> {
-    let d = study.prepared().dims.d_model;
-    let seed = study.options().seed;
+) -> Result<Vec<Random>> {
+    let (d, rows) = (study.dims().d_model, &stated.last[layer]);
+    let seed = study.options().seed + layer as u64;
     let mut directions = null::random(DRAWS / 2, d, seed);
-    directions.extend(null::covariance_matched(
-        &stated.last[layer],
-        d,
-        DRAWS - DRAWS / 2,
-        seed,
-    )?);
-    let area = |direction: &Vec<f32>, of: &[usize]| {
-        let scores: Vec<f64> = of
-            .iter()
-            .map(|&i| dot(&stated.last[layer][stated.unique[i] * d..][..d], direction))
-            .collect();
+    directions.extend(null::covariance_matched(rows, d, DRAWS - DRAWS / 2, seed)?);
+    let area = |direction: &[f32], of: &[usize]| {
+        let row = |&i: &usize| &rows[stated.unique[i] * d..][..d];
+        let scores: Vec<f64> = of.iter().map(|i| dot(row(i), direction)).collect();
         let labels: Vec<bool> = of.iter().map(|&i| known.labels[i]).collect();
         auc(&scores, &labels).unwrap_or(0.5)
     };
-    let held_out = |direction: &Vec<f32>| {
-        let test = area(direction, &split.test);
-        if area(direction, &split.train) >= 0.5 {
-            test
+    let read = |direction: &Vec<f32>| {
+        let (train, test) = (area(direction, &split.train), area(direction, &split.test));
+        if train >= 0.5 {
+            Random {
+                training: train,
+                held_out: test,
+            }
         } else {
-            1.0 - test
+            Random {
+                training: 1.0 - train,
+                held_out: 1.0 - test,
+            }
         }
     };
-    Ok(directions.iter().map(held_out).collect())
+    Ok(directions.par_iter().map(read).collect())
 }
 
 /// The layers that were published, and the one that is steered at, all statements counted; the shares are of the file as it is.
@@ -359,14 +384,14 @@ impl Outcome {
             .collect();
         let best = self.baselines.iter().map(|b| b.auc).fold(0.0, f64::max);
         told.push(format!(
-            "Simpler readings of the same held-out statements, by AUC: {}. {} {:.0} % of random directions (half of them with the rows' covariance), each on its better side in training, do at least as well.",
+            "Simpler readings of the same held-out statements, by AUC: {}. {} At least as well do {} of random directions (half of them with the rows' covariance), each read at the layer and on the side that training says.",
             simpler.join(", "),
             match (low > best, area > best) {
                 (true, _) => "The direction is above them all, by its whole interval;",
                 (false, true) => "The direction is above them, but its interval reaches down to them: that it tells more than they do is not shown;",
                 (false, false) => "The direction does not tell more than the best of them;",
             },
-            100.0 * self.p,
+            self.rank,
         ));
         told.extend(self.negated.as_ref().map(Negated::told));
         if let (Some(worst), Some(top)) = (
@@ -440,7 +465,7 @@ impl Outcome {
         let simpler = self.baselines.iter().map(|b| Bar {
             name: b.name.into(),
             value: Some(b.accuracy),
-            interval: Some(b.ends),
+            interval: with_width(b.ends),
             control: true,
             points: Vec::new(),
             published: None,

@@ -171,8 +171,8 @@ impl Read {
             ];
             told.controls.extend(controls.into_iter().flatten());
             told.note = format!(
-                "a random direction's is as low or lower in {:.0} % (p by rank)",
-                100.0 * self.p(scores.entropy)
+                "of random directions {} are as low",
+                self.rank(scores.entropy)
             );
             told
         };
@@ -183,6 +183,11 @@ impl Read {
     fn p(&self, entropy: f64) -> f64 {
         let lower: Vec<f64> = self.random.iter().map(|e| -e).collect();
         null::rank_p(-entropy, &lower)
+    }
+
+    fn rank(&self, entropy: f64) -> String {
+        let lower: Vec<f64> = self.random.iter().map(|e| -e).collect();
+        tell::rank(-entropy, &lower)
     }
 }
 
@@ -200,7 +205,7 @@ fn answer(read: &[Read], layer: usize, most: f64, words: &dyn Fn(u32) -> String)
     let p = with
         .ours
         .iter()
-        .map(|s| with.p(s.entropy))
+        .map(|s| 2.0 * with.p(s.entropy))
         .fold(1.0, f64::min);
     vec![
         format!(
@@ -216,15 +221,15 @@ fn answer(read: &[Read], layer: usize, most: f64, words: &dyn Fn(u32) -> String)
             list(&with.ours[0]),
             list(&with.ours[1])
         ),
-        if 2.0 * p <= 0.05 {
+        if p <= 0.05 {
             format!(
-                "One of the two is more peaked than random directions are (p = {p:.2} by rank, of the lower; two were tried): the head reads something from it. Whether the tokens mean \
+                "One of the two is more peaked than random directions are (p = {p:.2} by rank, doubled because two were tried): the head reads something from it. Whether the tokens mean \
                  what the direction stands for is for a reader of the table to judge; the head is the last layer's, and the direction lies far below."
             )
         } else {
             format!(
-                "In that they are no more peaked than random directions are (p = {p:.2} by rank, of the lower of two): the head says nothing about it that it would not say of any direction. \
-                 That does not make it meaningless; it is written far below the head, and what later blocks make of it is not seen here."
+                "That the head reads more from it than from random directions is not shown (p = {p:.2} by rank, of the more peaked one, doubled because two were tried), and neither is that \
+                 it does not. The direction is written far below the head; what later blocks make of it is not seen here."
             )
         },
     ]
