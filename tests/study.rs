@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use common::tiny_chat::tiny_chat_model;
 use streamgauge::engine::{Prepared, direction_of_layer};
 use streamgauge::hooks::Site;
+use streamgauge::model::Model;
 use streamgauge::report::finding::{Body, Finding};
 use streamgauge::study::{Choice, Inputs, Options, Study, point};
 
@@ -295,8 +296,9 @@ fn directions_are_unit_vectors_one_per_layer_that_an_edit_takes() {
         .assert()
         .success();
     let file = bench.path("out/directions.safetensors");
+    let model = Model::open(&bench.model).unwrap().fingerprint;
     for layer in 0..3 {
-        let direction = direction_of_layer(&file, None, Some(layer), 64).unwrap();
+        let direction = direction_of_layer(&file, None, Some(layer), 64, &model).unwrap();
         let norm: f64 = direction
             .iter()
             .map(|&x| f64::from(x).powi(2))
