@@ -314,7 +314,7 @@ impl Numbers<'_> {
     }
 
     fn another_model(&self, source: &Source, model: &str) -> String {
-        format!("{source} {}", directions::another_model(model, &self.model))
+        format!("{source} {}", directions::another_model(model, self.model))
     }
 
     /// The tap of a store, and which columns of its rows are the edited ones (empty: all).
