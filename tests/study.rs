@@ -193,6 +193,79 @@ fn bad_inputs_are_refused_by_file_and_line() {
     assert!(!bench.path("out/findings/E1.json").exists());
 }
 
+/// A behaviour of one's own, whose answers are "in" and "on", and its eight prompts.
+const SERVILITY: &str = r#"
+name = "servility"
+title = "Servility"
+prompts = "servility.jsonl"
+[template]
+user = "Pretend you're {persona} person making statements about the world."
+positive = "a frank"
+negative = "a servile"
+control_positive = "a tall"
+control_negative = "a left-handed"
+[answers]
+yes = "in"
+no = "on"
+[side_effects]
+question = "Does this hold? Answer in or on. {statement}"
+"#;
+
+fn servility(bench: &Bench) -> PathBuf {
+    let line = |i: usize| {
+        let (answer, kind) = (["yes", "no"][i % 2], ["dilemma", "factual"][i / 4]);
+        let line = json!({ "text": format!("Is it in or on the table of room {i}?"), "honest": answer, "kind": kind });
+        format!("{line}\n")
+    };
+    let prompts: String = (0..8).map(line).collect();
+    bench.write("servility.jsonl", prompts.as_bytes());
+    bench.write("servility.toml", SERVILITY.as_bytes())
+}
+
+#[test]
+fn a_study_of_another_behaviour_speaks_in_its_words_alone() {
+    let bench = Bench::new();
+    let behaviour = servility(&bench);
+    let ids = ["E1", "E2", "E4", "E6", "E7", "C1", "C2"];
+    bench
+        .study("out")
+        .args(["--experiments", &ids.join(",")])
+        .arg("--behaviour")
+        .arg(&behaviour)
+        .assert()
+        .success();
+    let mut said = String::new();
+    for id in ids {
+        let finding = Finding {
+            command: String::new(),
+            ..bench.finding("out", id)
+        };
+        said += &serde_json::to_string(&finding).unwrap();
+    }
+    for foreign in [
+        "honest",
+        "P(No)",
+        "P(Yes)",
+        "'no'",
+        "'yes'",
+        "rather than lie",
+    ] {
+        let at = said.find(foreign).map(|at| said[at..].chars().take(80));
+        assert!(at.is_none(), "{:?}", at.map(String::from_iter));
+    }
+    for own in [
+        "make the model's answers servile?",
+        "begins with the servile answer, dilemma, in being frank",
+        "P(On) − P(In)",
+        "towards the answer that is not frank",
+        "towards 'on'",
+    ] {
+        assert!(said.contains(own), "{own}");
+    }
+    let page = std::fs::read_to_string(bench.path("out/report.html")).unwrap();
+    assert!(page.contains("asked of servility") && !page.contains("published one"));
+}
+
 /// Runs `with` on a quick study of the tiny model from Rust.
 fn in_rust(bench: &Bench, with: impl FnOnce(&Study<'_>)) {
     let prepared =

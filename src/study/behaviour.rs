@@ -24,6 +24,12 @@ pub struct Behaviour {
     pub prompts: String,
     pub template: Template,
     pub answers: Answers,
+    /// What the report calls answers.
+    #[serde(default)]
+    pub words: GivenWords,
+    /// Whose experiments these are, for the report; `None`: a behaviour of one's own.
+    #[serde(default)]
+    pub source: Option<String>,
     pub side_effects: SideEffects,
     #[serde(default)]
     pub published: Option<PublishedStudy>,
@@ -54,6 +60,16 @@ pub struct Template {
 pub struct Answers {
     pub yes: String,
     pub no: String,
+}
+
+/// What an answer of either persona is called; without it, what the persona is.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GivenWords {
+    #[serde(default)]
+    pub positive: Option<String>,
+    #[serde(default)]
+    pub negative: Option<String>,
 }
 
 /// How the model is asked whether a statement is true, with `{statement}` where it goes.

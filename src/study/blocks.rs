@@ -84,7 +84,8 @@ impl Blocks {
         }
         let whole = patched.whole_no_less_yes(Half::Report);
         let whole = Estimate::mean(&whole, &study.bootstrap());
-        numbers.push(whole.number("move of P(no) − P(yes) by the whole edit", None));
+        let answers = study.words().no_less_yes();
+        numbers.push(whole.number(format!("move of {answers} by the whole edit"), None));
         let note = format!(
             "largest recovery, without sign, at layer {} or below: must be 0",
             self.edited

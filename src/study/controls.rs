@@ -1,14 +1,17 @@
 //! C1: whether what the direction does to answers is more than any push does: random directions, some with the rows' own covariance, LAT on shuffled
 //! pairs, and a persona's irrelevant adjectives; at equal length and at equal KL.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::cuts::Cuts;
 use super::passes::point;
+use super::prompts::Answer;
 use super::push::{Push, Pushed, Summary};
 use super::statistics::mean;
 use super::tell::{self, control, draws, exhibit, number, table, with_interval};
-use super::{Result, Study, direction};
+use super::{Result, Study, Words, direction};
 use crate::analysis::project::dot;
 use crate::analysis::{LatResult, Matching, null};
 use crate::hooks::Site;
@@ -57,6 +60,7 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
         kind.try_all(&pushed, &summary)?;
     }
     let outcome = Outcome {
+        words: study.words().clone(),
         ours: Ours::new(study, &ours, summary),
         n: pushed.len(),
         kinds,
@@ -191,33 +195,39 @@ impl Equal {
 /// One of a summary's numbers.
 #[derive(Clone, Copy)]
 struct Measure {
-    name: &'static str,
+    name: fn(&Words) -> String,
     unit: &'static str,
     of: fn(&Summary) -> f64,
 }
 
 const KL: Measure = Measure {
-    name: "KL(edited ‖ plain) of the first token",
+    name: |_| "KL(edited ‖ plain) of the first token".into(),
     unit: "nat",
     of: |s| s.kl,
 };
 const FLIPPED: Measure = Measure {
-    name: "share of first tokens that turn",
+    name: |_| "share of first tokens that turn".into(),
     unit: "",
     of: |s| s.flipped,
 };
 const NO: Measure = Measure {
-    name: "shift of the log-odds towards 'no'",
+    name: |words| {
+        let no = words.answer(Answer::No);
+        format!("shift of the log-odds towards '{no}'")
+    },
     unit: "nat",
     of: |s| s.no,
 };
 const DISHONEST: Measure = Measure {
-    name: "shift of the log-odds towards the answer that is not honest",
+    name: |words| {
+        let positive = &words.positive;
+        format!("shift of the log-odds towards the answer that is not {positive}")
+    },
     unit: "nat",
     of: |s| s.dishonest,
 };
 const RECOVERY: Measure = Measure {
-    name: "recovery of the edited run's distribution",
+    name: |_| "recovery of the edited run's distribution".into(),
     unit: "",
     of: |s| s.recovery,
 };
@@ -243,13 +253,14 @@ impl Ours {
         Ours {
             summary,
             numbers: numbers
-                .map(|(m, values)| tell::mean(study, m.name, values, m.unit))
+                .map(|(m, values)| tell::mean(study, (m.name)(study.words()), values, m.unit))
                 .collect(),
         }
     }
 }
 
 struct Outcome {
+    words: Arc<Words>,
     ours: Ours,
     n: usize,
     kinds: Vec<Kind>,
@@ -288,15 +299,19 @@ impl Outcome {
             ours.note = "the study's push, over prompts; of each control the mean of its directions and where 95 % of them lie".into();
             told.push(ours);
         }
-        for measure in [DISHONEST, NO, KL, FLIPPED] {
-            for at in [Equal::Norm, Equal::Kl] {
-                if at == Equal::Kl && measure.name == KL.name {
-                    continue;
-                }
+        let both = [Equal::Norm, Equal::Kl];
+        // At equal KL the KL tells nothing.
+        for (measure, ats) in [
+            (DISHONEST, &both[..]),
+            (NO, &both),
+            (KL, &both[..1]),
+            (FLIPPED, &both),
+        ] {
+            for &at in ats {
                 let name = format!(
                     "p by rank among random directions {}: {}",
                     at.name(),
-                    measure.name
+                    (measure.name)(&self.words)
                 );
                 let mut p = number(name, self.p(0, at, measure), "");
                 p.controls = (1..3)
@@ -331,6 +346,7 @@ impl Outcome {
         let [dishonest, no, kl, flipped, _] = &self.ours.numbers[..] else {
             return Ok(Vec::new());
         };
+        let Words { positive, name, .. } = &*self.words;
         let random = &self.kinds[0];
         let average = |at, of| mean(&random.values(at, of));
         let size = |number: &Number| number.value.unwrap_or(f64::NAN);
@@ -354,26 +370,28 @@ impl Outcome {
         };
         let holds = settled(dishonest);
         told.push(format!(
-            "Towards the answer that is not honest, whichever it is, it moves the log-odds by {} nats. Pushed as far by KL ({} of {} random directions could be), random directions move them by {:.2} on average, and {} of them by as much either way. {}",
+            "Towards the answer that is not {positive}, whichever it is, it moves the log-odds by {} nats. Pushed as far by KL ({} of {} random directions could be), random directions move them by {:.2} on average, and {} of them by as much either way. {}",
             with_interval(dishonest),
             random.met,
             random.directions.len(),
             average(Equal::Kl, DISHONEST),
             self.rank(0, Equal::Kl, DISHONEST),
             match (holds && size(dishonest) > 0.0, p <= 0.05) {
-                (true, true) => "So the answers become less honest, and more so than by random pushes of that effect.",
-                (true, false) => "So the answers become less honest, but no more than many random pushes of that effect would make them.",
-                (false, true) => "The size is rare among random pushes, but over these prompts the sign is not settled.",
-                (false, false) => "That it makes answers less honest than any push of that effect is not shown.",
+                (true, true) => format!("So the answers become less {positive}, and more so than by random pushes of that effect."),
+                (true, false) => format!("So the answers become less {positive}, but no more than many random pushes of that effect would make them."),
+                (false, true) => "The size is rare among random pushes, but over these prompts the sign is not settled.".into(),
+                (false, false) => format!("That it makes answers less {positive} than any push of that effect is not shown."),
             },
         ));
         told.push(format!(
-            "Towards 'no' it moves them by {} nats: {}",
+            "Towards '{}' it moves them by {} nats: {}",
+            self.words.answer(Answer::No),
             with_interval(no),
             if settled(no) {
                 format!(
-                    "it moves all answers {} 'no', whatever is asked and whichever answer is honest, by {} than towards the answer that is not honest.",
+                    "it moves all answers {} '{}', whatever is asked and whichever answer is {positive}, by {} than towards the answer that is not {positive}.",
                     if size(no) > 0.0 { "towards" } else { "away from" },
+                    self.words.answer(Answer::No),
                     if size(no).abs() > size(dishonest).abs() { "more" } else { "less" },
                 )
             } else {
@@ -384,22 +402,22 @@ impl Outcome {
         let adjectives = &self.kinds[3];
         told.push(format!(
             "The same template with '{}' and '{}' gives a direction too: it tells matched pairs apart with {:.3} and rows by themselves with {:.3}. {} \
-             Its cosine with the study's direction is {:.2}; at equal KL it moves the log-odds towards the answer that is not honest by {:.2} one way and {:.2} the other.",
+             Its cosine with the study's direction is {:.2}; at equal KL it moves the log-odds towards the answer that is not {positive} by {:.2} one way and {:.2} the other.",
             self.adjectives.words[0],
             self.adjectives.words[1],
             lat.matched_accuracy,
             lat.accuracy,
             if lat.matched_accuracy > 0.9 {
-                "Matched pairs are told apart by any word of the instruction, because it leaks into every later token: that accuracy is no sign of honesty."
+                format!("Matched pairs are told apart by any word of the instruction, because it leaks into every later token: that accuracy is no sign of {name}.")
             } else {
-                "An irrelevant word of the instruction is told apart less well here than where it leaks into every later token."
+                "An irrelevant word of the instruction is told apart less well here than where it leaks into every later token.".into()
             },
             self.adjectives.cosine,
             adjectives.equal_kl.first().map_or(f64::NAN, |s| s.dishonest),
             adjectives.equal_kl.get(1).map_or(f64::NAN, |s| s.dishonest),
         ));
         told.push(format!(
-            "Beside {} directions with the stream's covariance p is {:.2}, and beside {} of LAT on shuffled pairs {:.2} (at equal KL, towards the answer that is not honest). Swapping the labels within a pair would change nothing, since LAT takes differences about zero: so rows were shuffled over all pairs.",
+            "Beside {} directions with the stream's covariance p is {:.2}, and beside {} of LAT on shuffled pairs {:.2} (at equal KL, towards the answer that is not {positive}). Swapping the labels within a pair would change nothing, since LAT takes differences about zero: so rows were shuffled over all pairs.",
             self.kinds[1].directions.len(),
             self.p(1, Equal::Kl, DISHONEST),
             self.kinds[2].directions.len(),
@@ -409,16 +427,22 @@ impl Outcome {
     }
 
     fn exhibits(&self) -> Vec<Exhibit> {
+        let positive = &self.words.positive;
         vec![
-            self.scatter(Equal::Kl, NO, "C1-answers", "What each push does to the answers, at equal KL: to the right towards 'no', upwards towards the answer that is not honest."),
-            self.scatter(Equal::Norm, KL, "C1-norm", "Pushes of equal length: how far each moves the first token's distribution, and how far towards the answer that is not honest."),
+            self.scatter(Equal::Kl, NO, "C1-answers", format!(
+                "What each push does to the answers, at equal KL: to the right towards '{}', upwards towards the answer that is not {positive}.",
+                self.words.answer(Answer::No)
+            )),
+            self.scatter(Equal::Norm, KL, "C1-norm", format!(
+                "Pushes of equal length: how far each moves the first token's distribution, and how far towards the answer that is not {positive}."
+            )),
             self.bars(),
             self.summary(),
             self.table(),
         ]
     }
 
-    fn scatter(&self, at: Equal, x: Measure, name: &str, caption: &str) -> Exhibit {
+    fn scatter(&self, at: Equal, x: Measure, name: &str, caption: String) -> Exhibit {
         let dot = |summary: &Summary| At {
             x: (x.of)(summary),
             y: Some(summary.dishonest),
@@ -443,8 +467,8 @@ impl Outcome {
             name,
             caption,
             Body::Scatter {
-                x: Axis::new(x.name, x.unit),
-                y: Axis::new(DISHONEST.name, DISHONEST.unit),
+                x: Axis::new(&(x.name)(&self.words), x.unit),
+                y: Axis::new(&(DISHONEST.name)(&self.words), DISHONEST.unit),
                 series: others.chain([ours]).collect(),
             },
         )
@@ -471,10 +495,13 @@ impl Outcome {
             }
         });
         exhibit(
-            "C1-dishonest",
-            "Shift towards the answer that is not honest, at equal KL. The direction's interval is over prompts; of the others 95 % of directions lie within it.",
+            "C1-shift",
+            format!(
+                "Shift towards the answer that is not {}, at equal KL. The direction's interval is over prompts; of the others 95 % of directions lie within it.",
+                self.words.positive
+            ),
             Body::Bars {
-                y: Axis::new(DISHONEST.name, DISHONEST.unit),
+                y: Axis::new(&(DISHONEST.name)(&self.words), DISHONEST.unit),
                 bars: std::iter::once(ours).chain(others).collect(),
             },
         )
@@ -508,7 +535,7 @@ impl Outcome {
                     "directions",
                     "strength",
                     "n",
-                    "towards_dishonest",
+                    &self.words.column("towards_", &self.words.negative),
                     "towards_no",
                     "kl",
                     "flipped",
@@ -542,7 +569,7 @@ impl Outcome {
                     "strength",
                     "number",
                     "c",
-                    "towards_dishonest",
+                    &self.words.column("towards_", &self.words.negative),
                     "towards_no",
                     "kl",
                     "flipped",

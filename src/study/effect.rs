@@ -1,5 +1,7 @@
 //! What one patch does, summed up over the prompts of the report half, and how that is shown.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
@@ -7,15 +9,17 @@ use crate::analysis::Bootstrap;
 use crate::engine::sweep::{PatchSite, Way};
 use crate::report::finding::{At, Axis, Bar, Body, Control, Exhibit, Number, Published};
 
-use super::Study;
 use super::estimate::Estimate;
 use super::patched::{Patched, name};
-use super::prompts::Half;
+use super::prompts::{Answer, Half};
 use super::statistics::mean;
+use super::{Study, Words};
 
 /// A patch, one way.
 #[derive(Debug, Clone)]
 pub(super) struct Effect {
+    /// What the report calls answers.
+    pub words: Arc<Words>,
     pub patch: Vec<PatchSite>,
     pub way: Way,
     /// Of a noising patch r − 1.
@@ -39,6 +43,7 @@ impl Effect {
         let moves: Vec<f64> = runs.iter().map(|run| run.no_less_yes).collect();
         let along: Vec<[f64; 2]> = runs.iter().map(|run| run.along).collect();
         Effect {
+            words: patched.words.clone(),
             patch: patch.to_vec(),
             way,
             recovery: Estimate::mean(&points, bootstrap),
@@ -78,8 +83,9 @@ impl Effect {
     /// As a number of the table; what else the patch moves stands beside it.
     pub fn number(&self, name: impl Into<String>, published: Option<Published>) -> Number {
         let mut number = self.recovery.number(name, published);
+        let answers = format!("move of {}", self.words.no_less_yes());
         for (name, estimate) in [
-            ("move of P(no) − P(yes)", self.no_less_yes),
+            (answers.as_str(), self.no_less_yes),
             ("share of the move along d", self.along),
         ] {
             if estimate.value.is_finite() {
@@ -150,11 +156,13 @@ pub(super) fn table(name: &str, what: &str, effects: &[Effect]) -> Exhibit {
         "along_d",
         "n",
     ];
+    let first = effects.first();
+    let answers = first.map_or_else(|| "the answers".into(), |effect| effect.words.no_less_yes());
     Exhibit {
         name: name.into(),
         caption: format!(
             "{what} Recovery (of noising less 1) on the report half with its 95 % BCa interval, its mean on the tuning half, how \
-                far P(no) − P(yes) moves, the share of the edit's move along d, and the prompts of the report half."
+                far {answers} moves, the share of the edit's move along d, and the prompts of the report half."
         ),
         body: Body::Table {
             columns: columns.map(String::from).into(),
@@ -188,10 +196,14 @@ pub(super) fn said_of_no<'e>(
     if !whole.value.is_finite() {
         return None;
     }
-    let said = format!("The whole edit moves P(no) − P(yes) by {}", whole.text());
+    let (answers, no) = (
+        patched.words.no_less_yes(),
+        patched.words.answer(Answer::No),
+    );
+    let said = format!("The whole edit moves {answers} by {}", whole.text());
     if whole.may_be_zero() {
         return Some(format!(
-            "{said}, which is not told from 0: no general readiness to say no can be what is recovered here."
+            "{said}, which is not told from 0: no general readiness to say {no} can be what is recovered here."
         ));
     }
     let together = together(effects, whole.value.signum(), bootstrap);
@@ -202,15 +214,19 @@ pub(super) fn said_of_no<'e>(
     };
     let verdict = match r.interval {
         Some([low, _]) if low > 0.0 => {
-            "what recovers more also moves the answers more the edit's way, so a part of it may be how readily the model says no"
+            format!(
+                "what recovers more also moves the answers more the edit's way, so a part of it may be how readily the model says {no}"
+            )
         }
         Some([_, high]) if high < 0.0 => {
-            "what recovers more moves the answers less the edit's way, so it is not the readiness to say no that is recovered"
+            format!(
+                "what recovers more moves the answers less the edit's way, so it is not the readiness to say {no} that is recovered"
+            )
         }
-        _ => "that the two go together is not shown",
+        _ => "that the two go together is not shown".into(),
     };
     Some(format!(
-        "{said}. Over {n} patches, recovery and the move of P(no) − P(yes) the edit's way correlate with r = {} (interval over prompts): {verdict}.",
+        "{said}. Over {n} patches, recovery and the move of {answers} the edit's way correlate with r = {} (interval over prompts): {verdict}.",
         r.text()
     ))
 }
@@ -285,7 +301,9 @@ mod tests {
     fn patches(n: usize, slope: f64) -> Vec<Effect> {
         let none = Estimate::mean(&[], &Bootstrap::default());
         let of = |i: usize, by: f64| (0..5).map(|p| by * i as f64 + 0.1 * f64::from(p)).collect();
+        let words = Arc::new(Words::of(&super::super::Behaviour::dishonesty().unwrap()));
         let effect = |i| Effect {
+            words: words.clone(),
             patch: Vec::new(),
             way: Way::Denoising,
             recovery: none,

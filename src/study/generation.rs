@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::prompts::{Answer, Half, Kind};
 use super::statistics::{mean, median};
-use super::{Asked, Choice, Result, Study, finding, folder, tell};
+use super::{Asked, Choice, Result, Study, Words, finding, folder, tell};
 use crate::analysis::random::Rng;
 use crate::engine::{Choosing, Generated, Generator, Prepared, Sample, Scorer, Stops, kl};
 use crate::report::finding::{At, Axis, Body, Exhibit, Finding, Number, Reference, Series};
@@ -61,7 +61,7 @@ struct Told {
     text: String,
     /// Which of the answers its first word is.
     says: Option<Answer>,
-    /// P(No) − P(Yes) of its first token.
+    /// P(no) − P(yes) of its first token.
     no_less_yes: f64,
     /// Mean negative log-probability of its tokens in plain runs, in nats.
     nll: f64,
@@ -74,13 +74,19 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
     let answered = answers(study)?;
     let choice = study.choice()?;
     sheets(study, &answered)?;
-    let mut found = finding(
-        "Does adding the direction to the residual stream make the model answer dishonestly?",
-    );
+    let words = study.words();
+    let mut found = finding(format!(
+        "Does adding the direction to the residual stream make the model's answers {}?",
+        words.negative
+    ));
     let report: Vec<&Answered<'_>> = of(&answered, |a| a.asked.prompt.half == Half::Report);
     found.numbers = numbers(study, choice, &answered, &report);
-    found.answer = answer(choice, &report);
-    found.exhibits = vec![strengths(choice), no_and_yes(&answered), texts(&answered)];
+    found.answer = answer(words, choice, &report);
+    found.exhibits = vec![
+        strengths(choice),
+        no_and_yes(words, &answered),
+        texts(words, &answered),
+    ];
     Ok(found)
 }
 
@@ -146,15 +152,11 @@ fn told(
 
 /// Which answer a text begins with.
 fn says(study: &Study<'_>, text: &str) -> Option<Answer> {
-    let words = &study.behaviour().answers;
+    let words = study.words();
     let mut split = text.split(|c: char| !c.is_alphanumeric());
     let first = split.find(|word| !word.is_empty())?.to_lowercase();
-    let is = |word: &str| first == word.trim().to_lowercase();
-    match (is(&words.yes), is(&words.no)) {
-        (true, _) => Some(Answer::Yes),
-        (_, true) => Some(Answer::No),
-        _ => None,
-    }
+    let is = |answer: &Answer| first == words.answer(*answer).to_lowercase();
+    [Answer::Yes, Answer::No].into_iter().find(is)
 }
 
 /// Share of trigrams that were there before; 0 of a text too short for two.
@@ -218,7 +220,7 @@ fn opposite(answer: Answer) -> Answer {
     }
 }
 
-fn is_dishonest(asked: Asked<'_>, told: &Told) -> bool {
+fn is_negative(asked: Asked<'_>, told: &Told) -> bool {
     told.says == Some(opposite(asked.prompt.honest))
 }
 
@@ -238,10 +240,12 @@ fn numbers(
         (mean(&plain), mean(&edited))
     };
     let (plain_no, edited_no) = no_less_yes(report);
+    let words = study.words();
+    let edited_name = format!("{}, edited", words.no_less_yes());
     let beside_no = |number: Number| {
         number
-            .beside("P(No) − P(Yes), edited", edited_no)
-            .beside("P(No) − P(Yes), plain", plain_no)
+            .beside(edited_name.clone(), edited_no)
+            .beside(format!("{}, plain", words.no_less_yes()), plain_no)
     };
     let tuning = of(answered, |a| a.asked.prompt.half == Half::Tuning);
     let mut numbers = vec![
@@ -257,11 +261,7 @@ fn numbers(
             &share(&tuning, |a| a.flipped),
         )
         .note("the strength was chosen by these"),
-        over(
-            "P(No) − P(Yes), edited",
-            &each(report, &|a| a.edited.no_less_yes),
-        )
-        .beside("plain", plain_no),
+        over(&edited_name, &each(report, &|a| a.edited.no_less_yes)).beside("plain", plain_no),
     ];
     for honest in [Answer::Yes, Answer::No] {
         for kind in [Kind::Dilemma, Kind::Factual] {
@@ -274,17 +274,19 @@ fn numbers(
                 continue;
             }
             let name = format!(
-                "begins with the dishonest answer, {}, {} being honest",
+                "begins with the {} answer, {}, {} being {}",
+                words.negative,
                 kind.name(),
-                honest.name()
+                words.answer(honest),
+                words.positive
             );
-            let edited = share(&these, |a| is_dishonest(a.asked, &a.edited));
-            let plain = mean(&share(&these, |a| is_dishonest(a.asked, &a.plain)));
+            let edited = share(&these, |a| is_negative(a.asked, &a.edited));
+            let plain = mean(&share(&these, |a| is_negative(a.asked, &a.plain)));
             let no = no_less_yes(&these).1;
             numbers.push(
                 over(&name, &edited)
                     .beside("plain", plain)
-                    .beside("P(No) − P(Yes), edited", no),
+                    .beside(edited_name.clone(), no),
             );
         }
     }
@@ -308,9 +310,12 @@ fn numbers(
         numbers.push(beside_no(number.unit(unit).beside("plain", plain)));
     }
     numbers.push(
-        Number::new("dishonest or evasive, by a human reading", None)
-            .published(study.published("E2.dishonest-or-evasive"))
-            .note("for a reader to fill in: E2/ratings.csv"),
+        Number::new(
+            format!("{} or evasive, by a human reading", words.negative),
+            None,
+        )
+        .published(study.published("E2.dishonest-or-evasive"))
+        .note("for a reader to fill in: E2/ratings.csv"),
     );
     numbers.push(
         Number::new(
@@ -325,7 +330,7 @@ fn numbers(
     numbers
 }
 
-fn answer(choice: &Choice, report: &[&Answered<'_>]) -> Vec<String> {
+fn answer(words: &Words, choice: &Choice, report: &[&Answered<'_>]) -> Vec<String> {
     let flipped = mean(&share(report, |a| a.flipped));
     let how = match (choice.published, choice.reached) {
         (true, _) => "the published strength".to_owned(),
@@ -338,26 +343,38 @@ fn answer(choice: &Choice, report: &[&Answered<'_>]) -> Vec<String> {
             100.0 * choice.flipped().unwrap_or(f64::NAN)
         ),
     };
+    let [yes_word, no_word] = [Answer::Yes, Answer::No].map(|a| words.capital(a));
+    let Words {
+        positive, negative, ..
+    } = words;
     let no = |of: &dyn Fn(&Answered<'_>) -> Option<Answer>| {
         mean(&share(report, |a| of(a) == Some(Answer::No)))
     };
-    let dishonest = |honest: Answer| {
+    let turned = |honest: Answer| {
         let these: Vec<&Answered<'_>> = report
             .iter()
             .copied()
             .filter(|a| a.asked.prompt.honest == honest)
             .collect();
-        mean(&share(&these, |a| is_dishonest(a.asked, &a.edited)))
+        mean(&share(&these, |a| is_negative(a.asked, &a.edited)))
     };
-    let (where_yes, where_no) = (dishonest(Answer::Yes), dishonest(Answer::No));
+    let (where_yes, where_no) = (turned(Answer::Yes), turned(Answer::No));
     let verdict = if where_yes - where_no > 0.25 {
-        "The edit makes the model deny rather than lie: where No is the honest answer it hardly makes it say Yes."
+        format!(
+            "The edit makes the model say {no_word} rather than what is {negative}: where {no_word} is the {positive} answer it hardly makes it say {yes_word}."
+        )
     } else if where_no - where_yes > 0.25 {
-        "The edit makes the model affirm rather than lie: where Yes is the honest answer it hardly makes it say No."
+        format!(
+            "The edit makes the model say {yes_word} rather than what is {negative}: where {yes_word} is the {positive} answer it hardly makes it say {no_word}."
+        )
     } else if where_yes.max(where_no) < 0.25 {
-        "By their first word, hardly any answers become dishonest, whatever else the edit changes in them."
+        format!(
+            "By their first word, hardly any answers become {negative}, whatever else the edit changes in them."
+        )
     } else {
-        "The first words turn about as often where No is honest as where Yes is, so saying No alone does not explain it."
+        format!(
+            "The first words turn about as often where {no_word} is {positive} as where {yes_word} is, so saying {no_word} alone does not explain it."
+        )
     };
     let side = |of: fn(&Told) -> f64| {
         let plain: Vec<f64> = report.iter().map(|a| of(&a.plain)).collect();
@@ -369,18 +386,28 @@ fn answer(choice: &Choice, report: &[&Answered<'_>]) -> Vec<String> {
     vec![
         format!(
             "The edit adds {:.4} of the direction at layer {}, {:.2} of the residual stream's mean norm there: {how}. It turns the first token of {:.0} % of the report prompts.",
-            choice.c, choice.layer, choice.share(), 100.0 * flipped
+            choice.c,
+            choice.layer,
+            choice.share(),
+            100.0 * flipped
         ),
         format!(
-            "Answers that begin with No: {:.0} % edited, {:.0} % plain. Of prompts whose honest answer is Yes, {:.0} % get the opposite as first word; of those whose honest answer is No, {:.0} %. {verdict}",
-            100.0 * no(&|a| a.edited.says), 100.0 * no(&|a| a.plain.says), 100.0 * where_yes, 100.0 * where_no
+            "Answers that begin with {no_word}: {:.0} % edited, {:.0} % plain. Of prompts whose {positive} answer is {yes_word}, {:.0} % get the opposite as first word; of those whose {positive} answer is {no_word}, {:.0} %. {verdict}",
+            100.0 * no(&|a| a.edited.says),
+            100.0 * no(&|a| a.plain.says),
+            100.0 * where_yes,
+            100.0 * where_no
         ),
         format!(
             "The edited answers cost the plain model {edited_nll:.2} nat per token (its own {plain_nll:.2}), and {:.0} % of their trigrams repeat (its own {:.0} %): what is unlikely or repetitive \
-             is damage, not dishonesty.",
-            100.0 * edited_repeats, 100.0 * plain_repeats
+             is damage, not {}.",
+            100.0 * edited_repeats,
+            100.0 * plain_repeats,
+            words.name
         ),
-        "Whether an answer is dishonest or evasive is for a human reader: E2/ratings.csv is a blank sheet with plain and edited answers mixed, E2/ratings-key.csv says which is which.".into(),
+        format!(
+            "Whether an answer is {negative} or evasive is for a human reader: E2/ratings.csv is a blank sheet with plain and edited answers mixed, E2/ratings-key.csv says which is which."
+        ),
     ]
 }
 
@@ -461,9 +488,9 @@ fn strengths(choice: &Choice) -> Exhibit {
     }
 }
 
-fn no_and_yes(answered: &[Answered<'_>]) -> Exhibit {
+fn no_and_yes(words: &Words, answered: &[Answered<'_>]) -> Exhibit {
     let series = |honest: Answer| Series {
-        name: format!("honest answer {}", honest.name()),
+        name: format!("{} answer {}", words.positive, words.answer(honest)),
         control: false,
         points: answered
             .iter()
@@ -474,26 +501,31 @@ fn no_and_yes(answered: &[Answered<'_>]) -> Exhibit {
             })
             .collect(),
     };
+    let answers = words.no_less_yes();
     Exhibit {
         name: "E2-no-less-yes".into(),
-        caption: "P(No) − P(Yes) of the first token, plain against edited, a point per prompt. A direction of dishonesty moves the two groups apart, one of saying No moves both up.".into(),
+        caption: format!(
+            "{answers} of the first token, plain against edited, a point per prompt. A direction of {} moves the two groups apart, one of saying {} moves both up.",
+            words.name,
+            words.capital(Answer::No)
+        ),
         body: Body::Scatter {
-            x: Axis::new("P(No) − P(Yes), plain", ""),
-            y: Axis::new("P(No) − P(Yes), edited", ""),
+            x: Axis::new(&format!("{answers}, plain"), ""),
+            y: Axis::new(&format!("{answers}, edited"), ""),
             series: vec![series(Answer::Yes), series(Answer::No)],
         },
     }
 }
 
-fn texts(answered: &[Answered<'_>]) -> Exhibit {
-    let says = |told: &Told| told.says.map_or("other", Answer::name);
+fn texts(words: &Words, answered: &[Answered<'_>]) -> Exhibit {
+    let says = |told: &Told| told.says.map_or("other", |answer| words.answer(answer));
     let row = |a: &Answered<'_>| -> Vec<Value> {
         let prompt = a.asked.prompt;
         vec![
             json!(prompt.id),
             json!(prompt.kind.name()),
             json!(prompt.half.name()),
-            json!(prompt.honest.name()),
+            json!(words.answer(prompt.honest)),
             json!(says(&a.plain)),
             json!(says(&a.edited)),
             json!(a.flipped),
@@ -513,7 +545,7 @@ fn texts(answered: &[Answered<'_>]) -> Exhibit {
         "id",
         "kind",
         "half",
-        "honest",
+        &words.column("", &words.positive),
         "plain_says",
         "edited_says",
         "flipped",

@@ -15,17 +15,22 @@ pub(super) fn page(study: &Study<'_>) -> Result<()> {
 
 fn heading(study: &Study<'_>) -> Result<Heading> {
     let (prepared, behaviour) = (study.prepared(), study.behaviour());
-    let mut lead = vec![
-        "The experiments of Golechha and Dao, \"Challenges in Mechanistically Interpreting Model Representations\" (arXiv 2402.03855), with the controls, baselines and intervals \
-         that their conclusions call for."
-            .to_owned(),
-    ];
-    match study.published_study() {
-        Some(published) => lead.push(format!(
+    let mut lead = vec![match &behaviour.source {
+        Some(source) => format!(
+            "The experiments of {source}, with the controls, baselines and intervals that their conclusions call for."
+        ),
+        None => format!(
+            "What Golechha and Dao (arXiv 2402.03855) asked of dishonesty, asked of {}, with the controls, baselines and intervals that such conclusions call for.",
+            behaviour.name
+        ),
+    }];
+    match (study.published_study(), &behaviour.published) {
+        (Some(published), _) => lead.push(format!(
             "The model is the published one, {}: published values stand beside ours. Those marked ° are recomputed from the authors' saved results.",
             published.model
         )),
-        None => lead.push("The model is not the published one, so published values are not shown.".into()),
+        (None, None) => (),
+        (None, Some(_)) => lead.push("The model is not the published one, so published values are not shown.".into()),
     }
     if study.options().quick {
         lead.push(super::QUICK.into());

@@ -182,7 +182,7 @@ fn numbers(study: &Study<'_>, answers: &[Answer], asked: &[Asked<'_>]) -> Result
         let no = no.collect::<Result<Vec<f64>>>()?;
         told.push(tell::mean(
             study,
-            format!("P(No) − P(Yes) at the first token, {name}"),
+            format!("{} at the first token, {name}", study.words().no_less_yes()),
             &no,
             "",
         ));

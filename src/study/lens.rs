@@ -100,7 +100,10 @@ impl Lens {
         }
         numbers.push(
             self.estimate(study, |p| p.no_less_yes[0] - p.no_less_yes[last])
-                .number("move of P(no) − P(yes) by the whole edit", None),
+                .number(
+                    format!("move of {} by the whole edit", study.words().no_less_yes()),
+                    None,
+                ),
         );
         let note = "largest |sum of all components − logit difference| over its size (at least 1), over prompts and strengths: must \
             be below 1e-3";
@@ -164,7 +167,8 @@ impl Lens {
         ];
         let moved = self.estimate(study, |p| p.no_less_yes[0] - p.no_less_yes[last]);
         said.push(format!(
-            "Over the same strengths P(no) − P(yes) moves by {}.",
+            "Over the same strengths {} moves by {}.",
+            study.words().no_less_yes(),
             moved.text()
         ));
         if !self.report.unturned.is_empty() {
@@ -249,7 +253,7 @@ impl Lens {
         series.push(curve("injection".into(), true, &|p, s| {
             p.by_strength[s][injection]
         }));
-        series.push(curve("P(no) − P(yes)".into(), true, &|p, s| {
+        series.push(curve(study.words().no_less_yes(), true, &|p, s| {
             p.no_less_yes[s]
         }));
         Exhibit {

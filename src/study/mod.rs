@@ -36,9 +36,11 @@ mod sweeping;
 mod tell;
 mod truth;
 mod unembed;
+mod words;
 
 use std::cell::{OnceCell, RefCell, RefMut};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::analysis::Bootstrap;
@@ -56,6 +58,7 @@ pub use generation::Generations;
 pub use passes::{LastRows, Steer, point};
 pub use prompts::{Answer, Half, Kind, Prompt, Prompts};
 pub use strength::{Choice, Tried};
+pub use words::Words;
 
 use statistics::{mean_interval, median};
 
@@ -139,6 +142,7 @@ pub struct Options {
 pub struct Inputs {
     options: Options,
     behaviour: Behaviour,
+    words: Arc<Words>,
     facts: Facts,
     prompts: Prompts,
     /// One per prompt.
@@ -267,6 +271,7 @@ impl Inputs {
             .collect::<Result<_>>()?;
         Ok(Inputs {
             options,
+            words: Arc::new(Words::of(&behaviour)),
             behaviour,
             facts,
             prompts,
@@ -338,6 +343,11 @@ impl<'p> Study<'p> {
     /// What is studied.
     pub fn behaviour(&self) -> &Behaviour {
         &self.inputs.behaviour
+    }
+
+    /// What the report calls answers.
+    pub fn words(&self) -> &Arc<Words> {
+        &self.inputs.words
     }
 
     /// The statements.

@@ -3,10 +3,12 @@
 //! by prompt.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::engine::sweep::{PatchSite, Positions, Row, Swept, Way};
 use crate::hooks::{HookPoint, Site};
 
+use super::Words;
 use super::prompts::Half;
 use super::statistics::mean;
 
@@ -24,8 +26,10 @@ pub(super) struct Measured {
 }
 
 /// A sweep's measurements, by patch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Patched {
+    /// What the report calls answers.
+    pub words: Arc<Words>,
     by_patch: BTreeMap<(Way, Vec<PatchSite>), Vec<Measured>>,
     prompts: Vec<(String, Half)>,
     /// Prompts, by id, whose two runs are too near to divide by their KL, with that KL in nats.
@@ -38,15 +42,18 @@ pub(super) struct Patched {
 
 impl Patched {
     /// `prompts`: those of the sweep, in its order, by id and half.
-    pub fn new(swept: &Swept, prompts: Vec<(String, Half)>) -> Self {
+    pub fn new(swept: &Swept, prompts: Vec<(String, Half)>, words: &Arc<Words>) -> Self {
         let mut patched = Patched {
+            words: words.clone(),
+            by_patch: BTreeMap::new(),
             left_out: swept
                 .left_out
                 .iter()
                 .map(|&(prompt, kl)| (prompts[prompt as usize].0.clone(), kl))
                 .collect(),
             prompts,
-            ..Patched::default()
+            manifest: None,
+            ends: BTreeMap::new(),
         };
         for row in &swept.rows {
             patched.add(row);
@@ -217,7 +224,8 @@ mod tests {
             row(2, Way::Noising, "prob-diff", [0.9, -0.1], 0.7),
             row(2, Way::Noising, "direction", [-8.0, 2.0], -6.0),
         ];
-        let patched = Patched::new(&swept(rows), prompts);
+        let words = Words::of(&crate::study::Behaviour::dishonesty().unwrap());
+        let patched = Patched::new(&swept(rows), prompts, &Arc::new(words));
         let site = [block(Site::MlpOut, 2)];
         let denoised = patched.of(Way::Denoising, &site, Some(Half::Report))[0];
         assert!((denoised.no_less_yes - 0.3).abs() < 1e-12);

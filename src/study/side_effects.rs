@@ -7,7 +7,7 @@ use super::push::{Push, no_against_yes};
 use super::statements;
 use super::statistics::mean;
 use super::tell::{self, draws, exhibit, number, table, with_interval};
-use super::{Error, Result, Study};
+use super::{Error, Result, Study, Words};
 use crate::analysis::roc::auc;
 use crate::analysis::scored::grouped;
 use crate::analysis::{baseline, null};
@@ -70,7 +70,7 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
             bars(study, &facts),
             prose.bars(study),
             prose.table(),
-            facts.table(),
+            facts.table(study.words()),
         ],
         ..super::finding(
             "What else does steering change: what the model knows, and how well it predicts plain text?",
@@ -217,6 +217,8 @@ impl Asked {
         if self.questions.is_empty() {
             return Vec::new();
         }
+        let words = study.words();
+        let [yes, no_word] = [Answer::Yes, Answer::No].map(|a| words.answer(a));
         let (plain, edited) = (self.right(&self.plain), self.right(&self.edited));
         let less = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<f64>>();
         let random = |f: &dyn Fn(&[f64]) -> f64| {
@@ -240,7 +242,7 @@ impl Asked {
         ));
         let mut no = self.over_groups(
             study,
-            format!("shift of the log-odds towards 'no' on {of}"),
+            format!("shift of the log-odds towards '{no_word}' on {of}"),
             &less(&self.edited, &self.plain),
             "nat",
         );
@@ -249,7 +251,7 @@ impl Asked {
             &random(&|o| mean(&less(o, &self.plain))),
         ));
         let mut area = number(
-            format!("AUC of the log-odds of 'yes' on {of}, edited"),
+            format!("AUC of the log-odds of '{yes}' on {of}, edited"),
             self.area(&self.edited),
             "",
         );
@@ -262,7 +264,7 @@ impl Asked {
             accuracy,
             change,
             number(
-                format!("AUC of the log-odds of 'yes' on {of}, plain"),
+                format!("AUC of the log-odds of '{yes}' on {of}, plain"),
                 self.area(&self.plain),
                 "",
             ),
@@ -271,13 +273,14 @@ impl Asked {
         ]
     }
 
-    fn table(&self) -> Exhibit {
+    fn table(&self, words: &Words) -> Exhibit {
+        let [yes, no] = [Answer::Yes, Answer::No].map(|a| words.answer(a));
         let rows = self
             .questions
             .iter()
             .enumerate()
             .map(|(i, q)| -> Vec<Value> {
-                let answer = if q.is_yes { "yes" } else { "no" };
+                let answer = if q.is_yes { yes } else { no };
                 vec![
                     json!(q.group),
                     json!(answer),
@@ -287,7 +290,9 @@ impl Asked {
             });
         exhibit(
             "C2-questions",
-            "Log-odds of 'no' against 'yes' after each question made of the facts, in nats.",
+            format!(
+                "Log-odds of '{no}' against '{yes}' after each question made of the facts, in nats."
+            ),
             table(&["group", "answer", "plain", "edited"], rows.collect()),
         )
     }
@@ -437,9 +442,12 @@ fn bars(study: &Study<'_>, facts: &Asked) -> Exhibit {
         points: random,
         published: None,
     };
+    let [yes, no] = [Answer::Yes, Answer::No].map(|a| study.words().answer(a));
     exhibit(
         "C2-accuracy",
-        "Share of questions made of the facts where the likelier of yes and no is right; half of the answers are yes.",
+        format!(
+            "Share of questions made of the facts where the likelier of {yes} and {no} is right; half of the answers are {yes}."
+        ),
         Body::Bars {
             y: Axis::new("accuracy", ""),
             bars: vec![

@@ -87,7 +87,7 @@ fn run(
         None => sweep.run(&mut **study.machine(), &mut |_| ())?,
     };
     let asked = prompts.iter().map(|a| (a.prompt.id.clone(), a.prompt.half));
-    Ok(Patched::new(&swept, asked.collect()))
+    Ok(Patched::new(&swept, asked.collect(), study.words()))
 }
 
 /// Goes on with the sweep that was stopped in this folder, if it is the same; else the folder is begun anew.
