@@ -1,19 +1,15 @@
 //! `streamgauge patch`
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use indicatif::ProgressBar;
 
 use super::device_args::{DeviceArgs, told};
 use super::edit_args::EditArgs;
 use super::extract::receipts;
+use super::progress::SweepMeter;
 use super::{CliResult, Failure, Usage, format, out};
-use crate::engine::sweep::{
-    Metric, Sweep, SweepProgress, SweepSpec, Swept, Way, means, read_pairs, write,
-};
+use crate::engine::sweep::{Metric, Sweep, SweepSpec, Swept, Way, means, read_pairs, write};
 use crate::engine::{Error, Job};
 use crate::sys::stop;
 
@@ -204,7 +200,7 @@ pub fn run(args: &PatchArgs) -> CliResult {
     }
     stop::on_signals().map_err(|e| Failure::Refused(format!("cannot take signals: {e}")))?;
     let record = sweep.record(machine);
-    let mut meter = Meter::new(args.quiet);
+    let mut meter = SweepMeter::new(args.quiet);
     let asked = || stop::asked().is_some();
     let swept = sweep.run_in(machine, &args.out, args.resume, &asked, &mut |p| {
         meter.show(p)
@@ -270,44 +266,4 @@ fn summary_json(swept: &Swept, args: &PatchArgs) -> serde_json::Value {
         "resumed_parts": swept.resumed,
         "wall_s": swept.elapsed.as_secs_f64(),
     })
-}
-
-/// Progress on stderr: a bar on a terminal, else a line every ten seconds.
-struct Meter {
-    bar: Option<ProgressBar>,
-    quiet: bool,
-    last_line: Instant,
-}
-
-impl Meter {
-    fn new(quiet: bool) -> Self {
-        Meter {
-            bar: (!quiet && std::io::stderr().is_terminal()).then(|| ProgressBar::new(0)),
-            quiet,
-            last_line: Instant::now(),
-        }
-    }
-
-    fn show(&mut self, progress: &SweepProgress) {
-        let seconds = progress.elapsed.as_secs_f64();
-        let left = seconds / progress.done.max(1) as f64 * (progress.total - progress.done) as f64;
-        if let Some(bar) = &self.bar {
-            bar.set_length(progress.total);
-            bar.set_position(progress.done);
-        } else if !self.quiet && self.last_line.elapsed() >= Duration::from_secs(10) {
-            self.last_line = Instant::now();
-            eprintln!(
-                "{} of {} patched runs  ETA {}",
-                format::count(progress.done),
-                format::count(progress.total),
-                format::duration(left)
-            );
-        }
-    }
-
-    fn done(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
 }

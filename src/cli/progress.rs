@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::format;
 use crate::engine::Progress;
+use crate::engine::sweep::SweepProgress;
 
 const EVERY: Duration = Duration::from_secs(10);
 const EVERY_JSON: Duration = Duration::from_millis(500);
@@ -196,6 +197,48 @@ fn line(p: &Progress) -> String {
         }
     }
     line
+}
+
+/// A sweep's progress on stderr: a bar on a terminal, else a line every ten seconds.
+pub struct SweepMeter {
+    bar: Option<ProgressBar>,
+    quiet: bool,
+    last_line: Instant,
+}
+
+impl SweepMeter {
+    pub fn new(quiet: bool) -> Self {
+        SweepMeter {
+            bar: (!quiet && std::io::stderr().is_terminal()).then(|| ProgressBar::new(0)),
+            quiet,
+            last_line: Instant::now(),
+        }
+    }
+
+    /// Shows a newer state.
+    pub fn show(&mut self, progress: &SweepProgress) {
+        let seconds = progress.elapsed.as_secs_f64();
+        let left = seconds / progress.done.max(1) as f64 * (progress.total - progress.done) as f64;
+        if let Some(bar) = &self.bar {
+            bar.set_length(progress.total);
+            bar.set_position(progress.done);
+        } else if !self.quiet && self.last_line.elapsed() >= EVERY {
+            self.last_line = Instant::now();
+            eprintln!(
+                "{} of {} patched runs  ETA {}",
+                format::count(progress.done),
+                format::count(progress.total),
+                format::duration(left)
+            );
+        }
+    }
+
+    /// Clears the bar away.
+    pub fn done(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
 }
 
 #[cfg(test)]

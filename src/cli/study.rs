@@ -1,10 +1,12 @@
 //! `streamgauge study`
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
 use super::device_args::{DeviceArgs, told};
+use super::progress::SweepMeter;
 use super::{CliResult, format, out};
 use crate::study::{EXPERIMENTS, Event, Inputs, Options, Study, run as run_study};
 
@@ -114,7 +116,14 @@ fn dishonesty(args: &DishonestyArgs) -> CliResult {
     if let Some(line) = told(&place, &opened).filter(|_| !args.quiet && opened.upload.is_some()) {
         eprintln!("{line}");
     }
-    let study = Study::new(&prepared, inputs, opened.machine);
+    let meter = RefCell::new(SweepMeter::new(args.quiet));
+    let study = Study::new(&prepared, inputs, opened.machine).watched(|at| {
+        meter.borrow_mut().show(at);
+        if at.done == at.total {
+            // The next sweep has a bar of its own.
+            meter.replace(SweepMeter::new(args.quiet)).done();
+        }
+    });
     let mut seconds = Vec::new();
     let findings = run_study(&study, &mut |event| {
         if let Event::Done(id, took) = event {

@@ -182,6 +182,9 @@ pub enum Body {
         x: Axis,
         y: Axis,
         series: Vec<Series>,
+        /// The line y = x, by what it means.
+        #[serde(default)]
+        diagonal: Option<String>,
     },
     /// `values[row][column]`, missing where there is none; rows and columns by label.
     Heatmap {

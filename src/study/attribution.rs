@@ -12,7 +12,7 @@ use crate::engine::argmax;
 use crate::hooks::{HookPoint, Site};
 
 /// Components that are named.
-const NAMED: usize = 6;
+pub(super) const NAMED: usize = 6;
 
 /// One prompt's shares.
 pub(super) struct Shares {

@@ -113,6 +113,7 @@ impl Blocks {
             bootstrap,
         ));
         said.extend(patched.said_of_left_out());
+        said.push(patched.said_of_replay());
         said
     }
 

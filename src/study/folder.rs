@@ -129,6 +129,19 @@ pub(super) fn choice(study: &Study<'_>) -> Result<Choice> {
 }
 
 /// The command that makes one experiment again.
+/// Names the files of the folder that an experiment's numbers hang on.
+pub(super) fn name_sources(study: &Study<'_>, finding: &mut Finding) {
+    let mut sources = vec![STUDY.to_owned()];
+    if let Some(directions) = study.directions.get() {
+        let name = directions.file.file_name().unwrap_or_default();
+        sources.push(name.to_string_lossy().into_owned());
+    }
+    if study.choice.get().is_some() {
+        sources.push(CHOICE.into());
+    }
+    finding.manifests.splice(..0, sources);
+}
+
 pub(super) fn command(study: &Study<'_>, id: &str) -> String {
     let mut words = vec!["streamgauge".to_owned()];
     let mut given = study.options().command.iter().skip(1);

@@ -3,9 +3,10 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::estimate::Estimate;
 use super::prompts::{Answer, Half, Kind};
 use super::statistics::{mean, median};
-use super::{Asked, Choice, Result, Study, Words, finding, folder, tell};
+use super::{Asked, Choice, Result, Study, Words, coloured, finding, folder, tell};
 use crate::analysis::random::Rng;
 use crate::engine::{Choosing, Generated, Generator, Prepared, Sample, Scorer, Stops, kl};
 use crate::report::finding::{At, Axis, Body, Exhibit, Finding, Number, Reference, Series};
@@ -85,6 +86,7 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
     found.exhibits = vec![
         strengths(choice),
         no_and_yes(words, &answered),
+        coloured::answers(study)?,
         texts(words, &answered),
     ];
     Ok(found)
@@ -292,9 +294,11 @@ fn numbers(
     }
     let kls = each(report, &|a| a.kl);
     numbers.push(beside_no(
-        Number::new("KL from the plain first token, median", median(&kls))
-            .unit("nat")
-            .over(kls.len()),
+        Estimate::of(kls.len(), &study.bootstrap(), |drawn| {
+            median(&drawn.iter().map(|&i| kls[i as usize]).collect::<Vec<_>>())
+        })
+        .number("KL from the plain first token, median", None)
+        .unit("nat"),
     ));
     for (name, unit, of_told) in [
         (
@@ -359,7 +363,10 @@ fn answer(words: &Words, choice: &Choice, report: &[&Answered<'_>]) -> Vec<Strin
         mean(&share(&these, |a| is_negative(a.asked, &a.edited)))
     };
     let (where_yes, where_no) = (turned(Answer::Yes), turned(Answer::No));
-    let verdict = if where_yes - where_no > 0.25 {
+    let says_either = mean(&share(report, |a| a.edited.says.is_some()));
+    let verdict = if says_either < 0.5 {
+        "So few edited answers begin with either word that their first words tell nothing: read the texts.".into()
+    } else if where_yes - where_no > 0.25 {
         format!(
             "The edit makes the model say {no_word} rather than what is {negative}: where {no_word} is the {positive} answer it hardly makes it say {yes_word}."
         )
@@ -392,7 +399,9 @@ fn answer(words: &Words, choice: &Choice, report: &[&Answered<'_>]) -> Vec<Strin
             100.0 * flipped
         ),
         format!(
-            "Answers that begin with {no_word}: {:.0} % edited, {:.0} % plain. Of prompts whose {positive} answer is {yes_word}, {:.0} % get the opposite as first word; of those whose {positive} answer is {no_word}, {:.0} %. {verdict}",
+            "Answers that begin with {yes_word} or {no_word}: {:.0} % edited, {:.0} % plain; with {no_word}: {:.0} % and {:.0} %. Of prompts whose {positive} answer is {yes_word}, {:.0} % get the opposite as first word; of those whose {positive} answer is {no_word}, {:.0} %. {verdict}",
+            100.0 * says_either,
+            100.0 * mean(&share(report, |a| a.plain.says.is_some())),
             100.0 * no(&|a| a.edited.says),
             100.0 * no(&|a| a.plain.says),
             100.0 * where_yes,
@@ -400,10 +409,15 @@ fn answer(words: &Words, choice: &Choice, report: &[&Answered<'_>]) -> Vec<Strin
         ),
         format!(
             "The edited answers cost the plain model {edited_nll:.2} nat per token (its own {plain_nll:.2}), and {:.0} % of their trigrams repeat (its own {:.0} %): what is unlikely or repetitive \
-             is damage, not {}.",
+             is damage, not {}{}.",
             100.0 * edited_repeats,
             100.0 * plain_repeats,
-            words.name
+            words.name,
+            if edited_nll > 2.0 * plain_nll {
+                ", and at more than twice the cost these texts are largely that"
+            } else {
+                ""
+            }
         ),
         format!(
             "Whether an answer is {negative} or evasive is for a human reader: E2/ratings.csv is a blank sheet with plain and edited answers mixed, E2/ratings-key.csv says which is which."
@@ -513,6 +527,7 @@ fn no_and_yes(words: &Words, answered: &[Answered<'_>]) -> Exhibit {
             x: Axis::new(&format!("{answers}, plain"), ""),
             y: Axis::new(&format!("{answers}, edited"), ""),
             series: vec![series(Answer::Yes), series(Answer::No)],
+            diagonal: Some("no change".into()),
         },
     }
 }

@@ -92,6 +92,7 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
     found.answer = grid.said();
     found.answer.extend(said_of_padding(study));
     found.answer.extend(patched.said_of_left_out());
+    found.answer.push(patched.said_of_replay());
     found.numbers = grid.numbers(study);
     found.exhibits = grid.exhibits();
     found.manifests.extend(patched.manifest);

@@ -37,6 +37,7 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
         .answer
         .extend(said_of_no(&patched, &effects, &study.bootstrap()));
     found.answer.extend(patched.said_of_left_out());
+    found.answer.push(patched.said_of_replay());
     found.numbers = numbers(study, &effects);
     found.exhibits = exhibits(study, &effects);
     found.manifests.extend(patched.manifest);

@@ -1,7 +1,7 @@
 //! E6: which components write the other answer, as the logit lens reads them? Direct logit attribution (`attribution`) at 12 strengths of
 //! the edit.
 
-use super::attribution::{Attribution, Shares, component_name};
+use super::attribution::{Attribution, NAMED, Shares, component_name};
 use super::effect::axis;
 use super::estimate::Estimate;
 use super::prompts::Half;
@@ -132,6 +132,7 @@ impl Lens {
         let named: Vec<String> = self
             .named
             .iter()
+            .take(NAMED)
             .filter(|&&c| c != injection)
             .map(text)
             .collect();
@@ -204,13 +205,19 @@ impl Lens {
             )
         };
         let first: Vec<String> = order.iter().take(3).map(text).collect();
+        let put = self.estimate(study, |p| p.along[injection]).value;
         let written: f64 = (0..injection)
             .map(|c| self.estimate(study, |p| p.along[c]).value)
             .sum();
         format!(
             "Along the injected direction itself, at the last position, the edit puts {:.2} and later components write {written:.2} \
-                more of it (below 0: the edit's way); those that write most, by the tuning half: {}.",
-            self.estimate(study, |p| p.along[injection]).value,
+                ({}); those that write most, by the tuning half: {}.",
+            put,
+            if put * written < 0.0 {
+                "the other way, so that they undo a part of it"
+            } else {
+                "the same way"
+            },
             first.join(", "),
         )
     }
@@ -252,9 +259,6 @@ impl Lens {
         let injection = self.report.components() - 1;
         series.push(curve("injection".into(), true, &|p, s| {
             p.by_strength[s][injection]
-        }));
-        series.push(curve(study.words().no_less_yes(), true, &|p, s| {
-            p.no_less_yes[s]
         }));
         Exhibit {
             name: "E6-strengths".into(),

@@ -5,6 +5,7 @@
 mod attribution;
 mod behaviour;
 mod blocks;
+mod coloured;
 mod controls;
 mod cuts;
 mod direction;
@@ -45,6 +46,7 @@ use std::time::Instant;
 
 use crate::analysis::Bootstrap;
 use crate::data::{Input, Record};
+use crate::engine::sweep::SweepProgress;
 use crate::engine::{Engine, Job, Prepared, Room, Sample};
 use crate::hooks::Dims;
 use crate::model::{ChatTemplate, Tokenizer};
@@ -151,6 +153,7 @@ pub struct Inputs {
 
 /// A study under way. `'p`: as long as its model is open.
 pub struct Study<'p> {
+    watch: Box<dyn Fn(&SweepProgress) + 'p>,
     prepared: &'p Prepared,
     machine: RefCell<Box<dyn Engine + 'p>>,
     inputs: Inputs,
@@ -325,6 +328,7 @@ impl<'p> Study<'p> {
     /// A study of these inputs, on a machine that holds the model of `prepared`.
     pub fn new(prepared: &'p Prepared, inputs: Inputs, machine: Box<dyn Engine + 'p>) -> Self {
         Study {
+            watch: Box::new(|_| ()),
             prepared,
             machine: RefCell::new(machine),
             inputs,
@@ -332,6 +336,14 @@ impl<'p> Study<'p> {
             choice: OnceCell::new(),
             answers: OnceCell::new(),
             generations: OnceCell::new(),
+        }
+    }
+
+    /// The same, which tells how far its sweeps are: an experiment may take hours.
+    pub fn watched(self, watch: impl Fn(&SweepProgress) + 'p) -> Self {
+        Study {
+            watch: Box::new(watch),
+            ..self
         }
     }
 
@@ -626,7 +638,7 @@ pub fn run(study: &Study<'_>, tell: &mut dyn FnMut(Event)) -> Result<Vec<Finding
         finding.id = experiment.id.into();
         finding.title = experiment.title.into();
         finding.command = folder::command(study, experiment.id);
-        finding.manifests.insert(0, folder::STUDY.into());
+        folder::name_sources(study, &mut finding);
         if study.options().quick {
             finding.answer.push(QUICK.into());
         }

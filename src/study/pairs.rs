@@ -77,6 +77,7 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
         .answer
         .extend(said_of_no(&patched, denoising, &bootstrap));
     found.answer.extend(patched.said_of_left_out());
+    found.answer.push(patched.said_of_replay());
     found.numbers = additivity.iter().flat_map(|a| a.numbers(study)).collect();
     found.numbers.extend(
         named
@@ -300,7 +301,7 @@ fn scatter(additivity: &[Additivity]) -> Exhibit {
         label: name.clone(),
         ..At::new(*sum, Some(*together).filter(|y| y.is_finite()))
     };
-    let mut series: Vec<Series> = additivity
+    let series: Vec<Series> = additivity
         .iter()
         .map(|a| Series {
             name: a.way.name().into(),
@@ -313,25 +314,11 @@ fn scatter(additivity: &[Additivity]) -> Exhibit {
                 .collect(),
         })
         .collect();
-    let sums = || series.iter().flat_map(|s| &s.points).map(|p| p.x);
-    let ends = [sums().fold(0.0, f64::min), sums().fold(0.0, f64::max)];
-    let on_line = |x: f64| At::new(x, x);
-    let line: Vec<At> = (0..=20)
-        .map(|i| on_line(ends[0] + (ends[1] - ends[0]) * f64::from(i) / 20.0))
-        .collect();
-    series.insert(
-        0,
-        Series {
-            name: "pair = sum".into(),
-            control: true,
-            points: line,
-        },
-    );
     Exhibit {
         name: "E9-additivity".into(),
         caption: "Every pair of blocks above the edit: recovery of both patched together against the sum of the two patched alone \
             (noising: less 1). Means over the report half's prompts. On the line, effects add up.".into(),
-        body: Body::Scatter { x: axis("sum of the two alone"), y: axis("both together"), series },
+        body: Body::Scatter { x: axis("sum of the two alone"), y: axis("both together"), series, diagonal: Some("pair = sum".into()) },
     }
 }
 

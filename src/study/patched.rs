@@ -34,6 +34,8 @@ pub(super) struct Patched {
     prompts: Vec<(String, Half)>,
     /// Prompts, by id, whose two runs are too near to divide by their KL, with that KL in nats.
     pub left_out: Vec<(String, f64)>,
+    /// Blocks run, and how many whole passes would have run.
+    layer_runs: [u64; 2],
     /// By path from the study's folder; none, where nothing was kept.
     pub manifest: Option<String>,
     /// P(no) − P(yes) of the edited and of the plain run, of the prompts that are not left out.
@@ -52,6 +54,7 @@ impl Patched {
                 .map(|&(prompt, kl)| (prompts[prompt as usize].0.clone(), kl))
                 .collect(),
             prompts,
+            layer_runs: [swept.layer_runs, swept.naive_layer_runs],
             manifest: None,
             ends: BTreeMap::new(),
         };
@@ -136,6 +139,14 @@ impl Patched {
         found.into_iter().map(|(_, patch)| patch.to_vec()).collect()
     }
 
+    /// What replay saved, in a sentence.
+    pub fn said_of_replay(&self) -> String {
+        let [run, naive] = self.layer_runs;
+        format!(
+            "Patched runs start at their first patched layer and share batches: {run} layers were run where whole passes run {naive}."
+        )
+    }
+
     /// A sentence on the prompts that could not be used; none, where all could.
     pub fn said_of_left_out(&self) -> Option<String> {
         if self.left_out.is_empty() {
@@ -199,8 +210,8 @@ mod tests {
         Swept {
             rows,
             left_out: vec![(1, 0.002)],
-            layer_runs: 0,
-            naive_layer_runs: 0,
+            layer_runs: 40,
+            naive_layer_runs: 120,
             receipts: Vec::new(),
             edits: Vec::new(),
             resumed: 0,
@@ -241,6 +252,8 @@ mod tests {
         assert!((patched.whole_no_less_yes(Half::Report)[0] - 1.0).abs() < 1e-12);
         let said = patched.said_of_left_out().unwrap();
         assert!(said.ends_with("b (0.0020 nat)."), "{said}");
+        let saved = patched.said_of_replay();
+        assert!(saved.ends_with("40 layers were run where whole passes run 120."));
     }
 
     #[test]

@@ -69,6 +69,7 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
         &study.bootstrap(),
     ));
     found.answer.extend(patched.said_of_left_out());
+    found.answer.push(patched.said_of_replay());
     found.numbers = positions.numbers(study);
     found.exhibits = positions.exhibits(study);
     found.manifests.extend(patched.manifest);

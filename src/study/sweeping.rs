@@ -5,7 +5,9 @@ use std::path::Path;
 
 use super::patched::Patched;
 use super::{Asked, Result, Study, folder};
-use crate::engine::sweep::{Metric, PromptPair, Sweep, SweepSpec, Swept, Way, write};
+use crate::engine::sweep::{
+    Metric, PromptPair, Sweep, SweepProgress, SweepSpec, Swept, Way, write,
+};
 use crate::hooks::Site;
 
 /// What is patched, as a sweep takes it.
@@ -84,7 +86,7 @@ fn run(
     let sweep = Sweep::new(&edited, spec, prompts.iter().map(pair).collect())?;
     let swept = match dir {
         Some(dir) => kept(study, &sweep, dir)?,
-        None => sweep.run(&mut **study.machine(), &mut |_| ())?,
+        None => sweep.run(&mut **study.machine(), &mut |at| (study.watch)(at))?,
     };
     let asked = prompts.iter().map(|a| (a.prompt.id.clone(), a.prompt.half));
     Ok(Patched::new(&swept, asked.collect(), study.words()))
@@ -92,17 +94,17 @@ fn run(
 
 /// Goes on with the sweep that was stopped in this folder, if it is the same; else the folder is begun anew.
 fn kept(study: &Study<'_>, sweep: &Sweep<'_>, dir: &Path) -> Result<Swept> {
+    let watch = &mut |at: &SweepProgress| (study.watch)(at);
     let mut machine = study.machine();
     let record = sweep.record(&**machine);
     let is_stopped = dir.join("journal.jsonl").is_file() && !dir.join("manifest.json").exists();
-    let resumed =
-        is_stopped.then(|| sweep.run_in(&mut **machine, dir, true, &|| false, &mut |_| ()));
+    let resumed = is_stopped.then(|| sweep.run_in(&mut **machine, dir, true, &|| false, watch));
     let swept = match resumed {
         Some(Ok(swept)) => swept,
         // Another study's journal, or a damaged one.
         Some(Err(_)) | None => {
             folder::remove(dir)?;
-            sweep.run_in(&mut **machine, dir, false, &|| false, &mut |_| ())?
+            sweep.run_in(&mut **machine, dir, false, &|| false, watch)?
         }
     };
     write(dir, &swept, &record, &study.options().command)?;

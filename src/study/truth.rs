@@ -55,7 +55,7 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
     let topics = topics(&layers, unique, &known);
     let drawn = drawn(study, &stated, &known, &split)?;
 
-    let mut numbers = by_layer(study, &layers, stated.texts.len());
+    let mut numbers = Vec::new();
     let mut accuracy = found.accuracy.clone();
     accuracy.controls = baselines.iter().map(Baseline::control).collect();
     let mut area = found.auc.clone();
@@ -79,6 +79,7 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
     let both = |n: &Negated| [n.negated.clone(), n.plain.clone()];
     numbers.extend(negated.iter().flat_map(both));
     numbers.extend(topics.iter().map(|t| t.number()));
+    numbers.extend(by_layer(study, &layers, stated.texts.len()));
     let outcome = Outcome {
         stated,
         layers,
@@ -323,10 +324,15 @@ fn drawn_at(
     Ok(directions.par_iter().map(read).collect())
 }
 
-/// The layers that were published, and the one that is steered at, all statements counted; the shares are of the file as it is.
+/// The layers that were published, and the one that is steered at, all statements counted; the others are in the table.
 fn by_layer(study: &Study<'_>, layers: &[Layer], n: usize) -> Vec<Number> {
     let mut told = Vec::new();
+    let steered = super::strength::steered_layer_of(study);
     for (layer, read) in layers.iter().enumerate() {
+        let is_published = study.published(&format!("E11.auc.{layer}")).is_some();
+        if layer != steered && !is_published {
+            continue;
+        }
         let named = |what: &str, value: f64, key: String| {
             let mut told = number(format!("{what}, layer {layer}, all statements"), value, "");
             told.n = Some(n);
@@ -342,9 +348,8 @@ fn by_layer(study: &Study<'_>, layers: &[Layer], n: usize) -> Vec<Number> {
         told.push(named("AUC", read.all.auc, format!("E11.auc.{layer}")));
     }
     // The published share is of the layer that is steered at, and was taken for an accuracy there.
-    let layer = super::strength::steered_layer_of(study);
-    if let Some(read) = layers.get(layer) {
-        let name = format!("share projected positive, layer {layer}, all statements");
+    if let Some(read) = layers.get(steered) {
+        let name = format!("share projected positive, layer {steered}, all statements");
         let mut share = number(name, read.all.share_positive, "");
         share.published = study.published("E11.share-positive");
         share.note = "labels play no part in it".into();

@@ -126,7 +126,9 @@ fn compare(folder: &str, a: &TapReader<'_>, b: &TapReader<'_>) -> Result<Row, Fa
         for (row, values) in at.zip(rows.chunks_exact(wide_a)) {
             if let Some(partner) = partners.of(row) {
                 x.extend_from_slice(values);
-                y.extend(b.row(partner)?.to_f32());
+                let other = b.row(partner)?.to_f32();
+                rows::check_finite(b.info(), partner, &other)?;
+                y.extend(other);
             }
         }
         comparing.add(&x, &y);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::super::{CliResult, Failure, out, store_taps};
+use super::super::{CliResult, out, store_taps};
 use super::labelled::{make_out, source};
 use super::pictures;
 use super::rows::{self, width};
@@ -59,14 +59,7 @@ pub fn run(args: &PcaArgs) -> CliResult {
         let reader = store.tap_at(tap);
         let info = reader.info();
         let mut moments = Moments::new(width(info));
-        rows::pieces(&reader, |at, rows| {
-            if let Some(bad) = rows.iter().position(|x| !x.is_finite()) {
-                return Err(Failure::Refused(format!(
-                    "{}: row {} is not finite; extract again in f32",
-                    info.folder,
-                    at.start + bad / width(info)
-                )));
-            }
+        rows::pieces(&reader, |_, rows| {
             moments.add(rows);
             Ok(())
         })?;

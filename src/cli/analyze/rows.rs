@@ -48,10 +48,10 @@ fn keys_of(shard: &ShardView) -> impl Iterator<Item = RowKey> {
     })
 }
 
-/// Calls `each` with consecutive rows in f32 and the place of the first.
+/// Calls `each` with consecutive rows in f32 and their places.
 ///
 /// # Errors
-/// A file is damaged, or `each` fails.
+/// A file is damaged, a row is not finite, or `each` fails.
 pub fn pieces(
     tap: &TapReader<'_>,
     mut each: impl FnMut(Range<usize>, &[f32]) -> Result<(), Failure>,
@@ -62,10 +62,29 @@ pub fn pieces(
         for start in (0..shard.rows()).step_by(at_a_time) {
             let rows = start..(start + at_a_time).min(shard.rows());
             let first = shard.first_row();
-            each(first + rows.start..first + rows.end, &shard.rows_f32(rows))?;
+            let places = first + rows.start..first + rows.end;
+            let values = shard.rows_f32(rows);
+            check_finite(tap.info(), places.start, &values)?;
+            each(places, &values)?;
         }
     }
     Ok(())
+}
+
+/// Refuses rows, the first of them at place `first`, of which one holds NaN or an infinity: it would spread to every number made of
+/// them, or be passed over in silence.
+///
+/// # Errors
+/// As said.
+pub fn check_finite(info: &TapInfo, first: usize, rows: &[f32]) -> Result<(), Failure> {
+    match rows.iter().position(|x| !x.is_finite()) {
+        None => Ok(()),
+        Some(bad) => Err(Failure::Refused(format!(
+            "{}: row {} is not finite; extract again in f32",
+            info.folder,
+            first + bad / width(info)
+        ))),
+    }
 }
 
 /// The taps asked for (all, where none is), those with rows of one length and meaning.

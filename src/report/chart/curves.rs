@@ -14,17 +14,22 @@ const HEIGHT: f64 = 300.0;
 /// More points than these have no mark of their own, a curve being enough.
 const MARKED: usize = 64;
 
-/// `joined`: points of a series are joined, and have their intervals as a band; else each stands alone, with a whisker.
-pub(super) fn draw(
-    x: &Axis,
-    y: &Axis,
-    series: &[Series],
-    references: &[Reference],
-    joined: bool,
-) -> Canvas {
+/// How points stand, and the lines they are seen against.
+pub(super) enum Lines<'a> {
+    /// Points of a series are joined, and have their intervals as a band; horizontal lines.
+    Joined(&'a [Reference]),
+    /// Each stands alone, with a whisker; the line y = x, by what it means.
+    Points(Option<&'a str>),
+}
+
+pub(super) fn draw(x: &Axis, y: &Axis, series: &[Series], lines: &Lines<'_>) -> Canvas {
+    let (joined, references, diagonal) = match *lines {
+        Lines::Joined(references) => (true, references, None),
+        Lines::Points(diagonal) => (false, &[][..], diagonal),
+    };
     let mut canvas = Canvas::new(WIDTH);
     let marks = Mark::all(series.iter().map(|series| series.control));
-    let top = legend::draw(&mut canvas, &keys(series, &marks, references, joined));
+    let top = legend::draw(&mut canvas, &keys(series, &marks, lines));
     let shape = |scale: Scale, left: f64| {
         let plot = Plot {
             left,
@@ -35,11 +40,12 @@ pub(super) fn draw(
         (plot, scale)
     };
     let heights = Scale::over(y_values(series, references), [top + HEIGHT, top], 7, false);
-    let left = axes::left_of(&heights);
+    let name = axes::wrapped(&named(y), HEIGHT);
+    let left = axes::left_of(&heights, &name);
     let (plot, heights) = shape(heights, left);
     let whole = places(series).all(|x| x.fract() == 0.0);
     let across = Scale::over(places(series), [plot.left, plot.right], 12, whole);
-    axes::vertical(&mut canvas, plot, &heights, &named(y));
+    axes::vertical(&mut canvas, plot, &heights, &name);
     axes::horizontal(&mut canvas, plot, &across, &named(x), !joined);
     for reference in references
         .iter()
@@ -47,6 +53,13 @@ pub(super) fn draw(
     {
         let y = heights.at(reference.at);
         canvas.line("reference", [plot.left, y], [plot.right, y]);
+    }
+    if diagonal.is_some() {
+        let ends = [across.low.max(heights.low), across.high.min(heights.high)];
+        let [from, to] = ends.map(|end| [across.at(end), heights.at(end)]);
+        if ends[0] < ends[1] {
+            canvas.line("reference", from, to);
+        }
     }
     let frame = Frame {
         across: &across,
@@ -64,12 +77,8 @@ pub(super) fn draw(
     canvas
 }
 
-fn keys<'a>(
-    series: &'a [Series],
-    marks: &[Mark],
-    references: &'a [Reference],
-    joined: bool,
-) -> Vec<Key<'a>> {
+fn keys<'a>(series: &'a [Series], marks: &[Mark], lines: &Lines<'a>) -> Vec<Key<'a>> {
+    let joined = matches!(lines, Lines::Joined(_));
     let mut keys: Vec<Key<'a>> = series
         .iter()
         .zip(marks)
@@ -85,11 +94,12 @@ fn keys<'a>(
     if intervals {
         keys.push(if joined { Key::Interval } else { Key::Whisker });
     }
-    keys.extend(
-        references
-            .iter()
-            .map(|reference| Key::Reference(&reference.name)),
-    );
+    match *lines {
+        Lines::Joined(references) => {
+            keys.extend(references.iter().map(|r| Key::Reference(&r.name)));
+        }
+        Lines::Points(diagonal) => keys.extend(diagonal.map(Key::Reference)),
+    }
     keys
 }
 

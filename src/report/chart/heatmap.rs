@@ -247,7 +247,10 @@ fn draw_names(
     let need = if level { longest + 6.0 } else { 14.0 };
     let step = (need / w).ceil() as usize;
     let below = grid.top + high;
-    for (j, label) in columns.labels.iter().enumerate().step_by(step.max(1)) {
+    // The last one is always named: of positions that are counted from the end it is the one that matters.
+    let skipped = columns.labels.len().saturating_sub(1) % step.max(1);
+    let named = columns.labels.iter().enumerate().skip(skipped);
+    for (j, label) in named.step_by(step.max(1)) {
         let x = grid.left + w * (j as f64 + 0.5);
         match level {
             true => canvas.text("muted", [x, below + 16.0], Anchor::Middle, LABEL, label),

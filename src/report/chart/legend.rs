@@ -27,7 +27,7 @@ impl Key<'_> {
             | Key::Bar(_, name)
             | Key::Reference(name) => name,
             Key::Interval | Key::Whisker => "95 % interval",
-            Key::Prompts => "single prompts",
+            Key::Prompts => "single values",
             Key::Published => "published",
         }
     }

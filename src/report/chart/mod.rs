@@ -17,6 +17,7 @@ pub(super) use heatmap::Shades;
 pub use number::show;
 
 use super::finding::{Axis, Body, Exhibit};
+use curves::Lines;
 
 /// Width that a chart is laid out for, in CSS pixels; a heatmap of many columns is wider.
 const WIDTH: f64 = 720.0;
@@ -29,8 +30,13 @@ pub fn draw(exhibit: &Exhibit) -> Option<Canvas> {
             y,
             series,
             references,
-        } => curves::draw(x, y, series, references, true),
-        Body::Scatter { x, y, series } => curves::draw(x, y, series, &[], false),
+        } => curves::draw(x, y, series, &Lines::Joined(references)),
+        Body::Scatter {
+            x,
+            y,
+            series,
+            diagonal,
+        } => curves::draw(x, y, series, &Lines::Points(diagonal.as_deref())),
         Body::Bars { y, bars } => bars::draw(y, bars),
         Body::Heatmap {
             rows,

@@ -23,7 +23,7 @@ pub(super) fn html(numbers: &[Number]) -> String {
     column(published, right, "Published");
     column(published, right, "Difference");
     column(counts, right, "n");
-    column(controls, "", "Controls");
+    column(controls, "", "To be read beside");
     table.push_str("</tr></thead>\n<tbody>\n");
     for number in numbers {
         let mut row = format!(

@@ -99,7 +99,7 @@ pub(super) fn of_body(body: &Body) -> Rows {
             }
             rows
         }
-        Body::Scatter { x, y, series } => of_series(&x.name, &y.name, series),
+        Body::Scatter { x, y, series, .. } => of_series(&x.name, &y.name, series),
         Body::Bars { y, bars } => of_bars(&y.name, bars),
         Body::Heatmap {
             rows,

@@ -7,7 +7,7 @@ use super::escape::text;
 
 /// A column with a longer text than this, in characters, has its texts below the rows.
 const LONG: usize = 60;
-/// Rows that are always seen, on paper too.
+/// Rows that are always seen; on paper it is said where the others are.
 const SHOWN: usize = 16;
 
 pub(super) fn html(columns: &[String], rows: &[Vec<Value>]) -> String {
@@ -21,7 +21,8 @@ pub(super) fn html(columns: &[String], rows: &[Vec<Value>]) -> String {
     let mut html = table(columns, first);
     if !others.is_empty() {
         html.push_str(&format!(
-            "<details><summary>{} more rows</summary>{}</details>",
+            "<p class=\"on-paper\">The first {cut} of {} rows; the CSV has all.</p><details><summary>{} more rows</summary>{}</details>",
+            rows.len(),
             others.len(),
             table(columns, others)
         ));

@@ -76,6 +76,7 @@ fn exhibits(id: &str, words: &str) -> Vec<Exhibit> {
         Body::Scatter {
             x: axis("sum", ""),
             y: axis("pair", ""),
+            diagonal: Some("equal".into()),
             series: vec![series(words, false, &ys)],
         },
         Body::Heatmap {
@@ -278,6 +279,7 @@ fn empty_exhibits_are_drawn_and_written_too() {
         Body::Scatter {
             x: axis("x", ""),
             y: axis("y", ""),
+            diagonal: Some("equal".into()),
             series: vec![series("none", false, &[None])],
         },
         Body::Heatmap {
