@@ -331,6 +331,41 @@ fn the_edit_is_the_one_that_the_chosen_strength_was_tried_with() {
         .map(|c| c.name.as_str())
         .collect();
     assert_eq!(names, ["P(No) − P(Yes), edited", "P(No) − P(Yes), plain"]);
+    let sources = ["study.json", "directions.safetensors", "choice.json"];
+    assert_eq!(finding.manifests, sources);
+}
+
+#[test]
+fn answers_are_shown_token_by_token_with_the_injection_taken_off() {
+    let bench = Bench::new();
+    bench
+        .study("out")
+        .args(["--experiments", "E2"])
+        .assert()
+        .success();
+    let finding = bench.finding("out", "E2");
+    let shown = finding.exhibits.iter().find(|e| e.name == "E2-tokens");
+    let Body::Tokens { texts, .. } = &shown.unwrap().body else {
+        panic!("texts, token by token");
+    };
+    assert_eq!(texts.len(), 8);
+    let of = |run: &str| -> Vec<f64> {
+        let these = texts.iter().filter(|text| text.name.ends_with(run));
+        these
+            .flat_map(|text| text.values.iter().map(|value| value.unwrap()))
+            .collect()
+    };
+    for text in texts {
+        assert!(!text.tokens.is_empty() && text.tokens.len() == text.values.len());
+    }
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let choice: Choice =
+        serde_json::from_slice(&std::fs::read(bench.path("out/choice.json")).unwrap()).unwrap();
+    assert!(mean(&of("plain")).abs() < 1e-6, "less the plain mean");
+    assert!(
+        mean(&of("edited")).abs() < choice.c.abs(),
+        "what was added is not in it"
+    );
 }
 
 #[test]

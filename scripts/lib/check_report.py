@@ -27,6 +27,14 @@ OVERLAPS = """() => [...document.querySelectorAll('svg.chart')].flatMap(svg => {
   return found.slice(0, 3);
 })"""
 
+# Words of a plot that its drawing cuts off: a picture of it would lack them.
+CUT = """() => [...document.querySelectorAll('svg.chart')].flatMap(svg => {
+  const whole = svg.getBoundingClientRect(), slack = 2;
+  const out = [...svg.querySelectorAll('text')].filter(text => { const box = text.getBoundingClientRect();
+    return box.left < whole.left - slack || box.right > whole.right + slack || box.top < whole.top - slack || box.bottom > whole.bottom + slack; });
+  return out.slice(0, 3).map(text => `${svg.closest('figure').id}: ${JSON.stringify(text.textContent)} reaches out of the drawing`);
+})"""
+
 # What is wrong with what one plot shows on hover; at once, since a page that scrolls hides it.
 HOVER = """name => {
   const marks = document.querySelectorAll(`figure#${name} [data-value]`), hover = document.getElementById('hover');
@@ -75,6 +83,7 @@ def check(page, study, scheme):
     if page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
         wrong.append("the page is wider than the window: " + "; ".join(page.evaluate(TOO_WIDE)))
     wrong += page.evaluate(OVERLAPS)
+    wrong += page.evaluate(CUT)
     if (contrast := page.evaluate(CONTRAST)) < 4.5:
         wrong.append(f"text has a contrast of {contrast:.2f} to the page, under 4.5")
     dark = page.evaluate("getComputedStyle(document.documentElement).backgroundColor.match(/\\d+/g).every(v => v < 64)")

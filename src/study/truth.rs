@@ -392,9 +392,9 @@ impl Outcome {
             "Simpler readings of the same held-out statements, by AUC: {}. {} At least as well do {} of random directions (half of them with the rows' covariance), each read at the layer and on the side that training says.",
             simpler.join(", "),
             match (low > best, area > best) {
-                (true, _) => "The direction is above them all, by its whole interval;",
-                (false, true) => "The direction is above them, but its interval reaches down to them: that it tells more than they do is not shown;",
-                (false, false) => "The direction does not tell more than the best of them;",
+                (true, _) => "The direction is above them all, by its whole interval.",
+                (false, true) => "The direction is above them, but its interval reaches down to them: that it tells more than they do is not shown.",
+                (false, false) => "The direction does not tell more than the best of them.",
             },
             self.rank,
         ));

@@ -358,3 +358,32 @@ fn attributions_add_up_to_the_logits_difference() {
         "{message}"
     );
 }
+
+#[test]
+fn a_row_that_is_not_finite_is_refused_instead_of_being_passed_over() {
+    let bench = pairs();
+    let store = bench.extract(&[RESIDUALS], &["--keep", "label,pair"]);
+    let directions = bench.path("lat");
+    done(&mut analyze("lat", &store, &directions, &["--seed", "1"]));
+    let shard = store.join("blocks.0.hook_resid_post/00000.safetensors");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let row = header + 3 * 64 * 4;
+    bytes[row..row + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&shard, bytes).unwrap();
+    let direction = directions.join("directions.safetensors");
+    let direction = ["--direction", direction.to_str().unwrap()];
+    let other = [store.to_str().unwrap()];
+    for (method, flags) in [
+        ("project", &direction[..]),
+        ("top", &direction[..]),
+        ("compare", &other[..]),
+        ("pca", &[]),
+    ] {
+        let message = refused(&mut analyze(method, &store, &bench.path(method), flags), 1);
+        assert!(
+            message.contains("blocks.0.hook_resid_post: row 3 is not finite"),
+            "{method}: {message}"
+        );
+    }
+}
