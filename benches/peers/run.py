@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-import datasets
+import texts
 from gemm_rate import shapes
 from safetensors import safe_open
 
@@ -209,7 +209,7 @@ def main():
     args.binary, args.scratch = args.binary.resolve(), args.scratch.resolve()
 
     bench = Bench(args)
-    made = datasets.make(bench.model, args.scratch / "data", args.tokens)
+    made = texts.make(bench.model, args.scratch / "data", args.tokens)
     results = {name: bench.dataset(name, *made[name]) for name in made if args.only in (None, name)}
     machine = f"{processor()}, {args.threads} threads on CPUs {','.join(map(str, bench.cpus))}"
     print(f"{machine}, {args.repeats} interleaved repeats, median (lowest–highest).\n\n{table(results)}")
