@@ -2,11 +2,7 @@
 //! (`scripts/reference/study.py`, which wrote `tests/fixtures/study/` and says there what it holds). Same facts, same prompts, each with its own
 //! directions and strength.
 //!
-//! The tests share one study's folder, so what one experiment needs of another is made once. The dear ones are ignored; all of them:
-//!
-//! ```sh
-//! cargo test --profile checked --test study_agreement -- --include-ignored
-//! ```
+//! The tests share one study's folder, so what one experiment needs of another is made once.
 
 mod common;
 
@@ -307,7 +303,6 @@ fn generated_texts_are_identical() {
 }
 
 #[test]
-#[ignore = "a minute or more"]
 fn what_the_injection_does_to_each_token_of_the_edited_text_is_the_same() {
     let body = exhibit(&finding(&study("E4"), "E4"), "E4-difference");
     let ids = strings(&body["rows"]["labels"]);
@@ -335,7 +330,6 @@ fn what_the_injection_does_to_each_token_of_the_edited_text_is_the_same() {
 }
 
 #[test]
-#[ignore = "a minute or more"]
 fn recoveries_of_single_blocks_are_the_same_both_ways() {
     let sweep = Sweep::of(&study("E7"), "E7");
     let reference = reference();
@@ -352,7 +346,6 @@ fn recoveries_of_single_blocks_are_the_same_both_ways() {
 }
 
 #[test]
-#[ignore = "a minute or more"]
 fn recoveries_with_the_direction_at_some_positions_are_the_same() {
     let sweep = Sweep::of(&study("E5"), "E5");
     let reference = reference();
@@ -373,7 +366,6 @@ fn recoveries_with_the_direction_at_some_positions_are_the_same() {
 }
 
 #[test]
-#[ignore = "a minute or more"]
 fn recoveries_of_single_heads_are_the_same() {
     let sweep = Sweep::of(&study("E8"), "E8");
     let reference = reference();
@@ -389,7 +381,6 @@ fn recoveries_of_single_heads_are_the_same() {
 }
 
 #[test]
-#[ignore = "a minute or more"]
 fn recoveries_of_pairs_of_blocks_are_the_same_both_ways() {
     let sweep = Sweep::of(&study("E9"), "E9");
     let reference = reference();
@@ -410,7 +401,6 @@ fn recoveries_of_pairs_of_blocks_are_the_same_both_ways() {
 }
 
 #[test]
-#[ignore = "a minute or more"]
 fn recoveries_by_layer_and_position_are_the_same() {
     let sweep = Sweep::of(&study("E10"), "E10");
     let reference = reference();
@@ -434,7 +424,6 @@ fn recoveries_by_layer_and_position_are_the_same() {
 }
 
 #[test]
-#[ignore = "a minute or more"]
 fn what_components_add_to_the_logit_difference_is_the_same_at_every_strength() {
     let found = finding(&study("E6"), "E6");
     let body = exhibit(&found, "E6-strengths");
@@ -511,7 +500,6 @@ fn component(name: &str, layers: usize) -> Option<Option<usize>> {
 }
 
 #[test]
-#[ignore = "a minute or more"]
 fn what_the_directions_say_of_plain_statements_is_the_same_at_every_layer() {
     let rows = table(&finding(&study("E11"), "E11"), "E11-table");
     let reference = reference();
