@@ -16,8 +16,7 @@ use crate::engine::sweep::{PatchSite, Way};
 use crate::report::finding::{At, Body, Exhibit, Finding, Number, Series};
 
 pub(super) const WAYS: [Way; 2] = [Way::Denoising, Way::Noising];
-/// Prompts of the report half over which all pairs are patched: there are many pairs.
-const PROMPTS: usize = 20;
+/// Prompts of the report half over which a quick run patches all pairs: there are many pairs.
 const QUICK_PROMPTS: usize = 2;
 /// A pair whose two effects alone, without signs, are less than this together says nothing of additivity.
 const TRIVIAL: f64 = 0.05;
@@ -43,26 +42,17 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
     let blocks: Vec<String> = (above..study.n_layers())
         .flat_map(|l| ["hook_attn_out", "hook_mlp_out"].map(|site| format!("blocks.{l}.{site}")))
         .collect();
-    let prompts = study.prompts(Some(Half::Report));
+    let mut prompts = study.prompts(Some(Half::Report));
+    if study.options().quick {
+        prompts = spread(&prompts, QUICK_PROMPTS);
+    }
     let patches = Patches {
         sites: blocks.clone(),
         pairs: blocks.clone(),
         ways: WAYS.to_vec(),
         ..Patches::default()
     };
-    let patched = sweep(
-        study,
-        "E9",
-        &spread(
-            &prompts,
-            if study.options().quick {
-                QUICK_PROMPTS
-            } else {
-                PROMPTS
-            },
-        ),
-        patches,
-    )?;
+    let patched = sweep(study, "E9", &prompts, patches)?;
     let sets = sets::search(study, &blocks)?;
     let bootstrap = study.bootstrap();
     let additivity = WAYS.map(|way| Additivity::of(&patched, way, &bootstrap));
