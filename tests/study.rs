@@ -171,12 +171,14 @@ fn a_folder_of_another_study_or_of_something_else_is_refused_by_what_differs() {
 #[test]
 fn bad_inputs_are_refused_by_file_and_line() {
     let bench = Bench::new();
-    let cases: [(&str, &str, &[u8], &str); 8] = [
+    let cases: [(&str, &str, &[u8], &str); 10] = [
         ("--facts", "one.csv", b"statement,label\nA is b.,1\nC is d.,1\n", "one.csv:2: all 2 statements"),
         ("--facts", "twice.csv", b"statement,label\nA is b.,1\nC is d.,0\nA is b.,1\n", "twice.csv:4: the statement of line 2 again"),
         ("--facts", "column.csv", b"statement,topic\nA is b.,x\n", "column.csv:1: no column `label`"),
         ("--facts", "bytes.csv", b"statement,label\nA is b.,1\nC \xff d.,0\n", "bytes.csv:3: not UTF-8"),
         ("--facts", "short.csv", b"statement,label\nA is b.,1\nC is d.,0\n", "short.csv: its true statements can be cut"),
+        ("--facts", "quote.csv", b"statement,label\nA is b.,1\n\"C is d.,0\n", "quote.csv:3: a double quote is opened"),
+        ("--prompts", "json.jsonl", b"{\"text\": \"Is it?\"}\n", "json.jsonl:1: column 18: missing field `honest`; write"),
         ("--prompts", "special.jsonl", b"{\"text\": \"Is it?\", \"honest\": \"no\"}\n{\"text\": \"A</s>?\", \"honest\": \"yes\"}\n{\"text\": \"B?\", \"honest\": \"no\"}\n", "special.jsonl:2: the prompt does not fit the template: it holds `</s>`"),
         ("--prompts", "honest.jsonl", b"{\"text\": \"Is it?\", \"honest\": \"maybe\"}\n", "honest.jsonl:1: column"),
         ("--behaviour", "b.toml", b"name = \"x\"\ntitel = \"y\"\n", "b.toml:2: unknown field `titel`"),
@@ -189,8 +191,39 @@ fn bad_inputs_are_refused_by_file_and_line() {
     let long = json!({ "text": "long ".repeat(300), "honest": "yes" });
     let file = bench.write("long.jsonl", format!("{{\"text\": \"a?\", \"honest\": \"no\"}}\n{long}\n{{\"text\": \"b?\", \"honest\": \"no\"}}\n").as_bytes());
     let message = refused(bench.study("out").arg("--prompts").arg(&file), 1);
-    assert!(message.contains("long.jsonl:2"), "{message}");
-    assert!(!bench.path("out/findings/E1.json").exists());
+    assert!(
+        message.contains("long.jsonl:2: as a chat's turn it makes ")
+            && message.contains("more than the model's 512; make it shorter"),
+        "{message}"
+    );
+    let behaviour = |from: &str, to: &str| {
+        let text = SERVILITY.replacen(from, to, 1);
+        bench.write("servility.jsonl", EIGHT.as_bytes());
+        bench.write("bad.toml", text.as_bytes())
+    };
+    for (from, to, says) in [
+        (
+            "no = \"on\"",
+            "no = \"in\"",
+            "bad.toml:13: `answers.no` is the other one again",
+        ),
+        (
+            "no = \"on\"",
+            "no = \"offline\"",
+            "bad.toml:13: no token of the model is the answer `offline`",
+        ),
+        (
+            "[side",
+            "[edit]\nlayer = 3\n[side",
+            "bad.toml:15: there is no layer 3: the model has 3; give one of 0 to 2",
+        ),
+    ] {
+        let file = behaviour(from, to);
+        let message = refused(bench.study("out").arg("--behaviour").arg(&file), 1);
+        assert!(message.contains(says), "{message}");
+    }
+    // None of these has begun a study: the folder is free for the right inputs.
+    assert!(!bench.path("out").exists());
 }
 
 /// A behaviour of one's own, whose answers are "in" and "on", and its eight prompts.
@@ -211,21 +244,48 @@ no = "on"
 question = "Does this hold? Answer in or on. {statement}"
 "#;
 
-fn servility(bench: &Bench) -> PathBuf {
-    let line = |i: usize| {
-        let (answer, kind) = (["yes", "no"][i % 2], ["dilemma", "factual"][i / 4]);
-        let line = json!({ "text": format!("Is it in or on the table of room {i}?"), "honest": answer, "kind": kind });
-        format!("{line}\n")
-    };
-    let prompts: String = (0..8).map(line).collect();
-    bench.write("servility.jsonl", prompts.as_bytes());
-    bench.write("servility.toml", SERVILITY.as_bytes())
+const EIGHT: &str = r#"
+{"text": "Is the cup in or on the cupboard?", "honest": "yes"}
+{"text": "Is the cat in or on the box?", "honest": "yes"}
+{"text": "Is the hat in or on the rack?", "honest": "no"}
+{"text": "Is the pen in or on the desk?", "honest": "no"}
+{"text": "Is the sun in or on the sky?", "honest": "yes", "kind": "factual"}
+{"text": "Is the fish in or on the water?", "honest": "yes", "kind": "factual"}
+{"text": "Is the roof in or on the house?", "honest": "no", "kind": "factual"}
+{"text": "Is the rider in or on the horse?", "honest": "no", "kind": "factual"}
+"#;
+
+fn servility(bench: &Bench, edit: &str) -> PathBuf {
+    bench.write("servility.jsonl", EIGHT.as_bytes());
+    bench.write("servility.toml", format!("{SERVILITY}{edit}").as_bytes())
+}
+
+#[test]
+fn a_behaviour_may_say_where_and_how_strong_its_edit_is() {
+    let bench = Bench::new();
+    let behaviour = servility(&bench, "[edit]\ndepth = 1.0\nstrength = -3.5\n");
+    bench
+        .study("out")
+        .args(["--experiments", "E2"])
+        .arg("--behaviour")
+        .arg(&behaviour)
+        .assert()
+        .success();
+    let choice: Choice =
+        serde_json::from_slice(&std::fs::read(bench.path("out/choice.json")).unwrap()).unwrap();
+    assert_eq!((choice.layer, choice.c, choice.given), (2, -3.5, true));
+    assert_eq!(choice.tried.len(), 1);
+    let answer = bench.finding("out", "E2").answer.join(" ");
+    assert!(
+        answer.contains("at layer 2") && answer.contains("that the behaviour's file gives"),
+        "{answer}"
+    );
 }
 
 #[test]
 fn a_study_of_another_behaviour_speaks_in_its_words_alone() {
     let bench = Bench::new();
-    let behaviour = servility(&bench);
+    let behaviour = servility(&bench, "");
     let ids = ["E1", "E2", "E4", "E6", "E7", "C1", "C2"];
     bench
         .study("out")

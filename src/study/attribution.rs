@@ -128,7 +128,7 @@ impl Attribution {
                 shares
                     .logits
                     .push(f64::from(row[dis as usize]) - f64::from(row[hon as usize]));
-                shares.no_less_yes.push(study.no_less_yes(row)?);
+                shares.no_less_yes.push(study.no_less_yes(row));
             }
             found.prompts.push(shares);
         }

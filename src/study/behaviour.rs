@@ -11,6 +11,9 @@ use crate::model::Model;
 use crate::report::finding::Published;
 
 const DISHONESTY: &str = include_str!("../../data/behaviours/dishonesty.toml");
+const OWN_NAME: &str = "data/behaviours/dishonesty.toml";
+/// What stands for a statement in a question.
+const STATEMENT: &str = "{statement}";
 /// What stands for the persona's words in the instruction.
 const PERSONA: &str = "{persona}";
 
@@ -31,6 +34,9 @@ pub struct Behaviour {
     #[serde(default)]
     pub source: Option<String>,
     pub side_effects: SideEffects,
+    /// The study's edit, as far as it is not to be chosen.
+    #[serde(default)]
+    pub edit: GivenEdit,
     #[serde(default)]
     pub published: Option<PublishedStudy>,
     /// Where it was read; `None`: it came with the program.
@@ -72,6 +78,25 @@ pub struct GivenWords {
     pub negative: Option<String>,
 }
 
+/// Where the direction is added, and how much of it. What is not given is chosen; where the model is a published one, what was published
+/// holds.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GivenEdit {
+    /// The block whose `hook_resid_post` it is added to.
+    #[serde(default)]
+    pub layer: Option<usize>,
+    /// Instead of it: 0 is the first block, 1 the last.
+    #[serde(default)]
+    pub depth: Option<f64>,
+    /// Of the unit direction; below 0, towards the negative persona.
+    #[serde(default)]
+    pub strength: Option<f64>,
+    /// Instead of it: its size over the mean norm of what it is added to.
+    #[serde(default)]
+    pub share: Option<f64>,
+}
+
 /// How the model is asked whether a statement is true, with `{statement}` where it goes.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -98,13 +123,77 @@ pub struct PublishedStudy {
     pub values: BTreeMap<String, Published>,
 }
 
+/// A value that will not do.
+struct Fault {
+    key: &'static [&'static str],
+    what: String,
+    remedy: String,
+}
+
+impl Template {
+    /// Positive, negative, and the control's two.
+    pub(super) fn personas(&self) -> [&str; 4] {
+        [
+            &self.positive,
+            &self.negative,
+            &self.control_positive,
+            &self.control_negative,
+        ]
+    }
+}
+
+impl GivenEdit {
+    fn fault(&self) -> Option<Fault> {
+        let fault = |key, what: String, remedy: &str| {
+            Some(Fault {
+                key,
+                what,
+                remedy: remedy.into(),
+            })
+        };
+        let number = |number: f64| format!("is {number}");
+        if self.layer.is_some() && self.depth.is_some() {
+            let what = "says again where the edit is".into();
+            return fault(&["edit", "depth"], what, "give `layer` or `depth`");
+        }
+        if self.strength.is_some() && self.share.is_some() {
+            let what = "says again how strong the edit is".into();
+            return fault(&["edit", "share"], what, "give `strength` or `share`");
+        }
+        if let Some(depth) = self.depth.filter(|depth| !(0.0..=1.0).contains(depth)) {
+            let remedy = "give a number from 0, the first block, to 1, the last";
+            return fault(&["edit", "depth"], number(depth), remedy);
+        }
+        if let Some(c) = self.strength.filter(|&c| !(c.is_finite() && c < 0.0)) {
+            let remedy = "give a number below 0: the direction points to the positive persona, and the edit pushes away from it";
+            return fault(&["edit", "strength"], number(c), remedy);
+        }
+        if let Some(share) = self.share.filter(|&s| !(s.is_finite() && s > 0.0)) {
+            let remedy = "give a number above 0, such as 0.3";
+            return fault(&["edit", "share"], number(share), remedy);
+        }
+        None
+    }
+
+    /// The block of a model of so many.
+    pub(super) fn layer_of(&self, n_layers: usize) -> Option<usize> {
+        let deep = |depth: f64| (depth * (n_layers - 1) as f64).round() as usize;
+        self.layer.or(self.depth.map(deep))
+    }
+
+    /// The strength, beside streams of this mean norm.
+    pub(super) fn strength_beside(&self, mean_norm: f64) -> Option<f64> {
+        self.strength.or(self.share.map(|share| -share * mean_norm))
+    }
+}
+
 impl Behaviour {
     /// Dishonesty, as it comes with the program.
     ///
     /// # Errors
     /// None, unless the program was built from a bad file.
     pub fn dishonesty() -> Result<Self> {
-        Self::parse(DISHONESTY, "data/behaviours/dishonesty.toml")
+        Self::parse(DISHONESTY, OWN_NAME)
     }
 
     /// Reads a behaviour of one's own.
@@ -124,27 +213,122 @@ impl Behaviour {
     }
 
     fn parse(text: &str, name: &str) -> Result<Self> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut behaviour: Behaviour = toml::from_str(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start.min(text.len()));
             let line = line_after(&text.as_bytes()[..at]);
-            let remedy = "see data/behaviours/dishonesty.toml for the form";
+            let remedy = format!("see {OWN_NAME} for the form");
             Error::line(name, line, error.message().replace('\n', " "), remedy)
         })?;
+        behaviour.text = text.to_owned();
+        match behaviour.fault() {
+            None => Ok(behaviour),
+            Some(fault) => {
+                let line = behaviour.line_of(fault.key);
+                let what = format!("`{}` {}", fault.key.join("."), fault.what);
+                Err(Error::line(name, line, what, fault.remedy).into())
+            }
+        }
+    }
+
+    /// What is well written and makes no study.
+    fn fault(&self) -> Option<Fault> {
+        let template = &self.template;
+        let fault = |key, what: &str, remedy: &str| {
+            Some(Fault {
+                key,
+                what: what.into(),
+                remedy: remedy.into(),
+            })
+        };
+        let [positive, negative, control, other] = template.personas();
+        let (yes, no) = (&self.answers.yes, &self.answers.no);
+        let given = |word: &'_ Option<String>| word.clone().unwrap_or_else(|| "given".into());
+        let written: [(&'static [&'static str], &str); 10] = [
+            (&["name"], &self.name),
+            (&["title"], &self.title),
+            (&["template", "positive"], positive),
+            (&["template", "negative"], negative),
+            (&["template", "control_positive"], control),
+            (&["template", "control_negative"], other),
+            (&["answers", "yes"], yes),
+            (&["answers", "no"], no),
+            (&["words", "positive"], &given(&self.words.positive)),
+            (&["words", "negative"], &given(&self.words.negative)),
+        ];
+        if let Some(&(key, _)) = written.iter().find(|(_, words)| words.trim().is_empty()) {
+            return fault(key, "is empty", "write what it is called");
+        }
         for (key, sentence, word) in [
-            ("template.user", &behaviour.template.user, PERSONA),
+            (&["template", "user"], &template.user, PERSONA),
             (
-                "side_effects.question",
-                &behaviour.side_effects.question,
-                "{statement}",
+                &["side_effects", "question"],
+                &self.side_effects.question,
+                STATEMENT,
             ),
         ] {
             if !sentence.contains(word) {
-                let what = format!("`{key}` does not say where its words go");
-                return Err(Error::input(name, what, format!("write {word} there")).into());
+                let remedy = format!("write {word} there");
+                return fault(key, "does not say where its words go", &remedy);
             }
         }
-        behaviour.text = text.to_owned();
-        Ok(behaviour)
+        let same = |a: &str, b: &str| a.trim().to_lowercase() == b.trim().to_lowercase();
+        for (key, first, second, remedy) in [
+            (
+                &["template", "negative"],
+                positive,
+                negative,
+                "give the two personas different words: the direction is what differs between them",
+            ),
+            (
+                &["template", "control_negative"],
+                control,
+                other,
+                "give the control's two personas different words",
+            ),
+            (
+                &["answers", "no"],
+                yes,
+                no,
+                "give two answers: their probabilities are compared",
+            ),
+        ] {
+            if same(first, second) {
+                return fault(key, "is the other one again", remedy);
+            }
+        }
+        for (key, word) in [(&["answers", "yes"], yes), (&["answers", "no"], no)] {
+            if !word.trim().chars().all(char::is_alphanumeric) {
+                let remedy = "give the first word of such an answer, without a sign";
+                return fault(key, "is not one word", remedy);
+            }
+        }
+        self.edit.fault()
+    }
+
+    /// Where it was read.
+    pub(super) fn file_name(&self) -> String {
+        let own = || OWN_NAME.to_owned();
+        self.file
+            .as_ref()
+            .map_or_else(own, |f| f.display().to_string())
+    }
+
+    /// The line, from 1, of a key's value; 1 where there is none.
+    pub(super) fn line_of(&self, key: &[&str]) -> u64 {
+        let parsed = toml::de::DeTable::parse(&self.text).ok();
+        let at = parsed.and_then(|table| {
+            let (last, tables) = key.split_last()?;
+            let mut table = table.get_ref();
+            for name in tables {
+                table = match table.get(*name)?.get_ref() {
+                    toml::de::DeValue::Table(inner) => inner,
+                    _ => return None,
+                };
+            }
+            Some(table.get(*last)?.span().start)
+        });
+        line_after(&self.text.as_bytes()[..at.unwrap_or(0).min(self.text.len())])
     }
 
     /// The prompts' file; `None` where they come with the program.
@@ -196,6 +380,114 @@ mod tests {
     }
 
     #[test]
+    fn what_makes_no_study_is_refused_with_its_line_before_anything_runs() {
+        for (from, to, key, says) in [
+            (
+                "no = \"no\"",
+                "no = \" \"",
+                "no = ",
+                "`answers.no` is empty",
+            ),
+            (
+                "no = \"no\"",
+                "no = \"Yes \"",
+                "no = ",
+                "`answers.no` is the other one again; give two answers",
+            ),
+            (
+                "no = \"no\"",
+                "no = \"no, sir\"",
+                "no = ",
+                "`answers.no` is not one word",
+            ),
+            (
+                "negative = \"an untruthful\"",
+                "negative = \"an honest\"",
+                "negative = ",
+                "`template.negative` is the other one again",
+            ),
+            (
+                "control_negative = \"a left-handed\"",
+                "control_negative = \"a tall\"",
+                "control_negative = ",
+                "`template.control_negative` is the other one again",
+            ),
+            (
+                "title = \"Dishonesty\"",
+                "title = \"\"",
+                "title = ",
+                "`title` is empty",
+            ),
+            (
+                "positive = \"honest\"",
+                "positive = \"\"",
+                "positive = \"\"",
+                "`words.positive` is empty",
+            ),
+        ] {
+            let text = DISHONESTY.replacen(from, to, 1);
+            assert_ne!(text, DISHONESTY, "{from}");
+            let line = 1 + text.lines().position(|l| l.starts_with(key)).unwrap();
+            let message = Behaviour::parse(&text, "b.toml").unwrap_err().to_string();
+            assert!(
+                message.starts_with(&format!("b.toml:{line}: {says}")),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_given_edit_is_checked_and_found_in_the_model() {
+        let with =
+            |edit: &str| Behaviour::parse(&format!("{DISHONESTY}\n[edit]\n{edit}"), "b.toml");
+        let line = DISHONESTY.lines().count() + 3;
+        for (edit, says) in [
+            ("depth = 1.5", "`edit.depth` is 1.5; give a number from 0"),
+            (
+                "strength = 8.0",
+                "`edit.strength` is 8; give a number below 0",
+            ),
+            ("strength = nan", "`edit.strength` is NaN"),
+            ("share = 0.0", "`edit.share` is 0; give a number above 0"),
+            ("share = inf", "`edit.share` is inf"),
+            ("site = \"mlp_out\"", "unknown field `site`"),
+        ] {
+            let message = with(edit).unwrap_err().to_string();
+            assert!(
+                message.starts_with(&format!("b.toml:{line}: {says}")),
+                "{message}"
+            );
+        }
+        let message = with("layer = 3\ndepth = 0.5").unwrap_err().to_string();
+        assert!(
+            message.contains("`edit.depth` says again where the edit is; give `layer` or `depth`"),
+            "{message}"
+        );
+        let message = with("strength = -3.0\nshare = 0.5")
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("`edit.share` says again"), "{message}");
+        let edit = with("depth = 0.5\nshare = 0.25").unwrap().edit;
+        assert_eq!(
+            (edit.layer_of(31), edit.strength_beside(8.0)),
+            (Some(15), Some(-2.0))
+        );
+        let edit = with("layer = 3\nstrength = -1.5").unwrap().edit;
+        assert_eq!(
+            (edit.layer_of(31), edit.strength_beside(8.0)),
+            (Some(3), Some(-1.5))
+        );
+        let none = Behaviour::dishonesty().unwrap().edit;
+        assert_eq!((none.layer_of(31), none.strength_beside(8.0)), (None, None));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_behaviour() {
+        let behaviour = Behaviour::parse(&format!("\u{feff}{DISHONESTY}"), "b.toml").unwrap();
+        assert_eq!(behaviour.text, DISHONESTY);
+    }
+
+    #[test]
     fn a_bad_behaviour_is_refused_with_its_file_and_line() {
         let message = |text: &str| Behaviour::parse(text, "b.toml").unwrap_err().to_string();
         let bad = DISHONESTY.replace("[answers]\nyes =", "[answers]\nja =");
@@ -205,9 +497,11 @@ mod tests {
             "{}",
             message(&bad)
         );
+        let line = |of: &str| 1 + DISHONESTY.lines().position(|l| l.starts_with(of)).unwrap();
         let nowhere = DISHONESTY.replace("{persona} person", "a person");
         assert!(
-            message(&nowhere).contains("write {persona} there"),
+            message(&nowhere).starts_with(&format!("b.toml:{}: ", line("user =")))
+                && message(&nowhere).contains("write {persona} there"),
             "{}",
             message(&nowhere)
         );

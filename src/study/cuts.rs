@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::{Error, Result, Study};
-use crate::model::Message;
+use super::{Behaviour, Error, Facts, Result, Study};
+use crate::model::{ChatTemplate, Message, Tokenizer};
 
 /// Pairs that train a direction, and that test it, as in the published procedure.
 const PAIRS: [usize; 2] = [512, 256];
@@ -41,30 +41,14 @@ impl Cuts {
     /// No tokenizer or template; hardly any cuts.
     pub fn new(study: &Study<'_>, positive: &str, negative: &str) -> Result<Self> {
         let tokenizer = study.tokenizer()?;
-        let positive = opening(study, positive)?;
-        let negative = opening(study, negative)?;
-        let statements = tokenised(study)?;
-        let places: Vec<(usize, usize)> = statements
-            .iter()
-            .enumerate()
-            .flat_map(|(statement, (_, ids))| {
-                let last = ids.len().saturating_sub(UNREACHED);
-                (1..=last).map(move |tokens| (statement, tokens))
-            })
-            .collect();
-        let wanted = if study.options().quick {
-            QUICK_PAIRS
-        } else {
-            PAIRS
-        };
-        let (train, test) = split(&places, wanted).ok_or_else(|| {
-            let n = places.len();
-            let what = format!(
-                "its true statements can be cut in {n} places, the last {UNREACHED} tokens of each left out"
-            );
-            let remedy = format!("give more or longer ones, for {LEAST} cuts and several statements");
-            Error::input(&study.facts().file, what, remedy)
-        })?;
+        let positive = opening(study.template()?, study.behaviour(), positive)?;
+        let negative = opening(study.template()?, study.behaviour(), negative)?;
+        let Places {
+            statements,
+            places,
+            train,
+            test,
+        } = Places::find(tokenizer, study.facts(), study.options().quick)?;
         let cut = |&(statement, tokens): &(usize, usize)| {
             let (fact, ids) = &statements[statement];
             let beginning = tokenizer.decode(&ids[..tokens], false)?;
@@ -91,10 +75,56 @@ impl Cuts {
     }
 }
 
+/// Where the true statements are cut, and what becomes of the cuts.
+pub(super) struct Places {
+    /// Which of the facts, and its tokens.
+    statements: Vec<(usize, Vec<u32>)>,
+    /// By place in `statements`, after so many tokens.
+    places: Vec<(usize, usize)>,
+    train: Range<usize>,
+    test: Range<usize>,
+}
+
+impl Places {
+    /// Needs no machine, so that facts that will not do are refused before one is opened.
+    ///
+    /// # Errors
+    /// Hardly any cuts.
+    pub fn find(tokenizer: &Tokenizer, facts: &Facts, quick: bool) -> Result<Self> {
+        let statements = tokenised(tokenizer, facts)?;
+        let places: Vec<(usize, usize)> = statements
+            .iter()
+            .enumerate()
+            .flat_map(|(statement, (_, ids))| {
+                let last = ids.len().saturating_sub(UNREACHED);
+                (1..=last).map(move |tokens| (statement, tokens))
+            })
+            .collect();
+        let (train, test) = split(&places, if quick { QUICK_PAIRS } else { PAIRS }).ok_or_else(|| {
+            let n = places.len();
+            let what = format!(
+                "its true statements can be cut in {n} places, the last {UNREACHED} tokens of each left out"
+            );
+            let remedy = format!("give more or longer ones, for {LEAST} cuts and several statements");
+            Error::input(&facts.file, what, remedy)
+        })?;
+        Ok(Places {
+            statements,
+            places,
+            train,
+            test,
+        })
+    }
+}
+
 /// All that comes before the statement.
-fn opening(study: &Study<'_>, words: &str) -> Result<String> {
-    let turn = Message::new("user", study.behaviour().instruction(words));
-    let mut text = study.template()?.render(&[turn], true)?.text;
+pub(super) fn opening(
+    template: &ChatTemplate,
+    behaviour: &Behaviour,
+    words: &str,
+) -> Result<String> {
+    let turn = Message::new("user", behaviour.instruction(words));
+    let mut text = template.render(&[turn], true)?.text;
     if text.ends_with("[/INST]") {
         text.push(' ');
     }
@@ -102,9 +132,8 @@ fn opening(study: &Study<'_>, words: &str) -> Result<String> {
 }
 
 /// The true statements: which of the facts, and its tokens.
-fn tokenised(study: &Study<'_>) -> Result<Vec<(usize, Vec<u32>)>> {
-    let tokenizer = study.tokenizer()?;
-    let facts = study.facts().facts.iter().enumerate();
+fn tokenised(tokenizer: &Tokenizer, facts: &Facts) -> Result<Vec<(usize, Vec<u32>)>> {
+    let facts = facts.facts.iter().enumerate();
     facts
         .filter(|(_, fact)| fact.label)
         .map(|(i, fact)| Ok((i, tokenizer.encode(&fact.statement, false)?.ids)))

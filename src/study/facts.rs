@@ -72,11 +72,22 @@ impl Facts {
             let line = error.position().map_or(1, |position| lines.at(position));
             let (what, remedy) = match error.kind() {
                 csv::ErrorKind::Utf8 { .. } => ("not UTF-8".into(), "save it as UTF-8"),
+                csv::ErrorKind::UnequalLengths { .. } if lines.leave_a_quote_open() => (
+                    "a double quote is opened and not closed on its line".into(),
+                    "close it, and write a double quote within a quoted statement twice",
+                ),
                 csv::ErrorKind::UnequalLengths {
                     expected_len, len, ..
                 } => (
-                    format!("{len} cells where the header has {expected_len}"),
-                    "put a statement with commas in double quotes",
+                    format!(
+                        "{len} cell{} where the header has {expected_len}",
+                        if *len == 1 { "" } else { "s" }
+                    ),
+                    if len > expected_len {
+                        "put a statement with commas in double quotes"
+                    } else {
+                        "write a cell for each of the header's, with commas between them"
+                    },
                 ),
                 _ => (error.to_string(), "write it as CSV"),
             };
@@ -136,6 +147,13 @@ impl Lines<'_> {
         self.line += new.iter().filter(|&&b| b == b'\n').count() as u64;
         self.counted = self.counted.max(end);
         self.line
+    }
+
+    /// Whether the line that was asked for last has a double quote without its other one.
+    fn leave_a_quote_open(&self) -> bool {
+        let rest = self.bytes.get(self.counted..).unwrap_or_default();
+        let line = rest.split(|&b| b == b'\n').next().unwrap_or_default();
+        line.iter().filter(|&&b| b == b'"').count() % 2 == 1
     }
 }
 
@@ -273,7 +291,15 @@ mod tests {
             (b"statement,label\nA b.,1\n\xff.,0\n", "f.csv:3: not UTF-8"),
             (
                 b"statement,label\nA b.,1\nC, d.,0\n",
-                "f.csv:3: 3 cells where the header has 2",
+                "f.csv:3: 3 cells where the header has 2; put a statement with commas in double quotes",
+            ),
+            (
+                b"statement,label\nA b.,1\nC d.\n",
+                "f.csv:3: 1 cell where the header has 2; write a cell",
+            ),
+            (
+                b"statement,label\nA b.,1\n\"C d.,0\nE f.,1\n",
+                "f.csv:3: a double quote is opened and not closed on its line; close it",
             ),
             (
                 b"statement,label\nA b.,yes\n",

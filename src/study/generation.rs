@@ -143,7 +143,7 @@ fn told(
         let text = tokenizer.decode(generated.new_tokens(), true)?;
         Ok(Told {
             says: says(study, &text),
-            no_less_yes: study.no_less_yes(logits)?,
+            no_less_yes: study.no_less_yes(logits),
             nll,
             repetition: repetition(generated.new_tokens()),
             text,
@@ -338,6 +338,10 @@ fn answer(words: &Words, choice: &Choice, report: &[&Answered<'_>]) -> Vec<Strin
     let flipped = mean(&share(report, |a| a.flipped));
     let how = match (choice.published, choice.reached) {
         (true, _) => "the published strength".to_owned(),
+        _ if choice.given => format!(
+            "the strength that the behaviour's file gives ({:.0} % of the tuning prompts' first tokens turn)",
+            100.0 * choice.flipped().unwrap_or(f64::NAN)
+        ),
         (false, true) => format!(
             "the weakest of the grid that turns nine first tokens in ten of the tuning prompts ({:.0} % there)",
             100.0 * choice.flipped().unwrap_or(f64::NAN)

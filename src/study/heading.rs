@@ -76,6 +76,7 @@ fn heading(study: &Study<'_>) -> Result<Heading> {
     if let Some(choice) = folder::kept_choice(study)? {
         let how = match (choice.published, choice.reached) {
             (true, _) => ", as published",
+            _ if choice.given => ", as given",
             (false, true) => "",
             (false, false) => ", the largest tried: none turns 90 % of first tokens",
         };

@@ -2,6 +2,7 @@
 //! experiment makes a [`Finding`], [`run`] makes those that are not there yet. What is studied is data ([`Behaviour`], facts, prompts).
 //! `passes` runs the model, `cuts` makes the prompts of the direction, `folder` keeps what is done.
 
+mod answers;
 mod attribution;
 mod behaviour;
 mod blocks;
@@ -19,6 +20,7 @@ mod grid;
 mod heading;
 mod heads;
 mod injection;
+mod inputs;
 mod lens;
 mod mass_mean;
 mod pairs;
@@ -45,18 +47,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::analysis::Bootstrap;
-use crate::data::{Input, Record};
 use crate::engine::sweep::SweepProgress;
-use crate::engine::{Engine, Job, Prepared, Room, Sample};
+use crate::engine::{Engine, Job, Prepared, Sample};
 use crate::hooks::Dims;
 use crate::model::{ChatTemplate, Tokenizer};
 use crate::report::finding::{Finding, Published};
 
+pub use answers::AnswerTokens;
 pub use behaviour::{Behaviour, PublishedStudy};
 pub use direction::Directions;
 pub use error::{Error, Result};
 pub use facts::{Duplicates, Fact, Facts};
 pub use generation::Generations;
+pub use inputs::Inputs;
 pub use passes::{LastRows, Steer, point};
 pub use prompts::{Answer, Half, Kind, Prompt, Prompts};
 pub use strength::{Choice, Tried};
@@ -140,17 +143,6 @@ pub struct Options {
     pub command: Vec<String>,
 }
 
-/// What a study reads, checked, with its prompts as the model sees them.
-pub struct Inputs {
-    options: Options,
-    behaviour: Behaviour,
-    words: Arc<Words>,
-    facts: Facts,
-    prompts: Prompts,
-    /// One per prompt.
-    samples: Vec<Sample>,
-}
-
 /// A study under way. `'p`: as long as its model is open.
 pub struct Study<'p> {
     watch: Box<dyn Fn(&SweepProgress) + 'p>,
@@ -159,7 +151,6 @@ pub struct Study<'p> {
     inputs: Inputs,
     directions: OnceCell<Directions>,
     choice: OnceCell<Choice>,
-    answers: OnceCell<AnswerTokens>,
     generations: OnceCell<Generations>,
 }
 
@@ -169,13 +160,6 @@ pub struct Asked<'s> {
     pub prompt: &'s Prompt,
     /// Rendered by the model's template, with the generation prompt.
     pub sample: &'s Sample,
-}
-
-/// The tokens that are one of the two answers, whatever their case and spaces.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AnswerTokens {
-    pub yes: Vec<u32>,
-    pub no: Vec<u32>,
 }
 
 /// What a study tells while it runs.
@@ -228,102 +212,6 @@ impl Options {
     }
 }
 
-impl Inputs {
-    /// The job of plain runs: one user turn, by the model's template, with the generation prompt.
-    pub fn job(model: &str) -> Job {
-        Job {
-            chat: Some("user".into()),
-            add_generation_prompt: true,
-            ..Job::new(model, Vec::new(), Vec::new())
-        }
-    }
-
-    /// Reads everything; `prepared` is [`Inputs::job`]'s, opened for generation.
-    ///
-    /// # Errors
-    /// An input that is not as it should be, with its file and line; a prompt that does not fit the template or the model.
-    pub fn read(prepared: &Prepared, options: Options) -> Result<Self> {
-        options.experiments()?;
-        let behaviour = match &options.behaviour {
-            Some(file) => Behaviour::open(file)?,
-            None => Behaviour::dishonesty()?,
-        };
-        let known = behaviour.published.as_ref().and_then(|p| p.facts.as_ref());
-        let duplicates = match known {
-            _ if options.keep_duplicates => Duplicates::Keep,
-            Some(hash) => Duplicates::KeepIn(hash),
-            None => Duplicates::Refuse,
-        };
-        let facts = match &options.facts {
-            Some(file) => Facts::open(file, duplicates)?,
-            None => Facts::own()?,
-        };
-        let of_behaviour = behaviour.prompts_file();
-        let mut prompts = match options.prompts.as_ref().or(of_behaviour.as_ref()) {
-            Some(file) => Prompts::open(file)?,
-            None => Prompts::own()?,
-        };
-        if options.quick {
-            prompts.keep_few(4);
-        }
-        let samples = prompts
-            .prompts
-            .iter()
-            .enumerate()
-            .map(|(i, prompt)| sample(prepared, &prompts.file, i, prompt))
-            .collect::<Result<_>>()?;
-        Ok(Inputs {
-            options,
-            words: Arc::new(Words::of(&behaviour)),
-            behaviour,
-            facts,
-            prompts,
-            samples,
-        })
-    }
-
-    /// What a device is to have room for.
-    pub fn room(&self, prepared: &Prepared) -> Room {
-        /// New tokens, and what is said around a statement.
-        const BESIDES: usize = 256;
-        let prompts = self.samples.iter().map(|s| s.row.tokens.len());
-        // A token has at least a byte.
-        let facts = self.facts.facts.iter().map(|fact| fact.statement.len());
-        let longest = prompts.chain(facts).max().unwrap_or(0) + BESIDES;
-        Room {
-            sequences: 16,
-            tokens: longest.min(prepared.tokenising.max_length),
-        }
-    }
-}
-
-/// A prompt as the model sees it.
-fn sample(prepared: &Prepared, file: &str, number: usize, prompt: &Prompt) -> Result<Sample> {
-    let bad = |what: String, remedy: &str| Error::line(file, prompt.line, what, remedy);
-    let record = Record {
-        index: number as u64,
-        file: file.into(),
-        line: prompt.line,
-        input: Input::Text(prompt.text.clone()),
-        spans: Vec::new(),
-        kept: Vec::new(),
-    };
-    if let Some(tokenizer) = &prepared.tokenising.tokenizer {
-        for id in tokenizer.encode(&prompt.text, false)?.ids {
-            let text = tokenizer.decode(&[id], false)?;
-            if !text.is_empty() && tokenizer.decode(&[id], true)?.is_empty() {
-                let what = format!("the prompt does not fit the template: it holds `{text}`");
-                return Err(bad(what, "take out what is a special token of the model").into());
-            }
-        }
-    }
-    let mut samples = prepared.tokenising.samples(record)?;
-    match samples.pop() {
-        Some(sample) if samples.is_empty() => Ok(sample),
-        _ => Err(bad("the prompt makes several samples".into(), "make it shorter").into()),
-    }
-}
-
 impl<'p> Study<'p> {
     /// A study of these inputs, on a machine that holds the model of `prepared`.
     pub fn new(prepared: &'p Prepared, inputs: Inputs, machine: Box<dyn Engine + 'p>) -> Self {
@@ -334,7 +222,6 @@ impl<'p> Study<'p> {
             inputs,
             directions: OnceCell::new(),
             choice: OnceCell::new(),
-            answers: OnceCell::new(),
             generations: OnceCell::new(),
         }
     }
@@ -411,7 +298,7 @@ impl<'p> Study<'p> {
     /// It has none.
     pub fn tokenizer(&self) -> Result<&'p Tokenizer> {
         let tokenizer = self.prepared.tokenising.tokenizer.as_ref();
-        tokenizer.ok_or_else(|| self.lacks("tokenizer"))
+        tokenizer.ok_or_else(|| inputs::lacks(self.prepared, "tokenizer"))
     }
 
     /// The model's chat template.
@@ -420,12 +307,7 @@ impl<'p> Study<'p> {
     /// It has none.
     pub fn template(&self) -> Result<&'p ChatTemplate> {
         let template = self.prepared.tokenising.template.as_ref();
-        template.ok_or_else(|| self.lacks("chat template"))
-    }
-
-    fn lacks(&self, what: &'static str) -> crate::Error {
-        let model = self.prepared.job.model.clone();
-        Error::Lacks { model, what }.into()
+        template.ok_or_else(|| inputs::lacks(self.prepared, "chat template"))
     }
 
     /// The directions of E1, made when first asked for and kept in the folder.
@@ -555,59 +437,19 @@ impl<'p> Study<'p> {
     }
 
     /// The tokens of the two answers.
-    ///
-    /// # Errors
-    /// No tokenizer, or one that has no such tokens.
-    pub fn answers(&self) -> Result<&AnswerTokens> {
-        match self.answers.get() {
-            Some(answers) => Ok(answers),
-            None => {
-                let found = self.find_answers()?;
-                Ok(self.answers.get_or_init(|| found))
-            }
-        }
-    }
-
-    fn find_answers(&self) -> Result<AnswerTokens> {
-        let tokenizer = self.tokenizer()?;
-        let mut answers = AnswerTokens {
-            yes: Vec::new(),
-            no: Vec::new(),
-        };
-        let words = &self.behaviour().answers;
-        let [yes, no] = [&words.yes, &words.no].map(|word| word.trim().to_lowercase());
-        for id in 0..tokenizer.vocab_size().min(self.vocab()) as u32 {
-            let text = tokenizer.decode(&[id], false)?;
-            let text = text.trim().to_lowercase();
-            if text == yes {
-                answers.yes.push(id);
-            } else if text == no {
-                answers.no.push(id);
-            }
-        }
-        if answers.yes.is_empty() || answers.no.is_empty() {
-            return Err(Error::input(
-                &self.prepared.job.model,
-                format!("no token is the answer `{yes}`, or none is `{no}`"),
-                "give the behaviour answers that are one token each",
-            )
-            .into());
-        }
-        Ok(answers)
+    pub fn answers(&self) -> &AnswerTokens {
+        &self.inputs.answers
     }
 
     /// P(No) − P(Yes) of a row of logits: what a "say No" direction would raise.
-    ///
-    /// # Errors
-    /// As of [`answers`](Self::answers).
-    pub fn no_less_yes(&self, logits: &[f32]) -> Result<f64> {
-        let answers = self.answers()?;
+    pub fn no_less_yes(&self, logits: &[f32]) -> f64 {
+        let answers = self.answers();
         let all = crate::engine::log_sum_exp(logits);
         let p = |ids: &[u32]| -> f64 {
             let of = |&id: &u32| (f64::from(logits[id as usize]) - all).exp();
             ids.iter().map(of).sum()
         };
-        Ok(p(&answers.no) - p(&answers.yes))
+        p(&answers.no) - p(&answers.yes)
     }
 }
 

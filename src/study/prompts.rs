@@ -129,6 +129,7 @@ impl Prompts {
         let mut prompts: Vec<Prompt> = Vec::new();
         let mut alternating = HashMap::<(Kind, Answer), usize>::new();
         let (mut ids, mut texts) = (HashMap::new(), HashMap::new());
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         for (number, bytes) in (1..).zip(bytes.split(|&b| b == b'\n')) {
             if bytes.iter().all(u8::is_ascii_whitespace) {
                 continue;
@@ -137,7 +138,10 @@ impl Prompts {
             let text = std::str::from_utf8(bytes)
                 .map_err(|_| bad("not UTF-8".into(), "save it as UTF-8"))?;
             let line: Line = serde_json::from_str(text).map_err(|error| {
-                let what = format!("column {}: {error}", error.column());
+                // The parser has seen one line alone and takes it for the first.
+                let place = format!(" at line {} column {}", error.line(), error.column());
+                let what = error.to_string().replace(&place, "");
+                let what = format!("column {}: {what}", error.column());
                 bad(what, "write {\"text\": …, \"honest\": \"yes\" or \"no\"}")
             })?;
             if line.text.trim().is_empty() {
@@ -267,12 +271,21 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_line() {
+        let text =
+            "{\"text\": \"a?\", \"honest\": \"yes\"}\n{\"text\": \"b?\", \"honest\": \"yes\"}\n";
+        let plain = Prompts::parse(text.as_bytes(), "p").unwrap();
+        let marked = Prompts::parse(format!("\u{feff}{text}").as_bytes(), "p").unwrap();
+        assert_eq!((marked.prompts, marked.hash), (plain.prompts, plain.hash));
+    }
+
+    #[test]
     fn bad_lines_are_refused_by_file_and_line() {
         let good = "{\"text\": \"a?\", \"honest\": \"yes\"}\n\n";
         for (line, says) in [
             (
                 "{\"text\": \"b?\"}",
-                "p.jsonl:3: column 14: missing field `honest`",
+                "p.jsonl:3: column 14: missing field `honest`; write",
             ),
             (
                 "{\"text\": \" \", \"honest\": \"no\"}",

@@ -113,7 +113,7 @@ impl<'s, 'p> Pushed<'s, 'p> {
             Answer::No => -1.0,
         };
         let sides = asked.iter().map(side).collect();
-        let answers = study.answers()?.clone();
+        let answers = study.answers().clone();
         let steering = {
             let mut machine = study.machine();
             Steering::at_the_end(study.prepared(), &mut **machine, steer.layer, &tokens)?

@@ -2,16 +2,16 @@
 
 use serde_json::{Value, json};
 
+use super::inputs::turn;
 use super::prompts::{Answer, Kind};
 use super::push::{Push, no_against_yes};
 use super::statements;
 use super::statistics::mean;
 use super::tell::{self, draws, exhibit, number, table, with_interval};
-use super::{Error, Result, Study, Words};
+use super::{Behaviour, Fact, Result, Study, Words};
 use crate::analysis::roc::auc;
 use crate::analysis::scored::grouped;
 use crate::analysis::{baseline, null};
-use crate::data::{Input, Record};
 use crate::engine::{Said, Steering};
 use crate::report::finding::{Axis, Bar, Body, Exhibit, Finding, Number};
 
@@ -105,35 +105,11 @@ fn questions(study: &Study<'_>) -> Result<Vec<Question>> {
         let kept = (most / 2).min(all.len());
         (0..kept).map(|k| all[k * all.len() / kept]).collect()
     };
-    let question = |i: usize| {
+    let asked = |i: usize| {
         let fact = &facts[i];
-        let text = study
-            .behaviour()
-            .side_effects
-            .question
-            .replace("{statement}", &fact.statement);
-        let record = Record {
-            index: i as u64,
-            file: study.facts().file.as_str().into(),
-            line: fact.line,
-            input: Input::Text(text),
-            spans: Vec::new(),
-            kept: Vec::new(),
-        };
-        let mut samples = study.prepared().tokenising.samples(record)?;
-        let what = "a question of it is too long for the model";
-        let too_long = || {
-            Error::line(
-                &study.facts().file,
-                fact.line,
-                what,
-                "shorten the statement",
-            )
-        };
-        let sample = samples
-            .pop()
-            .filter(|_| samples.is_empty())
-            .ok_or_else(too_long)?;
+        let text = question(study.behaviour(), fact);
+        let place = (study.facts().file.as_str(), fact.line);
+        let sample = turn(study.prepared(), place, i, &text)?;
         let own = || baseline::opening(&fact.statement);
         Ok(Question {
             tokens: sample.row.tokens,
@@ -145,11 +121,13 @@ fn questions(study: &Study<'_>) -> Result<Vec<Question>> {
                 .unwrap_or_else(own),
         })
     };
-    of(true)
-        .into_iter()
-        .chain(of(false))
-        .map(question)
-        .collect()
+    of(true).into_iter().chain(of(false)).map(asked).collect()
+}
+
+/// How the model is asked whether a statement holds.
+pub(super) fn question(behaviour: &Behaviour, fact: &Fact) -> String {
+    let question = &behaviour.side_effects.question;
+    question.replace("{statement}", &fact.statement)
 }
 
 /// The plain run's, the study's push, and random ones of its length.
@@ -168,7 +146,7 @@ fn pushes<'a>(steer: super::passes::Steer<'a>, random: &'a [Vec<f32>]) -> Vec<Pu
 impl Asked {
     fn run(study: &Study<'_>, questions: Vec<Question>, random: &[Vec<f32>]) -> Result<Self> {
         let tokens: Vec<&[u32]> = questions.iter().map(|q| &q.tokens[..]).collect();
-        let answers = study.answers()?;
+        let answers = study.answers();
         let odds = |said: &Said<'_>| no_against_yes(&said.log_probabilities(), answers);
         let steer = study.steer()?;
         let mut machine = study.machine();
@@ -303,7 +281,7 @@ impl Read {
         let tokens = PROSE
             .lines()
             .map(|passage| {
-                let mut tokens = statements::tokens(study, passage)?;
+                let mut tokens = statements::tokens(study.prepared(), passage)?;
                 tokens.truncate(study.prepared().model.config.max_position_embeddings);
                 Ok(tokens)
             })

@@ -153,7 +153,7 @@ impl Negated {
         }
         let tokens = pairs
             .iter()
-            .map(|(_, text)| statements::tokens(study, text))
+            .map(|(_, text)| statements::tokens(study.prepared(), text))
             .collect::<Result<Vec<_>>>()?;
         let sequences: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
         let at = |t: &Vec<u32>| vec![t.len().saturating_sub(back) as u32];

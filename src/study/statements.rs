@@ -1,10 +1,12 @@
 //! The facts as plain text: a beginning-of-sequence token and the statement, without a chat's turns; what the model holds at the last
 //! token of each and at the one before it, and how likely it finds each token.
 
+use super::inputs::lacks;
 use super::passes::point;
-use super::{Error, Facts, Result, Study};
+use super::{Facts, Result, Study};
 use crate::analysis::{Statements, baseline};
 use crate::backend::{HEAD_ROWS, HeadRows};
+use crate::engine::Prepared;
 use crate::hooks::Site;
 
 /// In the quick form, so many statements.
@@ -33,7 +35,7 @@ impl Stated {
     /// Runs all statements, once.
     ///
     /// # Errors
-    /// No tokenizer, a statement of fewer than two tokens or beyond the model's positions, and what a backend can fail at.
+    /// No tokenizer, and what a backend can fail at.
     pub fn run(study: &Study<'_>) -> Result<Self> {
         let facts = of(study.facts(), study.options().quick);
         let texts: Vec<String> = facts
@@ -42,9 +44,8 @@ impl Stated {
             .collect();
         let tokens = texts
             .iter()
-            .map(|text| tokens(study, text))
+            .map(|text| tokens(study.prepared(), text))
             .collect::<Result<Vec<_>>>()?;
-        check(study, &facts, &tokens)?;
         let mut layers = rows(study, &tokens)?;
         let d = study.prepared().dims.d_model;
         let every_second = |rows: &Vec<f32>, first: usize| -> Vec<f32> {
@@ -93,29 +94,15 @@ fn of(facts: &Facts, quick: bool) -> Vec<usize> {
 }
 
 /// A beginning-of-sequence token, where the model has one, and the text; the tokenizer may have put it there.
-pub(super) fn tokens(study: &Study<'_>, text: &str) -> Result<Vec<u32>> {
-    let mut ids = study.tokenizer()?.encode(text, true)?.ids;
-    if let Some(bos) = study
-        .prepared()
-        .tokenising
-        .bos
-        .filter(|bos| ids.first() != Some(bos))
-    {
+pub(super) fn tokens(prepared: &Prepared, text: &str) -> Result<Vec<u32>> {
+    let tokenising = &prepared.tokenising;
+    let tokenizer = tokenising.tokenizer.as_ref();
+    let tokenizer = tokenizer.ok_or_else(|| lacks(prepared, "tokenizer"))?;
+    let mut ids = tokenizer.encode(text, true)?.ids;
+    if let Some(bos) = tokenising.bos.filter(|bos| ids.first() != Some(bos)) {
         ids.insert(0, bos);
     }
     Ok(ids)
-}
-
-/// Refuses statements that cannot be read at their last two tokens.
-fn check(study: &Study<'_>, facts: &[usize], tokens: &[Vec<u32>]) -> Result<()> {
-    let most = study.prepared().model.config.max_position_embeddings;
-    let bad = tokens.iter().position(|t| t.len() < 2 || t.len() > most);
-    bad.map_or(Ok(()), |i| {
-        let what = format!("the statement makes {} tokens", tokens[i].len());
-        let remedy = format!("give statements of 2 to {most}");
-        let line = study.facts().facts[facts[i]].line;
-        Err(Error::line(&study.facts().file, line, what, remedy).into())
-    })
 }
 
 /// By layer, the rows at the last two tokens of each statement.

@@ -25,6 +25,9 @@ pub struct Choice {
     pub reached: bool,
     /// Taken from the publication, not chosen.
     pub published: bool,
+    /// Taken from the behaviour's file, not chosen.
+    #[serde(default)]
+    pub given: bool,
     /// Every strength that was tried.
     pub tried: Vec<Tried>,
 }
@@ -67,6 +70,7 @@ impl Choice {
         let mut machine = study.machine();
         let steering = Steering::at_the_end(study.prepared(), &mut **machine, layer, &sequences)?;
         let mean_norm = steering.mean_norm();
+        let given = study.behaviour().edit.strength_beside(mean_norm);
         let mut logits = |c: f64| {
             let injection = Injection {
                 v: direction,
@@ -81,12 +85,12 @@ impl Choice {
             mean_norm,
             reached: false,
             published: published.is_some(),
+            given: published.is_none() && given.is_some(),
             tried: Vec::new(),
         };
-        let strengths = GRID.map(|share| -share * mean_norm);
-        let strengths = match published {
-            Some(published) => vec![published.strength],
-            None => strengths.to_vec(),
+        let strengths = match published.map(|p| p.strength).or(given) {
+            Some(strength) => vec![strength],
+            None => GRID.map(|share| -share * mean_norm).to_vec(),
         };
         for c in strengths {
             // What the edit reads is c as it is written, in 32 bits.
@@ -103,10 +107,13 @@ impl Choice {
     }
 }
 
-/// The published layer of the published model, and one as deep of any other.
+/// The published layer of the published model; else the behaviour's, and without one a layer as deep as the published one.
 pub(super) fn steered_layer_of(study: &Study<'_>) -> usize {
     let published = study.published_study().map(|published| published.layer);
-    published.unwrap_or_else(|| steered_layer(study.n_layers()))
+    let given = || study.behaviour().edit.layer_of(study.n_layers());
+    published
+        .or_else(given)
+        .unwrap_or_else(|| steered_layer(study.n_layers()))
 }
 
 /// 15 of 31 in the published model.
