@@ -17,7 +17,7 @@ use streamgauge::engine::{Prepared, Sample, Scorer};
 use streamgauge::report::finding::{Body, Finding, Number};
 use streamgauge::study::Inputs;
 
-const IDS: &str = "E3,E4,E11,E12,C1,C2";
+const IDS: &str = "E1,E3,E4,E11,E12,C1,C2";
 
 /// One quick study for all tests.
 fn study() -> &'static (PathBuf, PathBuf) {
@@ -152,6 +152,32 @@ fn every_finding_answers_its_question_and_has_numbers_with_what_to_read_them_bes
             }
         }
     }
+}
+
+/// A share or an area has an interval over what was drawn, unless it is 0 or 1 of all of these or stands for the best of many layers.
+#[test]
+fn accuracies_and_areas_have_intervals_that_hold_them() {
+    let mut with = 0;
+    for id in ["E1", "E11", "E12", "C2"] {
+        for number in &finding(id).numbers {
+            let is_one = ["AUC", "accuracy", "share projected"]
+                .iter()
+                .any(|name| number.name.contains(name));
+            let is_of_many_layers = number.name.contains(" of layers ");
+            let Some(value) = number.value.filter(|_| is_one && !is_of_many_layers) else {
+                continue;
+            };
+            match number.interval {
+                Some([low, high]) => {
+                    with += 1;
+                    assert!(low <= value && value <= high, "{id}: {number:?}");
+                    assert!(number.n.is_some(), "{id}: {number:?}");
+                }
+                None => assert!(value == 0.0 || value == 1.0, "{id}: {number:?}"),
+            }
+        }
+    }
+    assert!(with > 12, "{with}");
 }
 
 #[test]

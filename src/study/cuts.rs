@@ -66,6 +66,24 @@ impl Cuts {
         })
     }
 
+    /// The cuts that the published test is made of, the later half of the training ones; each goes with the next.
+    pub fn authors(&self) -> Range<usize> {
+        self.train.len() / 2..self.train.len().min(self.cuts.len() - 1)
+    }
+
+    /// Which statement each of some cuts is of, numbered from 0, and how many these are.
+    pub fn statements(&self, cuts: Range<usize>) -> (Vec<usize>, usize) {
+        let (mut numbers, mut last) = (Vec::new(), None);
+        let mut n = 0;
+        for cut in &self.cuts[cuts] {
+            // A statement's cuts follow one another.
+            n += usize::from(last != Some(cut.fact));
+            last = Some(cut.fact);
+            numbers.push(n - 1);
+        }
+        (numbers, n)
+    }
+
     /// The prompts: pair i's positive one is number 2i, its negative one 2i + 1.
     pub fn sequences(&self) -> Vec<&[u32]> {
         self.cuts
@@ -178,6 +196,23 @@ mod tests {
         assert_eq!((train, test), (0..512, 515..771));
         let (train, test) = split(&places(200, 8), PAIRS).unwrap();
         assert_eq!((train, test), (0..512, 512..768), "512 = 64 statements");
+    }
+
+    #[test]
+    fn cuts_of_one_statement_are_one_unit() {
+        let cut = |fact| Cut {
+            fact,
+            positive: vec![1],
+            negative: vec![2],
+        };
+        let cuts = Cuts {
+            cuts: [3, 3, 5, 8, 8, 8].map(cut).to_vec(),
+            train: 0..3,
+            test: 3..6,
+        };
+        assert_eq!(cuts.statements(0..4), (vec![0, 0, 1, 2], 3));
+        assert_eq!(cuts.statements(cuts.test.clone()), (vec![0, 0, 0], 1));
+        assert_eq!(cuts.authors(), 1..3);
     }
 
     #[test]

@@ -8,8 +8,10 @@ use super::cuts::Cuts;
 use super::statistics::mean;
 use super::tell::with_width;
 use super::{Result, Study, finding, folder, point};
+use crate::analysis::baseline::auc_interval;
 use crate::analysis::directions::{Direction, save};
 use crate::analysis::project::dot;
+use crate::analysis::scored::share_right;
 use crate::analysis::{LatResult, LayerRows, Pair, Split, Statements, lat};
 use crate::engine::direction_of_layer;
 use crate::hooks::{HookPoint, Site};
@@ -59,6 +61,10 @@ pub(super) struct AtPoint {
     pub lat: LatResult,
     /// The authors' accuracy: of a training pair's positive string against the next pair's negative one.
     pub authors: f64,
+    /// Of each such string, whether it was right.
+    authors_right: Vec<bool>,
+    /// Projections of the held-out strings, positive and negative in turn.
+    held_out: Vec<f64>,
 }
 
 /// The directions of all layers, and of the normed stream behind the last.
@@ -177,12 +183,16 @@ pub(super) fn fit(study: &Study<'_>, cuts: &Cuts, points: &[HookPoint]) -> Resul
         let lat = lat(&layer, &statements, &pairs, &split, &bootstrap)?;
         // The published test: strings n/2 … n − 1, which were trained on, each against the next one's other persona.
         let along = |sequence: usize| dot(rows.row(number, sequence), &lat.direction);
-        let tested = n_train / 2..n_train.min(cuts.cuts.len() - 1);
-        let right = tested
-            .clone()
-            .filter(|&i| along(2 * i) > along(2 * (i + 1) + 1));
+        let tested = cuts.authors();
+        let right = tested.map(|i| along(2 * i) > along(2 * (i + 1) + 1));
+        let authors_right: Vec<bool> = right.collect();
+        let right = authors_right.iter().filter(|&&right| right).count();
         Ok(AtPoint {
-            authors: right.count() as f64 / tested.len() as f64,
+            authors: right as f64 / authors_right.len() as f64,
+            authors_right,
+            held_out: (2 * cuts.test.start..2 * cuts.test.end)
+                .map(along)
+                .collect(),
             lat,
         })
     };
@@ -279,11 +289,14 @@ fn answer(study: &Study<'_>, fitted: &Fitted, cosines: &[f64]) -> Result<Vec<Str
 fn numbers(study: &Study<'_>, fitted: &Fitted, cosines: &[f64]) -> Vec<Number> {
     let layer = super::strength::steered_layer_of(study);
     let at = &fitted.layers()[layer];
-    let statements: std::collections::BTreeSet<usize> = fitted.cuts.cuts[fitted.cuts.test.clone()]
-        .iter()
-        .map(|cut| cut.fact)
-        .collect();
-    let groups = statements.len();
+    let bootstrap = study.bootstrap();
+    let (tested, groups) = fitted.cuts.statements(fitted.cuts.test.clone());
+    let (of_authors, _) = fitted.cuts.statements(fitted.cuts.authors());
+    let authors = share_right(&of_authors, &at.authors_right, &bootstrap);
+    // A pair's two strings belong to one statement.
+    let twice: Vec<usize> = tested.iter().flat_map(|&group| [group, group]).collect();
+    let labels: Vec<bool> = tested.iter().flat_map(|_| [true, false]).collect();
+    let area = auc_interval(&at.held_out, &labels, &twice, &bootstrap);
     let mut numbers = vec![
         Number::new(format!("unpaired accuracy, layer {layer}"), at.lat.accuracy)
             .interval(with_width([at.lat.ci_low, at.lat.ci_high]))
@@ -298,9 +311,13 @@ fn numbers(study: &Study<'_>, fitted: &Fitted, cosines: &[f64]) -> Vec<Number> {
         .beside("unpaired accuracy", at.lat.accuracy)
         .note("leaks from the instruction word"),
         Number::new(format!("published accuracy, layer {layer}"), at.authors)
+            .interval(with_width([authors.low, authors.high]))
+            .over(fitted.cuts.statements(fitted.cuts.authors()).1)
             .beside("unpaired accuracy", at.lat.accuracy)
             .note("training strings, each against the next pair's"),
-        Number::new(format!("AUC, layer {layer}"), at.lat.auc).over(groups),
+        Number::new(format!("AUC, layer {layer}"), at.lat.auc)
+            .interval(area.bca())
+            .over(groups),
         Number::new(
             format!("second eigenvalue over first, layer {layer}"),
             at.lat.eigenvalue_ratio,

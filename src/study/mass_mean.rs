@@ -11,7 +11,8 @@ use super::tell::{self, draws, exhibit, number, table, with_interval, with_width
 use super::{Result, Study};
 use crate::analysis::project::dot;
 use crate::analysis::{
-    Bootstrap, LayerRows, MassMean, MassMeanResult, Split, Statements, mass_mean, null, split,
+    Bootstrap, LayerRows, MassMean, MassMeanResult, Split, Statements, baseline, mass_mean, null,
+    split,
 };
 use crate::hooks::Site;
 use crate::report::finding::{At, Axis, Body, Exhibit, Finding, Number, Reference, Series, Text};
@@ -31,6 +32,9 @@ struct Place {
     /// By layer, in the training half alone.
     within_training: Vec<f64>,
     chosen: usize,
+    /// Of the held-out AUC at the chosen layer, over groups of statements, and how many these are.
+    auc_interval: Option<[f64; 2]>,
+    groups: usize,
     /// Held-out accuracies at the chosen layer, fitted on shuffled labels.
     shuffled: Vec<f64>,
     topics: Vec<Topic>,
@@ -90,7 +94,7 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
     let simpler = data.held().baselines(study)?;
     Ok(Finding {
         answer: answer(&places, &cosines, &with_ours, &simpler),
-        numbers: numbers(&places, &cosines, &with_ours, &simpler),
+        numbers: numbers(study, &places, &cosines, &with_ours, &simpler),
         exhibits: vec![
             lines(&places, &simpler),
             data.texts(&places[0])?,
@@ -141,7 +145,10 @@ impl Data<'_, '_> {
             .collect::<Result<Vec<_>, _>>()?;
         let within_training = self.within(&rows, &self.split.train)?;
         let chosen = highest(&within_training);
+        let groups = self.known.group_numbers(&self.split.test);
         Ok(Place {
+            auc_interval: self.auc_interval(&rows[chosen], &layers[chosen], &groups),
+            groups: groups.iter().max().map_or(0, |last| last + 1),
             shuffled: self.shuffled(&rows[chosen])?,
             topics: self.topics(&rows)?,
             negated: Negated::read(
@@ -157,6 +164,23 @@ impl Data<'_, '_> {
             within_training,
             chosen,
         })
+    }
+
+    /// Of the held-out statements, by a layer's direction.
+    fn auc_interval(
+        &self,
+        rows: &LayerRows<'_>,
+        fitted: &MassMeanResult,
+        groups: &[usize],
+    ) -> Option<[f64; 2]> {
+        let row = |i: usize| &rows.rows[i * rows.width..][..rows.width];
+        let test = &self.split.test;
+        let scores: Vec<f64> = test
+            .iter()
+            .map(|&i| dot(row(i), &fitted.direction))
+            .collect();
+        let labels: Vec<bool> = test.iter().map(|&i| self.known.labels[i]).collect();
+        baseline::auc_interval(&scores, &labels, groups, &self.bootstrap).bca()
     }
 
     /// Of each layer the accuracy within these statements alone, split once more: by it a layer is chosen.
@@ -321,6 +345,7 @@ impl Place {
 }
 
 fn numbers(
+    study: &Study<'_>,
     places: &[Place],
     cosines: &[f64],
     with_ours: &[Vec<f64>; 2],
@@ -341,6 +366,8 @@ fn numbers(
             place.best().auc,
             "",
         );
+        (area.interval, area.n) = (place.auc_interval, Some(place.groups));
+        area.note = "n groups of statements".into();
         area.controls = simpler
             .iter()
             .filter_map(|b| tell::control(b.name, b.auc))
@@ -348,16 +375,13 @@ fn numbers(
         told.push(area);
         let left_out: Vec<f64> = place.topics.iter().map(|t| t.accuracy).collect();
         if !left_out.is_empty() {
-            let mut mean = number(
-                format!(
-                    "mean accuracy on a topic left out of the fit, {}",
-                    place.name
-                ),
-                mean(&left_out),
-                "",
+            let name = format!(
+                "mean accuracy on a topic left out of the fit, {}",
+                place.name
             );
-            mean.n = Some(left_out.len());
-            mean.note = "n topics; the layer is chosen on the others".into();
+            let mut mean = tell::mean(study, name, &left_out, "");
+            mean.note =
+                "n topics, which the interval is over; the layer is chosen on the others".into();
             told.push(mean);
         }
         if let Some(negated) = &place.negated {

@@ -174,14 +174,29 @@ impl Asked {
         auc(&scores, &labels).unwrap_or(f64::NAN)
     }
 
-    /// A mean over questions with its interval over their groups.
-    fn over_groups(&self, study: &Study<'_>, name: String, values: &[f64], unit: &str) -> Number {
+    /// The group of each question, numbered from 0 in order of first appearance.
+    fn groups(&self) -> Vec<usize> {
         let mut numbers = std::collections::HashMap::new();
         let group = |q: &Question| {
             let next = numbers.len();
             *numbers.entry(q.group.clone()).or_insert(next)
         };
-        let groups: Vec<usize> = self.questions.iter().map(group).collect();
+        self.questions.iter().map(group).collect()
+    }
+
+    /// The area with its interval over the questions' groups.
+    fn area_number(&self, study: &Study<'_>, name: String, odds: &[f64]) -> Number {
+        let mut told = number(name, self.area(odds), "");
+        let labels: Vec<bool> = self.questions.iter().map(|q| q.is_yes).collect();
+        let scores: Vec<f64> = odds.iter().map(|o| -o).collect();
+        let interval = baseline::auc_interval(&scores, &labels, &self.groups(), &study.bootstrap());
+        (told.interval, told.n) = (interval.bca(), Some(odds.len()));
+        told
+    }
+
+    /// A mean over questions with its interval over their groups.
+    fn over_groups(&self, study: &Study<'_>, name: String, values: &[f64], unit: &str) -> Number {
+        let groups = self.groups();
         let mut told = number(name, mean(values), unit);
         if !values.is_empty() {
             let of = |items: &[usize]| mean(&items.iter().map(|&i| values[i]).collect::<Vec<_>>());
@@ -228,11 +243,8 @@ impl Asked {
             "random directions of that length",
             &random(&|o| mean(&less(o, &self.plain))),
         ));
-        let mut area = number(
-            format!("AUC of the log-odds of '{yes}' on {of}, edited"),
-            self.area(&self.edited),
-            "",
-        );
+        let area_name = |run: &str| format!("AUC of the log-odds of '{yes}' on {of}, {run}");
+        let mut area = self.area_number(study, area_name("edited"), &self.edited);
         area.controls.extend(draws(
             "random directions of that length",
             &random(&|o| self.area(o)),
@@ -241,11 +253,7 @@ impl Asked {
             self.over_groups(study, format!("accuracy on {of}, plain"), &plain, ""),
             accuracy,
             change,
-            number(
-                format!("AUC of the log-odds of '{yes}' on {of}, plain"),
-                self.area(&self.plain),
-                "",
-            ),
+            self.area_number(study, area_name("plain"), &self.plain),
             area,
             no,
         ]

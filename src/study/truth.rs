@@ -28,6 +28,8 @@ struct AtZero {
 /// A layer's projections, and what they say of all statements and of each different one.
 struct Layer {
     projections: Vec<f64>,
+    /// Of all statements: above the mean of the different ones.
+    positive: Vec<bool>,
     all: AtZero,
     unique: AtZero,
 }
@@ -52,7 +54,7 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
     let baselines = held.baselines(study)?;
     let direction = study.directions()?.layer(chosen);
     let negated = Negated::read(study, held, chosen, direction, 1)?;
-    let topics = topics(&layers, unique, &known);
+    let topics = topics(&layers, unique, &known, &bootstrap);
     let drawn = drawn(study, &stated, &known, &split)?;
 
     let mut numbers = Vec::new();
@@ -79,7 +81,7 @@ pub(super) fn run(study: &Study<'_>) -> Result<Finding> {
     let both = |n: &Negated| [n.negated.clone(), n.plain.clone()];
     numbers.extend(negated.iter().flat_map(both));
     numbers.extend(topics.iter().map(|t| t.number()));
-    numbers.extend(by_layer(study, &layers, stated.texts.len()));
+    numbers.extend(by_layer(study, &layers, &stated));
     let outcome = Outcome {
         stated,
         layers,
@@ -119,7 +121,11 @@ fn read_layer(study: &Study<'_>, stated: &Stated, layer: usize) -> Result<Layer>
     let projections: Vec<f64> = rows.map(|row| dot(row, direction)).collect();
     let labels = &stated.known.labels;
     let all: Vec<usize> = (0..labels.len()).collect();
+    let standard: Vec<f64> = stated.unique.iter().map(|&i| projections[i]).collect();
+    let (mean, deviation) = mean_and_deviation(&standard);
+    let positive = projections.iter().map(|p| (p - mean) / deviation > 0.0);
     Ok(Layer {
+        positive: positive.collect(),
         all: at_zero(&projections, labels, &all, &stated.unique),
         unique: at_zero(&projections, labels, &stated.unique, &stated.unique),
         projections,
@@ -215,6 +221,9 @@ struct Topic {
     n: usize,
     layer: usize,
     auc: f64,
+    /// Over its groups.
+    interval: Option<[f64; 2]>,
+    groups: usize,
     accuracy: f64,
 }
 
@@ -225,8 +234,9 @@ impl Topic {
             self.auc,
             "",
         );
+        (told.interval, told.n) = (self.interval, Some(self.groups));
         told.note = format!(
-            "{} statements; layer {} was chosen on the other topics",
+            "{} statements, n groups of them; layer {} was chosen on the other topics",
             self.n, self.layer
         );
         told
@@ -234,7 +244,12 @@ impl Topic {
 }
 
 /// Leaves one topic out at a time: the layer and the middle come of the others.
-fn topics(layers: &[Layer], unique: &[usize], known: &Statements) -> Vec<Topic> {
+fn topics(
+    layers: &[Layer],
+    unique: &[usize],
+    known: &Statements,
+    bootstrap: &Bootstrap,
+) -> Vec<Topic> {
     let Some(topics) = &known.topics else {
         return Vec::new();
     };
@@ -253,11 +268,14 @@ fn topics(layers: &[Layer], unique: &[usize], known: &Statements) -> Vec<Topic> 
             .zip(&labels)
             .filter(|&(&s, &l)| (s > middle) == l)
             .count();
+        let groups = known.group_numbers(&here);
         Some(Topic {
             name: name.clone(),
             n: here.len(),
             layer,
             auc: auc(&scores, &labels)?,
+            interval: baseline::auc_interval(&scores, &labels, &groups, bootstrap).bca(),
+            groups: groups.iter().max().map_or(0, |last| last + 1),
             accuracy: right as f64 / here.len() as f64,
         })
     };
@@ -325,33 +343,46 @@ fn drawn_at(
 }
 
 /// The layers that were published, and the one that is steered at, all statements counted; the others are in the table.
-fn by_layer(study: &Study<'_>, layers: &[Layer], n: usize) -> Vec<Number> {
+fn by_layer(study: &Study<'_>, layers: &[Layer], stated: &Stated) -> Vec<Number> {
     let mut told = Vec::new();
+    let bootstrap = study.bootstrap();
+    let (n, labels) = (stated.texts.len(), &stated.known.labels);
+    let groups = stated.known.group_numbers(&(0..n).collect::<Vec<_>>());
+    let interval = |right: Vec<bool>| {
+        let share = share_right(&groups, &right, &bootstrap);
+        with_width([share.low, share.high])
+    };
     let steered = super::strength::steered_layer_of(study);
     for (layer, read) in layers.iter().enumerate() {
         let is_published = study.published(&format!("E11.auc.{layer}")).is_some();
         if layer != steered && !is_published {
             continue;
         }
-        let named = |what: &str, value: f64, key: String| {
+        let named = |what: &str, value: f64, interval, key: String| {
             let mut told = number(format!("{what}, layer {layer}, all statements"), value, "");
-            told.n = Some(n);
+            (told.interval, told.n) = (interval, Some(n));
             told.published = study.published(&key);
-            told.note = "z-scored over the different statements; above 0 counts as true".into();
+            told.note = "n statements, the interval is over their groups; z-scored over the different statements; above 0 counts as true".into();
             told
         };
+        let positive = read.positive.iter().zip(labels);
+        let right = positive.map(|(positive, label)| positive == label);
         told.push(named(
             "accuracy",
             read.all.accuracy,
+            interval(right.collect()),
             format!("E11.accuracy.{layer}"),
         ));
-        told.push(named("AUC", read.all.auc, format!("E11.auc.{layer}")));
+        let area = baseline::auc_interval(&read.projections, labels, &groups, &bootstrap);
+        let key = format!("E11.auc.{layer}");
+        told.push(named("AUC", read.all.auc, area.bca(), key));
     }
     // The published share is of the layer that is steered at, and was taken for an accuracy there.
     if let Some(read) = layers.get(steered) {
         let name = format!("share projected positive, layer {steered}, all statements");
         let mut share = number(name, read.all.share_positive, "");
         share.published = study.published("E11.share-positive");
+        (share.interval, share.n) = (interval(read.positive.clone()), Some(n));
         share.note = "labels play no part in it".into();
         told.push(share);
     }
@@ -568,6 +599,7 @@ mod tests {
             };
             Layer {
                 projections: projections.to_vec(),
+                positive: Vec::new(),
                 all: none,
                 unique: none,
             }
