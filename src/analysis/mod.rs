@@ -1,8 +1,8 @@
 //! Methods that read activations, one file per method: they take plain rows of f32 and labels, so that a stored
 //! tap, a live slab and a test feed them alike. Directions: [`mass_mean()`] (the difference of two means), [`lat()`] (the first
-//! component of paired differences), [`probe()`] (logistic regression), [`principal`] (PCA), scored on statements held out;
+//! component of paired differences), [`probe()`] (logistic regression), [`ridge`] (least squares), [`principal`] (PCA), scored on statements held out;
 //! [`split`](split::split) holds them out, [`bootstrap`] gives the intervals, [`directions`] saves what was found for later use as
-//! an edit or a reduction. [`project`] and [`compare`] look at rows along a direction and beside other rows; [`baseline`] has
+//! an edit or a reduction. [`from_sums`] finds directions where only sums of rows are left. [`project`] and [`compare`] look at rows along a direction and beside other rows; [`baseline`] has
 //! simpler explanations, [`null`] makes directions that should not matter, and [`matching`] finds the strength at which two do as
 //! much. All of it is a function of its input and a seed: same rows and as many threads, same bits.
 
@@ -10,6 +10,7 @@ pub mod baseline;
 pub mod bootstrap;
 pub mod compare;
 pub mod directions;
+pub mod from_sums;
 pub mod lat;
 pub mod mass_mean;
 pub mod matching;
@@ -18,17 +19,20 @@ pub mod principal;
 pub mod probe;
 pub mod project;
 pub(crate) mod random;
+pub mod ridge;
 pub mod roc;
 pub mod scored;
 pub mod split;
 
 pub use bootstrap::{Bootstrap, Interval, IntervalMethod};
 pub use compare::{Compared, Comparing};
+pub use from_sums::{SummedDirection, Sums};
 pub use lat::{LatResult, Pair, lat};
 pub use mass_mean::{LayerRows, MassMean, MassMeanResult, mass_mean, mean_diff};
 pub use matching::Matching;
 pub use principal::{Moments, Principal};
 pub use probe::{ProbeResult, Probing, probe};
+pub use ridge::{RidgeResult, ridge_probe};
 pub use split::{Split, Statements, split};
 
 use std::path::PathBuf;
@@ -87,6 +91,14 @@ pub enum Error {
         "{hook}: the second moment of its rows has no eigenvectors that could be found; are its numbers beyond 1e150?"
     )]
     NoEigenvectors { hook: String },
+    /// Sums that nothing can be found in.
+    #[error(
+        "{hook}: its sums are not finite, not of one width, or lack the second moments that are needed; extract them again with --stats cov"
+    )]
+    Sums { hook: String },
+    /// A ridge regression whose equations are singular.
+    #[error("{hook}: the ridge regression cannot be solved; give a larger penalty")]
+    Penalty { hook: String },
     /// A fit that goes on and on.
     #[error(
         "{hook}: the logistic regression did not converge; give a stronger penalty, a smaller C"

@@ -3,6 +3,7 @@
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par, Side};
 
+use super::from_sums::Sums;
 use super::{Error, Result};
 
 /// Leading eigenvectors of Xᵀ·X / n, and all that is to be said of its eigenvalues.
@@ -59,6 +60,31 @@ impl Moments {
                 Par::rayon(0),
             );
             self.n += piece.len() / width;
+        }
+    }
+
+    /// Of sums made elsewhere: `outer` is the row-major Σ x·xᵀ, `[width, width]`.
+    ///
+    /// # Panics
+    /// When it has not that shape.
+    pub fn of_sums(n: usize, sum: Vec<f64>, outer: &[f64]) -> Self {
+        let width = sum.len();
+        assert_eq!(outer.len(), width * width, "a matrix of {width} by {width}");
+        Moments {
+            n,
+            second: Mat::from_fn(width, width, |i, j| outer[i * width + j]),
+            sum,
+        }
+    }
+
+    /// The sums.
+    pub fn sums(&self) -> Sums {
+        let width = self.sum.len();
+        let outer = (0..width * width).map(|at| self.second[(at / width, at % width)]);
+        Sums {
+            n: self.n,
+            sum: self.sum.clone(),
+            outer: Some(outer.collect()),
         }
     }
 
@@ -176,7 +202,7 @@ pub(super) fn unit(mut vector: Vec<f64>) -> Vec<f64> {
 }
 
 /// An eigenvector's sign is free: this is the one with the component of largest size (the first, of equal ones) positive.
-fn signed(mut vector: Vec<f64>) -> Vec<f64> {
+pub(super) fn signed(mut vector: Vec<f64>) -> Vec<f64> {
     let largest = vector.iter().fold(
         0.0_f64,
         |best, &x| if x.abs() > best.abs() { x } else { best },

@@ -10,6 +10,7 @@ mod pictures;
 mod probe;
 mod project;
 mod rows;
+mod summed;
 mod top;
 
 use clap::{Args, Subcommand};

@@ -9,7 +9,7 @@ use super::device_args::told;
 use super::devices::{self, Devices, Worker};
 use super::job_args::JobArgs;
 use super::progress::{Meter, ProgressArg};
-use super::{CliResult, Failure, Usage, format, out};
+use super::{CliResult, Failure, Usage, format, out, statistics};
 use crate::engine::{
     EditReceipt, Ending, Error, Extracted, Machine, Options, Prepared, Progress, Trace,
     extract_with,
@@ -35,10 +35,10 @@ pub struct ExtractArgs {
     pub(super) worker: Option<Worker>,
     /// Make finished batches durable at least this often, in seconds: what a crash can lose. 0: every batch.
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = seconds)]
-    commit_every: f64,
+    pub(super) commit_every: f64,
     /// Write a timeline of the run to FILE, for chrome://tracing or Perfetto.
     #[arg(long, value_name = "FILE")]
-    trace: Option<PathBuf>,
+    pub(super) trace: Option<PathBuf>,
     /// How far it is: for people, or for a program.
     #[arg(long, value_enum, default_value = "auto")]
     pub(super) progress: ProgressArg,
@@ -51,10 +51,31 @@ pub struct ExtractArgs {
 }
 
 pub fn run(args: &ExtractArgs) -> CliResult {
+    if let Some(kinds) = args.job.kinds() {
+        return statistics::run(args, &kinds);
+    }
     match (&args.devices, &args.worker) {
         (Some(devices), None) => devices::run(args, devices),
         (_, Some(worker)) => run_here(&as_worker(args, worker)?),
         (None, None) => run_here(args),
+    }
+}
+
+impl ExtractArgs {
+    /// Tells of records that were passed over, and of rows that there are not.
+    pub(super) fn tell_of_skipped(&self, done: &Extracted) {
+        if done.skipped > 0 {
+            eprintln!("skipped {}:", format::counted(done.skipped, "bad record"));
+            for reason in &done.skip_reasons {
+                eprintln!("  {reason}");
+            }
+        }
+        if done.clipped > 0 {
+            eprintln!(
+                "clipped {} that selections asked for outside their samples",
+                format::counted(done.clipped, "row")
+            );
+        }
     }
 }
 
@@ -104,18 +125,7 @@ fn run_here(args: &ExtractArgs) -> CliResult {
             return recheck(dir, &manifest, args.json, args.quiet);
         }
     };
-    if done.skipped > 0 {
-        eprintln!("skipped {}:", format::counted(done.skipped, "bad record"));
-        for reason in &done.skip_reasons {
-            eprintln!("  {reason}");
-        }
-    }
-    if done.clipped > 0 {
-        eprintln!(
-            "clipped {} that selections asked for outside their samples",
-            format::counted(done.clipped, "row")
-        );
-    }
+    args.tell_of_skipped(&done);
     if args.json {
         let mut value = summary_json(&done, dir);
         value["device"] = opened.machine.identity().device.into();

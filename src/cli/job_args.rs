@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use super::device_args::DeviceArgs;
 use super::edit_args::EditArgs;
 use super::format::parse_bytes;
+use super::statistics::StatArg;
 use super::{Failure, Usage};
 use crate::data::Fraction;
 use crate::engine::{InputKind, Job, OnLong, Place, Prepared};
@@ -103,6 +104,16 @@ pub struct JobArgs {
     /// rechecks one that is complete.
     #[arg(long)]
     pub resume: bool,
+    /// Keep statistics of each tap's rows instead of the rows, summed while they pass by: mean; cov (the second moment, which has the
+    /// mean too); pairdiff (both of the differences within pairs). `analyze pca`, `lat`, `mean-diff` and `probe --ridge` read them.
+    #[arg(long, value_name = "LIST", value_enum, value_delimiter = ',')]
+    pub stats: Vec<StatArg>,
+    /// Field by whose values --stats sums apart, and that tells the two samples of a pair apart (0 or 1, true or false).
+    #[arg(long, value_name = "FIELD", requires = "stats")]
+    pub label: Option<String>,
+    /// Field that the two samples of a pair share, for --stats pairdiff [default: pair].
+    #[arg(long, value_name = "FIELD", requires = "stats")]
+    pub pair: Option<String>,
     #[command(flatten)]
     pub edits: EditArgs,
     /// Extract the i-th of n slices of the dataset, counted from 0; `merge` joins their stores. `auto` takes both from
@@ -190,6 +201,7 @@ impl JobArgs {
     fn job(&self) -> Result<Job, Failure> {
         self.refuse_reading_twice()?;
         self.refuse_what_would_be_ignored()?;
+        self.refuse_with_stats()?;
         let field = |kind, name: &Option<String>| name.clone().map(|name| (kind, name));
         Ok(Job {
             store_dtype: self.store_dtype.into(),
@@ -199,7 +211,7 @@ impl JobArgs {
             input_field: field(InputKind::Text, &self.text_field)
                 .or_else(|| field(InputKind::Tokens, &self.tokens_field))
                 .or_else(|| field(InputKind::Messages, &self.messages_field)),
-            keep: self.keep.clone(),
+            keep: self.kept(),
             chat: self.chat.clone(),
             add_generation_prompt: self.add_generation_prompt,
             special_tokens: !self.no_special_tokens,

@@ -23,6 +23,7 @@ mod prompt_args;
 mod rank;
 mod score;
 mod shell;
+mod statistics;
 mod store_taps;
 mod study;
 mod verify;

@@ -9,7 +9,7 @@ use super::job_args::JobArgs;
 use super::{CliResult, Failure, format, out};
 use crate::backend::cpu::product_gflops;
 use crate::backend::cuda::ceilings::DeviceCeilings;
-use crate::engine::{Device, Estimate, Place, Prepared, estimate};
+use crate::engine::{Device, Estimate, Place, Prepared, StatisticsPlan, estimate, plan_statistics};
 
 /// Tell what `extract` with the same flags would do: rows, bytes, FLOPs, the limiter, the expected time. Runs nothing.
 ///
@@ -130,15 +130,26 @@ pub fn run(args: &PlanArgs) -> CliResult {
     if let Some(why) = place.why_cpu.as_ref().filter(|_| !args.quiet) {
         eprintln!("planned for the CPU: {why}");
     }
-    let plan = estimate(&prepared, &mut |samples| {
+    let mut plan = estimate(&prepared, &mut |samples| {
         if !args.quiet && samples >= 100_000 {
             eprintln!("{} samples read", format::count(samples));
         }
     })?;
-    let bound = Bound::of(&plan, &prepared, &place, args)?;
+    let rows: Vec<u64> = plan.taps.iter().map(|tap| tap.rows).collect();
+    let kinds = args.job.kinds();
+    let statistics = kinds.map(|kinds| plan_statistics(&prepared, &kinds, &rows));
+    if let Some(statistics) = &statistics {
+        // Sums are all that is written.
+        plan.bytes = statistics.bytes;
+    }
+    let mut bound = Bound::of(&plan, &prepared, &place, args)?;
+    if let Some(statistics) = &statistics {
+        bound.compute_s += statistics.flops / (EFFICIENCY * bound.gemm_flops);
+    }
     if args.json {
         let (limiter, expected_s) = bound.limiter();
         let mut value = serde_json::json!(plan);
+        value["statistics"] = serde_json::json!(statistics);
         value["device"] = place.device.to_string().into();
         value["compute_dtype"] = place.dtype.word().into();
         value["flops_total"] = plan.flops.total().into();
@@ -153,12 +164,17 @@ pub fn run(args: &PlanArgs) -> CliResult {
         value["expected_s"] = expected_s.into();
         out(format_args!("{value}\n"));
     } else {
-        out(text(&plan, &bound, &place));
+        out(text(&plan, &bound, &place, statistics.as_ref()));
     }
     Ok(())
 }
 
-fn text(plan: &Estimate, bound: &Bound, place: &Place) -> String {
+fn text(
+    plan: &Estimate,
+    bound: &Bound,
+    place: &Place,
+    statistics: Option<&StatisticsPlan>,
+) -> String {
     let mut lines = vec![format!(
         "{}, {} (longest sample {}), {} of {} layers run",
         format::counted(plan.samples, "sample"),
@@ -197,12 +213,20 @@ fn text(plan: &Estimate, bound: &Bound, place: &Place) -> String {
             ));
         }
     }
-    lines.push(format!(
-        "{} bytes in {} (activations {}), the samples table on top",
-        format::count(plan.bytes),
-        format::counted(plan.shards, "shard"),
-        format::count(plan.activation_bytes),
-    ));
+    lines.push(match statistics {
+        Some(statistics) => format!(
+            "statistics instead of rows: {} bytes of sums, {} of memory while they are made, {} on top of the model's",
+            format::count(statistics.bytes),
+            format::bytes(statistics.memory),
+            format::scaled(statistics.flops, "FLOP"),
+        ),
+        None => format!(
+            "{} bytes in {} (activations {}), the samples table on top",
+            format::count(plan.bytes),
+            format::counted(plan.shards, "shard"),
+            format::count(plan.activation_bytes),
+        ),
+    });
     let flops = &plan.flops;
     lines.push(format!(
         "{} (linear {}, attention {}, LM head {})",

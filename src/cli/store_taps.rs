@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{Failure, Usage};
 use crate::hooks::{Dims, HookPattern};
 use crate::model::Config;
-use crate::store::{Error, Store};
+use crate::store::{Error, ModelInfo, Store, TapInfo};
 
 /// The taps that `wanted` names, in the store's order, each once. A name is a tap's folder, a hook point (all taps there),
 /// or a pattern over hook points; aliases count as in `extract --tap`.
@@ -14,23 +14,32 @@ use crate::store::{Error, Store};
 /// # Errors
 /// A name that no tap has, with the taps there are.
 pub fn named(store: &Store, wanted: &[String]) -> Result<Vec<usize>, Failure> {
+    named_among(store.taps(), &store.manifest().provenance.model, wanted)
+}
+
+/// As [`named`], among taps of a model.
+///
+/// # Errors
+/// As there.
+pub fn named_among(
+    taps: &[TapInfo],
+    model: &ModelInfo,
+    wanted: &[String],
+) -> Result<Vec<usize>, Failure> {
     let mut found = BTreeSet::new();
     for name in wanted {
-        let of = |at: &dyn Fn(usize) -> bool| {
-            (0..store.taps().len())
-                .filter(|&tap| at(tap))
-                .collect::<Vec<_>>()
-        };
-        let folder = of(&|tap| store.taps()[tap].folder == *name);
-        let hook = of(&|tap| store.taps()[tap].hook == *name);
+        let of =
+            |at: &dyn Fn(usize) -> bool| (0..taps.len()).filter(|&tap| at(tap)).collect::<Vec<_>>();
+        let folder = of(&|tap| taps[tap].folder == *name);
+        let hook = of(&|tap| taps[tap].hook == *name);
         // A hook point's first tap has the hook point's name as its folder: the name alone then means that tap.
         let here = match (folder.is_empty(), hook.is_empty()) {
             (false, _) => folder,
             (true, false) => hook,
-            (true, true) => matching(store, name)?,
+            (true, true) => matching(taps, model, name)?,
         };
         if here.is_empty() {
-            let known = store.taps().iter().map(|t| t.folder.clone()).collect();
+            let known = taps.iter().map(|t| t.folder.clone()).collect();
             return Err(Error::NoTap {
                 name: name.clone(),
                 known,
@@ -43,7 +52,7 @@ pub fn named(store: &Store, wanted: &[String]) -> Result<Vec<usize>, Failure> {
 }
 
 /// The taps at the hook points of a pattern.
-fn matching(store: &Store, name: &str) -> Result<Vec<usize>, Failure> {
+fn matching(taps: &[TapInfo], model: &ModelInfo, name: &str) -> Result<Vec<usize>, Failure> {
     if name.contains(['@', '|', '[']) {
         let message = format!(
             "--tap {name}: a store's taps are named by hook point or folder, without selection, heads or reduction"
@@ -52,24 +61,23 @@ fn matching(store: &Store, name: &str) -> Result<Vec<usize>, Failure> {
     }
     let pattern: HookPattern = name.parse()?;
     let points: BTreeSet<String> = pattern
-        .resolve(&dims(store))?
+        .resolve(&dims(taps, model))?
         .into_iter()
         .map(|(point, _)| point.to_string())
         .collect();
-    Ok((0..store.taps().len())
-        .filter(|&tap| points.contains(&store.taps()[tap].hook))
+    Ok((0..taps.len())
+        .filter(|&tap| points.contains(&taps[tap].hook))
         .collect())
 }
 
 /// How many layers patterns range over: the model's where it is still there, else those of the store.
-fn dims(store: &Store) -> Dims {
-    let layers = store
-        .taps()
+fn dims(taps: &[TapInfo], model: &ModelInfo) -> Dims {
+    let layers = taps
         .iter()
         .filter_map(|tap| layer(&tap.hook))
         .max()
         .map_or(1, |last| last + 1);
-    let config = Config::open(Path::new(&store.manifest().provenance.model.path)).ok();
+    let config = Config::open(Path::new(&model.path)).ok();
     let n_layers = config.map_or(layers, |config| config.n_layers.max(layers));
     Dims {
         n_layers,

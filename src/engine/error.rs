@@ -94,6 +94,9 @@ pub enum Error {
     /// A line of a pairs file that cannot be used.
     #[error("{place}: {why}")]
     Pair { place: String, why: String },
+    /// Statistics that cannot be made of these samples or taps.
+    #[error("{place}: {why}")]
+    Statistics { place: String, why: String },
     /// Something asked of a sweep that makes no sense for this model or these prompts.
     #[error("--{flag} '{text}': {why}")]
     Sweep {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::lay_out::LaidOut;
 use super::live::Consumer;
 use super::provenance::provenance;
-use super::read_ahead::read_ahead;
+use super::read_ahead::{PlannedShard, read_ahead};
 use super::resume::{Beginning, Carry, begin, stopped};
 use super::route::{BATCHES, Route, ring_bytes};
 use super::run::{Destination, Run, joined};
@@ -145,6 +145,45 @@ pub fn extract_live(
     consumer: &mut dyn Consumer,
     report: &mut dyn FnMut(&Progress),
 ) -> Result<Extracted> {
+    let whole = Share::whole();
+    let carry = Carry::new(prepared, &whole);
+    let options = Options::default();
+    let passing = Passing {
+        share: &whole,
+        carry,
+        options: &options,
+        shard: &|_| (),
+    };
+    pass(prepared, machine, passing, consumer, report).map(|(done, _)| done)
+}
+
+/// How a job's rows are passed by.
+pub(super) struct Passing<'a> {
+    pub share: &'a Share,
+    /// Where the run goes on.
+    pub carry: Carry,
+    pub options: &'a Options<'a>,
+    /// Sees each shard before its batches are computed, and may leave samples out.
+    pub shard: &'a dyn Fn(&mut PlannedShard),
+}
+
+/// Runs a share of the job past `consumer`; also says what was read.
+///
+/// # Errors
+/// As [`extract_live`]'s; [`Error::Stopped`] once all that was under way has been passed on.
+pub(super) fn pass(
+    prepared: &Prepared,
+    machine: &mut dyn Machine,
+    passing: Passing<'_>,
+    consumer: &mut dyn Consumer,
+    report: &mut dyn FnMut(&Progress),
+) -> Result<(Extracted, (u64, u64))> {
+    let Passing {
+        share,
+        carry,
+        options,
+        shard,
+    } = passing;
     let (start, started) = (Instant::now(), SystemTime::now());
     let no_memory = |e| crate::store::Error::Plan(format!("no memory for the tap ring: {e}"));
     let ring = SlabRing::new(ring_bytes(prepared, BATCHES)).map_err(no_memory)?;
@@ -152,28 +191,36 @@ pub fn extract_live(
         // Rows arrive in memory that cannot be registered too, only later.
         let _ = pinner.pin(ring.memory());
     }
-    let dataset = prepared.job.dataset(prepared.needs_spans())?;
+    let dataset = share.dataset(prepared, prepared.needs_spans())?;
+    let (is_all, end) = (share.slice.is_none(), share.contexts.end);
     let (shards_to, shards_from) = sync_channel(1);
     let done = std::thread::scope(|scope| {
-        let whole = Share::whole();
-        let carry = Carry::new(prepared, &whole);
-        let (from, end) = (carry.read.clone(), whole.contexts.end);
-        let read = move || read_ahead(prepared, dataset, from, end, true, &shards_to);
+        let from = carry.read.clone();
+        let read = move || read_ahead(prepared, dataset, from, end, is_all, &shards_to);
         let reader = scope.spawn(read);
-        let options = Options::default();
-        let mut run = Run::new(prepared, &mut *machine, start, &options, carry);
+        let mut run = Run::new(prepared, &mut *machine, start, options, carry);
         let computed = run.shards(
-            |wait| shards_from.recv_timeout(wait).map(LaidOut::unstored),
+            |wait| {
+                let mut planned = shards_from.recv_timeout(wait)?;
+                shard(&mut planned);
+                Ok(LaidOut::unstored(planned))
+            },
             Destination::Live { ring, consumer },
             report,
         );
         // The reader goes on while anyone might listen.
         drop(shards_from);
         computed?;
-        let read = joined(reader, "the thread that reads the dataset")??;
-        run.check_rows()?;
-        run.check_edits()?;
-        run.finish(None, "live", read, None, started)
+        let mut read = joined(reader, "the thread that reads the dataset")??;
+        // A document that a slice goes on with is counted where it begins.
+        read.records -= u64::from(share.begin.1 > 0);
+        if is_all {
+            run.check_rows()?;
+            run.check_edits()?;
+        }
+        let counted = (read.records, read.skipped);
+        let done = run.finish(None, "live", read, None, started)?;
+        Ok((done, counted))
     });
     if done.is_err() {
         machine.give_up();

@@ -3,8 +3,10 @@
 
 use std::ops::Range;
 
+use serde_json::Value;
+
 use super::lay_out::LaidOut;
-use super::{Prepared, Result, Sample, SelectedSample};
+use super::{Machine, Prepared, Result, Sample, SelectedSample};
 use crate::backend::Landed;
 use crate::store::{LentSlab, SampleRow, StoreDtype, TapInfo, TapRows, sample_bytes};
 use crate::sys::ring::{BLOCK, SlabRing};
@@ -18,6 +20,14 @@ pub trait Consumer {
     /// # Errors
     /// Whatever ends the run.
     fn batch(&mut self, batch: &LiveBatch<'_>) -> Result<()>;
+
+    /// As [`batch`](Self::batch), with the machine that made it at hand; batches that follow may be under way on it.
+    ///
+    /// # Errors
+    /// As there.
+    fn batch_on(&mut self, batch: &LiveBatch<'_>, _machine: &mut dyn Machine) -> Result<()> {
+        self.batch(batch)
+    }
 }
 
 impl<F: FnMut(&LiveBatch<'_>) -> Result<()>> Consumer for F {
@@ -33,6 +43,8 @@ pub struct LiveBatch<'a> {
     pub samples: Vec<&'a SampleRow>,
     /// One per tap of the job, in order.
     pub taps: Vec<LiveTap<'a>>,
+    /// The run's account of itself, this batch included.
+    pub(super) account: Value,
 }
 
 /// One tap's rows of a batch.
@@ -54,6 +66,7 @@ impl<'a> LiveBatch<'a> {
         prepared: &'a Prepared,
         samples: &'a [(Sample, SelectedSample)],
         landed: &'a Landed,
+        account: Value,
     ) -> Self {
         let mut rows: Vec<Vec<_>> = prepared.infos.iter().map(|_| Vec::new()).collect();
         for (sample, selected) in samples {
@@ -63,6 +76,7 @@ impl<'a> LiveBatch<'a> {
         }
         let taps = prepared.infos.iter().zip(rows).zip(&landed.slabs);
         LiveBatch {
+            account,
             samples: samples.iter().map(|(sample, _)| &sample.row).collect(),
             taps: taps
                 .map(|((info, rows), (bytes, index))| LiveTap {

@@ -84,6 +84,31 @@ pub trait Machine {
         plan: &Plan,
     ) -> Result<Vec<Receipt>>;
 
+    /// Makes room on its device for a sum of rows `[width]` and their outer product `[width, width]`, which begin as given. Their number;
+    /// `None` where it has no device, or no room there.
+    ///
+    /// # Errors
+    /// The device's.
+    fn begin_moments(&mut self, _sum: &[f64], _outer: &[f64]) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
+    /// Adds a chunk of rows to those sums; the bits are those of [`add_moments`](crate::backend::cpu::add_moments).
+    ///
+    /// # Errors
+    /// The device's.
+    fn add_moments(&mut self, _number: usize, _rows: &[f32]) -> Result<()> {
+        Ok(())
+    }
+
+    /// Reads those sums, of the outer product the lower triangle.
+    ///
+    /// # Errors
+    /// The device's.
+    fn read_moments(&mut self, _number: usize, _sum: &mut [f64], _outer: &mut [f64]) -> Result<()> {
+        Ok(())
+    }
+
     /// What the manifest says of it.
     fn identity(&self) -> Identity;
 }
@@ -357,6 +382,18 @@ impl<D: Driver> Machine for Cuda<D> {
 
     fn pinner(&self) -> Result<Option<Pinner>> {
         Ok(Some(Cuda::pinner(self)?))
+    }
+
+    fn begin_moments(&mut self, sum: &[f64], outer: &[f64]) -> Result<Option<usize>> {
+        Ok(Cuda::begin_moments(self, sum, outer)?)
+    }
+
+    fn add_moments(&mut self, number: usize, rows: &[f32]) -> Result<()> {
+        Ok(Cuda::add_moments(self, number, rows)?)
+    }
+
+    fn read_moments(&mut self, number: usize, sum: &mut [f64], outer: &mut [f64]) -> Result<()> {
+        Ok(Cuda::read_moments(self, number, sum, outer)?)
     }
 
     fn run_from(

@@ -11,7 +11,7 @@ use super::read_ahead::ReadState;
 use super::slice::{Share, refuse_streams};
 use super::{Error, Extracted, Job, Prepared, Result};
 use crate::backend::Receipt;
-use crate::store::{Found, Manifest, Provenance, StoreWriter, find};
+use crate::store::{Found, Manifest, Provenance, StoreWriter, TapInfo, find};
 
 /// How a job is run, beyond what it computes.
 pub struct Options<'a> {
@@ -206,7 +206,8 @@ fn refuse_changes(
     dataset: Option<&str>,
     out: &Path,
 ) -> Result<()> {
-    let what = changes(stored, now, prepared, dataset);
+    let then = (&stored.provenance, &stored.taps[..]);
+    let what = changes(then, now, prepared, dataset);
     if what.is_empty() {
         return Ok(());
     }
@@ -217,13 +218,13 @@ fn refuse_changes(
     .into())
 }
 
-fn changes(
-    stored: &Manifest,
+/// What differs between a job that was begun, with its taps, and the one that is to go on.
+pub(super) fn changes(
+    (then, taps): (&Provenance, &[TapInfo]),
     now: &Provenance,
     prepared: &Prepared,
     dataset: Option<&str>,
 ) -> Vec<String> {
-    let then = &stored.provenance;
     let (was, is) = (command(&then.job), command(&now.job));
     if was != is {
         return vec![format!("it is of `{was}`, and this is `{is}`")];
@@ -308,7 +309,7 @@ fn changes(
         );
     }
     // Follows from the rest, but for what an older version understood in another way.
-    if changes.is_empty() && stored.taps != prepared.infos {
+    if changes.is_empty() && taps != prepared.infos {
         changes.push("its taps are stored in another way".into());
     }
     changes

@@ -424,7 +424,8 @@ impl<'p> Run<'p> {
         match (&mut open.laid_out.shard, &mut *to) {
             (Some(shard), _) => shard.take_back_with(landed.slabs, account)?,
             (None, Destination::Live { consumer, .. }) => {
-                consumer.batch(&LiveBatch::of(self.prepared, samples, &landed))?;
+                let batch = LiveBatch::of(self.prepared, samples, &landed, account);
+                consumer.batch_on(&batch, &mut *self.machine)?;
             }
             (None, Destination::Store(_)) => {}
         }

@@ -26,6 +26,9 @@ pub enum Error {
     /// An earlier run's store is already there.
     #[error("{} already holds a store ({state}); give another directory, remove this one{}", path.display(), if *state == "partial" { ", or pass --resume to go on with it" } else { "" })]
     AlreadyAStore { path: PathBuf, state: &'static str },
+    /// An earlier run's statistics are already there.
+    #[error("{} already holds statistics ({state}); give another directory, remove this one{}", path.display(), if *state == "partial" { ", or pass --resume to go on with them" } else { "" })]
+    AlreadyStatistics { path: PathBuf, state: &'static str },
     /// Another process writes this store.
     #[error("{} is being written by another process{}; wait for it to end, or give another directory", path.display(), pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
     Locked { path: PathBuf, pid: Option<u32> },

@@ -293,7 +293,10 @@ impl Manifest {
         let meta = fs::metadata(&path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound if dir.is_dir() => Error::Manifest {
                 path: dir.to_owned(),
-                what: "not a store (it has no manifest.json)".into(),
+                what: match super::statistics::StatisticsManifest::is_in(dir) {
+                    true => "holds statistics and no rows: `analyze` pca, lat, mean-diff and probe --ridge read it".into(),
+                    false => "not a store (it has no manifest.json)".into(),
+                },
             },
             _ => Error::io("read", &path, e),
         })?;

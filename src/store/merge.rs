@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use super::error::{Error, Result};
 use super::manifest::{
-    KeptColumn, Manifest, PARTIAL, SAMPLES, ShardEntry, State, TapInfo, listed_file, sync_dir,
+    KeptColumn, Manifest, PARTIAL, Provenance, SAMPLES, ShardEntry, State, TapInfo, listed_file,
+    sync_dir,
 };
 use super::reader::Store;
 use super::widen::{join, rewrite_table};
@@ -44,8 +45,9 @@ pub fn merge(
         .map(|dir| Slice::open(dir))
         .collect::<Result<Vec<_>>>()?;
     slices.sort_by_key(|s| s.index());
-    check_job(&slices)?;
-    check_whole(&slices)?;
+    let described: Vec<Described<'_>> = slices.iter().map(Slice::described).collect();
+    check_job(&described)?;
+    check_whole(&described)?;
     check_rows(&slices)?;
     let manifest = whole(&slices, receipts);
     let names: Vec<String> = manifest.keep.iter().map(|c| c.name.clone()).collect();
@@ -86,8 +88,36 @@ impl Slice {
         })
     }
 
+    fn described(&self) -> Described<'_> {
+        let kept: Vec<&str> = self.manifest.keep.iter().map(|c| c.name.as_str()).collect();
+        Described {
+            dir: &self.dir,
+            provenance: &self.manifest.provenance,
+            taps: json!(self.manifest.taps),
+            kept: json!(kept),
+        }
+    }
+
+    fn index(&self) -> u64 {
+        self.manifest
+            .provenance
+            .slice
+            .map_or(0, |slice| slice.index)
+    }
+}
+
+/// What is compared of slices.
+pub(super) struct Described<'a> {
+    pub dir: &'a Path,
+    pub provenance: &'a Provenance,
+    pub taps: Value,
+    /// Fields that were read besides the input.
+    pub kept: Value,
+}
+
+impl Described<'_> {
     fn slice(&self) -> super::Slice {
-        self.manifest.provenance.slice.unwrap_or(super::Slice {
+        self.provenance.slice.unwrap_or(super::Slice {
             index: 0,
             of: 1,
             first: 0,
@@ -102,23 +132,22 @@ impl Slice {
 }
 
 /// Refuses stores that one run could not have made.
-fn check_job(slices: &[Slice]) -> Result<()> {
+pub(super) fn check_job(slices: &[Described<'_>]) -> Result<()> {
     let Some((first, others)) = slices.split_first() else {
         return Err(Error::Merge(
             "no stores to merge: name their directories".into(),
         ));
     };
-    let names = |m: &Manifest| -> Vec<String> { m.keep.iter().map(|c| c.name.clone()).collect() };
-    let facts = |m: &Manifest| {
-        let p = &m.provenance;
+    let facts = |of: &Described<'_>| {
+        let p = of.provenance;
         [
             (
                 "slices of their dataset",
                 json!(p.slice.map(|s| (s.of, s.records))),
             ),
             ("job", p.job.clone()),
-            ("taps", json!(m.taps)),
-            ("kept fields", json!(names(m))),
+            ("taps", of.taps.clone()),
+            ("kept fields", of.kept.clone()),
             ("directions", json!(p.directions)),
             ("edits", json!(p.edits)),
             ("model", json!(p.model.fingerprint)),
@@ -134,9 +163,7 @@ fn check_job(slices: &[Slice]) -> Result<()> {
         ]
     };
     for other in others {
-        let pairs = facts(&first.manifest)
-            .into_iter()
-            .zip(facts(&other.manifest));
+        let pairs = facts(first).into_iter().zip(facts(other));
         for ((what, a), (_, b)) in pairs {
             if a != b {
                 return Err(Error::Merge(format!(
@@ -165,7 +192,7 @@ fn difference(a: &Value, b: &Value) -> String {
 }
 
 /// Refuses a gap or an overlap; the slices come in order.
-fn check_whole(slices: &[Slice]) -> Result<()> {
+pub(super) fn check_whole(slices: &[Described<'_>]) -> Result<()> {
     let of = slices.first().map_or(0, |s| s.slice().of);
     for pair in slices.windows(2) {
         if pair[0].index() == pair[1].index() {
@@ -221,20 +248,26 @@ fn check_rows(slices: &[Slice]) -> Result<()> {
     Ok(())
 }
 
+/// What the whole was made from.
+pub(super) fn whole_provenance(slices: &[&Provenance], receipts: JoinReceipts<'_>) -> Provenance {
+    let of_each: Vec<&[Value]> = slices.iter().map(|p| &p.receipts[..]).collect();
+    let mut devices: Vec<&str> = slices.iter().map(|p| p.device.as_str()).collect();
+    devices.dedup();
+    let mut whole = slices[0].clone();
+    whole.slice = None;
+    whole.receipts = receipts(&of_each);
+    whole.device = devices.join(" + ");
+    whole.dataset.samples = slices.iter().map(|p| p.dataset.samples).sum();
+    whole.dataset.skipped = slices.iter().map(|p| p.dataset.skipped).sum();
+    whole
+}
+
 /// The manifest of the whole, without its shards.
 fn whole(slices: &[Slice], receipts: JoinReceipts<'_>) -> Manifest {
     let each = || slices.iter().map(|s| &s.manifest);
     let mut whole = slices[0].manifest.clone();
-    let provenance = &mut whole.provenance;
-    provenance.slice = None;
-    let of_each: Vec<&[Value]> = each().map(|m| &m.provenance.receipts[..]).collect();
-    provenance.receipts = receipts(&of_each);
-    let mut devices: Vec<&str> = each().map(|m| m.provenance.device.as_str()).collect();
-    devices.dedup();
-    provenance.device = devices.join(" + ");
-    let dataset = &mut provenance.dataset;
-    dataset.samples = each().map(|m| m.provenance.dataset.samples).sum();
-    dataset.skipped = each().map(|m| m.provenance.dataset.skipped).sum();
+    let of_each: Vec<&Provenance> = each().map(|m| &m.provenance).collect();
+    whole.provenance = whole_provenance(&of_each, receipts);
     let columns = (0..whole.keep.len()).map(|k| KeptColumn {
         name: whole.keep[k].name.clone(),
         kind: each().fold(None, |kind, m| join(kind, m.keep[k].kind)),

@@ -15,6 +15,7 @@ mod recovery;
 mod samples;
 mod samples_read;
 mod shard;
+pub mod statistics;
 #[cfg(test)]
 mod tests;
 mod verify;

@@ -26,6 +26,33 @@ pub enum Kept {
     Text(String),
 }
 
+impl std::fmt::Display for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Kept::Bool(b) => b.fmt(f),
+            Kept::Int(i) => i.fmt(f),
+            Kept::Float(x) => x.fmt(f),
+            Kept::Text(t) => t.fmt(f),
+        }
+    }
+}
+
+impl Kept {
+    /// What it says as a label: 0, 1, true or false, as a number, a boolean or a word.
+    pub fn truth(&self) -> Option<bool> {
+        match self {
+            Kept::Bool(b) => Some(*b),
+            Kept::Int(i) => [false, true].get(usize::try_from(*i).ok()?).copied(),
+            Kept::Float(x) => (*x == 0.0 || *x == 1.0).then_some(*x == 1.0),
+            Kept::Text(t) => match t.trim().to_ascii_lowercase().as_str() {
+                "0" | "false" => Some(false),
+                "1" | "true" => Some(true),
+                _ => None,
+            },
+        }
+    }
+}
+
 /// Type of a kept field's column, the same in every shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KeptType {

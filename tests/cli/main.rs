@@ -21,6 +21,9 @@ mod resume;
 mod score;
 #[cfg(feature = "interpreter")]
 mod stand_in_cuda;
+mod statistics;
+mod statistics_directions;
+mod statistics_resume;
 mod usage;
 mod verify;
 

@@ -12,6 +12,7 @@ mod invariance;
 mod jobs;
 mod leaks;
 mod score;
+mod statistics;
 mod taps;
 
 use std::sync::Arc;

@@ -15,6 +15,7 @@ mod edit;
 mod embed;
 mod gather;
 mod head;
+mod moments;
 mod pattern;
 mod reduce;
 mod rms_norm;

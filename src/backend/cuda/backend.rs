@@ -12,6 +12,7 @@ use super::gemm::{GemmRecord, GemmShape, Gemms, OWN};
 use super::kernels::attention::{Attention, AttentionTile, HEAD_DIMS};
 use super::kernels::rms_norm::WIDTH_MAX;
 use super::launch::{DevicePtr, Dtype, LaunchError};
+use super::moments::MomentSums;
 use super::pass::{Continued, Pass};
 use super::timeline::Timed;
 use super::weights::{DeviceWeights, padded_vocab};
@@ -82,6 +83,8 @@ pub struct Cuda<D: Driver> {
     /// Whether ops and copies are timed, and what was.
     pub(super) tracing: bool,
     pub(super) timeline: Vec<Timed>,
+    /// Sums of rows, for statistics.
+    pub(super) moments: MomentSums,
     /// Tokens that the cache of each sequence has seen.
     seen: Vec<u32>,
     allocation: DevicePtr,
@@ -206,6 +209,7 @@ impl<D: Driver> Cuda<D> {
             depth: DEPTH,
             tracing: false,
             timeline: Vec::new(),
+            moments: MomentSums::default(),
             seen: vec![0; options_sequences],
             allocation,
             bytes: without_ring + ring_bytes,
@@ -423,6 +427,7 @@ impl<D: Driver> Drop for Cuda<D> {
         if !self.flights.is_empty() {
             self.give_up();
         }
+        self.moments.free(&mut self.driver);
         // What cannot be freed is the driver's to clear away with the process; there is no one left to tell.
         let _ = self.driver.free(self.allocation);
     }

@@ -22,6 +22,7 @@ pub mod images;
 pub mod interpreted;
 pub mod kernels;
 pub mod launch;
+mod moments;
 mod pass;
 mod pinned;
 pub mod probe;

@@ -11,12 +11,12 @@ use super::pictures;
 use crate::analysis::directions::{self, Direction};
 use crate::analysis::{Bootstrap, IntervalMethod, LayerRows, Split, Statements, split};
 use crate::report::{plot, table};
-use crate::store::{Kept, Manifest, SampleRow, Store, TapInfo};
+use crate::store::{Kept, Manifest, ModelInfo, Provenance, SampleRow, Store, TapInfo};
 
 /// Flags of the methods that tell two kinds of samples apart.
 #[derive(Debug, Args)]
 pub struct LabelledArgs {
-    /// The store.
+    /// The store, or the folder that `extract --stats` left.
     #[arg(value_name = "STORE")]
     pub store: PathBuf,
     /// Where the results go; files of the same names are replaced.
@@ -85,7 +85,8 @@ pub fn run<R: LayerResult>(
     mut analyse: impl FnMut(&LayerRows<'_>, &Samples, &Split, &Bootstrap) -> crate::analysis::Result<R>,
 ) -> CliResult {
     let store = Store::open(&args.store)?;
-    let taps = layers(&store, &args.tap)?;
+    let model = &store.manifest().provenance.model;
+    let taps = layers(store.taps(), model, &args.tap)?;
     let samples = Samples::read(&store, args, method.pair)?;
     let split = split(&samples.statements, args.test_share, args.seed)?;
     let bootstrap = Bootstrap {
@@ -123,13 +124,17 @@ pub fn run<R: LayerResult>(
 }
 
 /// The taps to analyse, by layer: of one site, one per layer, rows that can be stacked.
-pub fn layers(store: &Store, wanted: &[String]) -> Result<Vec<usize>, Failure> {
+pub fn layers(
+    infos: &[TapInfo],
+    model: &ModelInfo,
+    wanted: &[String],
+) -> Result<Vec<usize>, Failure> {
     let mut taps = if wanted.is_empty() {
-        (0..store.taps().len()).collect()
+        (0..infos.len()).collect()
     } else {
-        store_taps::named(store, wanted)?
+        store_taps::named_among(infos, model, wanted)?
     };
-    let info = |tap: usize| &store.taps()[tap];
+    let info = |tap: usize| &infos[tap];
     let refuse = |message: String| Err(Failure::Refused(message));
     let Some(&first) = taps.first() else {
         return refuse("the store has no taps".into());
@@ -256,19 +261,7 @@ fn column(manifest: &Manifest, name: &str, flag: &str) -> Result<usize, Failure>
 
 /// The sample's label.
 fn truth(sample: &SampleRow, at: usize, field: &str) -> Result<bool, Failure> {
-    let label = match &sample.kept[at] {
-        Some(Kept::Bool(b)) => Some(*b),
-        Some(Kept::Int(i)) => [false, true]
-            .get(usize::try_from(*i).unwrap_or(usize::MAX))
-            .copied(),
-        Some(Kept::Float(x)) => (*x == 0.0 || *x == 1.0).then_some(*x == 1.0),
-        Some(Kept::Text(t)) => match t.trim().to_ascii_lowercase().as_str() {
-            "0" | "false" => Some(false),
-            "1" | "true" => Some(true),
-            _ => None,
-        },
-        None => None,
-    };
+    let label = sample.kept[at].as_ref().and_then(Kept::truth);
     label.ok_or_else(|| {
         let found = if sample.kept[at].is_none() {
             "empty".into()
@@ -284,13 +277,9 @@ fn truth(sample: &SampleRow, at: usize, field: &str) -> Result<bool, Failure> {
 
 /// A kept value as text; samples without one have the empty text in common.
 fn word(sample: &SampleRow, at: usize) -> String {
-    match &sample.kept[at] {
-        None => String::new(),
-        Some(Kept::Bool(b)) => b.to_string(),
-        Some(Kept::Int(i)) => i.to_string(),
-        Some(Kept::Float(x)) => x.to_string(),
-        Some(Kept::Text(t)) => t.clone(),
-    }
+    sample.kept[at]
+        .as_ref()
+        .map_or_else(String::new, Kept::to_string)
 }
 
 /// All rows of one tap, in f32, provided there is one per sample, in the samples' order.
@@ -419,12 +408,12 @@ fn write<R: LayerResult>(
         &args.out.join("accuracy_by_layer"),
     )?;
     table::write_csv(&args.out.join("accuracy_by_layer.csv"), results)?;
-    write_cosines(args, results)?;
+    let directions: Vec<_> = results.iter().map(LayerResult::direction).collect();
+    write_cosines(&args.out, &directions)?;
     let mut source = source(store, &args.store);
     source["label"] = json!(args.label);
     source["test_share"] = json!(args.test_share);
     source["seed"] = json!(args.seed);
-    let directions: Vec<_> = results.iter().map(LayerResult::direction).collect();
     directions::save(
         &args.out.join("directions.safetensors"),
         method.name,
@@ -435,14 +424,13 @@ fn write<R: LayerResult>(
 }
 
 /// The cosine between every two layers' directions.
-fn write_cosines<R: LayerResult>(args: &LabelledArgs, results: &[R]) -> CliResult {
+pub fn write_cosines(out: &Path, directions: &[Direction<'_>]) -> CliResult {
     #[derive(serde::Serialize)]
     struct Cosine {
         layer: usize,
         other: usize,
         cosine: f64,
     }
-    let directions: Vec<_> = results.iter().map(LayerResult::direction).collect();
     let width = |d: &Direction<'_>| d.values.len();
     if directions.iter().any(|d| width(d) != width(&directions[0])) {
         return Ok(());
@@ -464,7 +452,7 @@ fn write_cosines<R: LayerResult>(args: &LabelledArgs, results: &[R]) -> CliResul
             })
         })
         .collect();
-    table::write_csv(&args.out.join("direction_cosines.csv"), &lines)?;
+    table::write_csv(&out.join("direction_cosines.csv"), &lines)?;
     let layers = || directions.iter().map(|d| d.layer.to_string()).collect();
     let body = pictures::heatmap(
         ("layer", layers()),
@@ -473,7 +461,7 @@ fn write_cosines<R: LayerResult>(args: &LabelledArgs, results: &[R]) -> CliResul
         pictures::axis("cosine", ""),
     );
     let caption = "Cosine between the directions of every two layers";
-    pictures::save(&args.out, "direction_cosines", caption, body)
+    pictures::save(out, "direction_cosines", caption, body)
 }
 
 /// Makes the folder of the results.
@@ -488,11 +476,15 @@ pub fn make_out(out: &Path) -> CliResult {
 
 /// Where results come from, for the files that hold them.
 pub fn source(store: &Store, path: &Path) -> Value {
-    let manifest = store.manifest();
+    source_of(&store.manifest().provenance, path)
+}
+
+/// As [`source`], of whatever was made from that.
+pub fn source_of(made_from: &Provenance, path: &Path) -> Value {
     json!({
         "store": std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
-        "model": manifest.provenance.model,
-        "dataset_fingerprint": manifest.provenance.dataset.fingerprint,
+        "model": made_from.model,
+        "dataset_fingerprint": made_from.dataset.fingerprint,
     })
 }
 

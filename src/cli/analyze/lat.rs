@@ -5,9 +5,12 @@ use serde_json::json;
 
 use super::super::CliResult;
 use super::labelled::{self, LabelledArgs, LayerResult, Method, Score};
+use super::summed;
 use crate::analysis::directions::Direction;
+use crate::analysis::from_sums::lat_of_sums;
 use crate::analysis::lat::pairs;
 use crate::analysis::{LatResult, lat};
+use crate::store::statistics::StatisticsManifest;
 
 /// Find, layer by layer, the direction in which the two samples of a pair differ (LAT, Zou et al. 2023), and score it on held-out pairs.
 ///
@@ -18,6 +21,9 @@ use crate::analysis::{LatResult, lat};
 /// Two scores are given. Matched: the share of held-out pairs whose true sample lies further along; any word that differs within a pair
 /// and leaks into later tokens is enough for 1. Unpaired, the one that is drawn: held-out samples one by one against the midpoint of the
 /// training means. Near-equal eigenvalues (λ₂/λ₁ near 1) or a small cosine with the mean difference mean that the direction is not a settled one.
+///
+/// Of `extract --stats pairdiff` the direction is that of all pairs, its sign the mean difference's, and nothing is held out: instead of a
+/// score there is the separation, the mean of the differences along the direction over their deviation.
 #[derive(Debug, Args)]
 pub struct LatArgs {
     #[command(flatten)]
@@ -33,6 +39,12 @@ pub fn run(args: &LatArgs) -> CliResult {
         heading: "LAT direction",
         pair: Some(&args.pair),
     };
+    if StatisticsManifest::is_in(&args.labelled.store) {
+        return summed::run(&args.labelled, &method, |statistics, tap, layer| {
+            let [differences, both] = summed::pairs(statistics, tap)?;
+            Ok(lat_of_sums(layer, &differences, &both)?)
+        });
+    }
     labelled::run(
         &args.labelled,
         &method,

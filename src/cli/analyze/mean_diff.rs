@@ -5,8 +5,11 @@ use serde_json::json;
 
 use super::super::CliResult;
 use super::labelled::{self, LabelledArgs, LayerResult, Method, Score};
+use super::summed;
 use crate::analysis::directions::Direction;
+use crate::analysis::from_sums::mean_difference;
 use crate::analysis::{MassMeanResult, mass_mean};
+use crate::store::statistics::StatisticsManifest;
 
 /// Find, layer by layer, the direction between the means of two kinds of samples, and score it on held-out ones.
 ///
@@ -18,6 +21,9 @@ use crate::analysis::{MassMeanResult, mass_mean};
 /// over held-out groups. Written to --out: accuracy_by_layer.svg, .png and .csv, and directions.safetensors with a unit
 /// vector `direction.LAYER` per layer. Each layer is scored by itself: the highest of many held-out accuracies is
 /// higher than what that layer would reach on new samples.
+///
+/// Of `extract --stats mean --label FIELD` the direction is that of all rows, of which a sample may have any number, and nothing is held
+/// out: instead of an accuracy there is, with --stats cov, the separation, the distance of the means over the rows' deviation along it.
 #[derive(Debug, Args)]
 pub struct MeanDiffArgs {
     #[command(flatten)]
@@ -30,6 +36,12 @@ pub fn run(args: &MeanDiffArgs) -> CliResult {
         heading: "Mean-difference direction",
         pair: None,
     };
+    if StatisticsManifest::is_in(&args.labelled.store) {
+        return summed::run(&args.labelled, &method, |statistics, tap, layer| {
+            let [no, yes] = summed::classes(statistics, tap)?;
+            Ok(mean_difference(layer, [&no, &yes])?)
+        });
+    }
     labelled::run(
         &args.labelled,
         &method,

@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::super::{CliResult, out, store_taps};
-use super::labelled::{make_out, source};
+use super::super::{CliResult, Failure, out, store_taps};
+use super::labelled::{make_out, source, source_of};
 use super::pictures;
 use super::rows::{self, width};
+use super::summed;
 use crate::analysis::{Moments, principal};
 use crate::report::table;
-use crate::store::Store;
+use crate::store::statistics::{Statistics, StatisticsManifest};
+use crate::store::{Store, TapInfo};
 
 /// Find the directions in which the rows of each tap vary most.
 ///
@@ -22,7 +24,7 @@ use crate::store::Store;
 /// `components.FOLDER` [K, width] of unit norm, the component of largest size positive, and `mean.FOLDER` [width].
 #[derive(Debug, Args)]
 pub struct PcaArgs {
-    /// The store.
+    /// The store, or the folder that `extract --stats cov` left.
     #[arg(value_name = "STORE")]
     store: PathBuf,
     /// Where the results go; files of the same names are replaced.
@@ -50,19 +52,57 @@ struct Row {
     cumulative: f64,
 }
 
+/// One tap's moments.
+struct OfTap {
+    info: TapInfo,
+    moments: Moments,
+}
+
 pub fn run(args: &PcaArgs) -> CliResult {
+    if StatisticsManifest::is_in(&args.store) {
+        let statistics = Statistics::open(&args.store)?;
+        let taps = summed::taps(&statistics, &args.tap)?;
+        let source = source_of(&statistics.manifest().provenance, &args.store);
+        return analyse(args, &source, taps.len(), |i| {
+            Ok(OfTap {
+                info: statistics.taps()[taps[i]].info.clone(),
+                moments: summed::all_rows(&statistics, taps[i])?,
+            })
+        });
+    }
     let store = Store::open(&args.store)?;
     let taps = rows::taps(&store, &args.tap, "analysed by components")?;
+    analyse(args, &source(&store, &args.store), taps.len(), |i| {
+        of_rows(&store, taps[i])
+    })
+}
+
+fn of_rows(store: &Store, tap: usize) -> Result<OfTap, Failure> {
+    let reader = store.tap_at(tap);
+    let info = reader.info();
+    let mut moments = Moments::new(width(info));
+    rows::pieces(&reader, |_, rows| {
+        moments.add(rows);
+        Ok(())
+    })?;
+    Ok(OfTap {
+        info: info.clone(),
+        moments,
+    })
+}
+
+/// Finds the components of one tap after the other, writes and prints them.
+fn analyse(
+    args: &PcaArgs,
+    source: &serde_json::Value,
+    taps: usize,
+    of_tap: impl Fn(usize) -> Result<OfTap, Failure>,
+) -> CliResult {
     let mut table: Vec<Row> = Vec::new();
     let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
-    for &tap in &taps {
-        let reader = store.tap_at(tap);
-        let info = reader.info();
-        let mut moments = Moments::new(width(info));
-        rows::pieces(&reader, |_, rows| {
-            moments.add(rows);
-            Ok(())
-        })?;
+    let mut folders = Vec::new();
+    for tap in 0..taps {
+        let OfTap { info, moments } = of_tap(tap)?;
         let found = moments.principal(args.components, &info.folder)?;
         let mut cumulative = 0.0;
         for (component, &variance) in found.values.iter().enumerate() {
@@ -79,7 +119,7 @@ pub fn run(args: &PcaArgs) -> CliResult {
             });
         }
         let flat = |vectors: &[Vec<f64>]| vectors.iter().flatten().map(|&x| x as f32).collect();
-        let shape = vec![found.directions.len(), width(info)];
+        let shape = vec![found.directions.len(), width(&info)];
         tensors.push((
             format!("components.{}", info.folder),
             shape,
@@ -87,28 +127,34 @@ pub fn run(args: &PcaArgs) -> CliResult {
         ));
         tensors.push((
             format!("mean.{}", info.folder),
-            vec![width(info)],
+            vec![width(&info)],
             flat(&[moments.mean()]),
         ));
+        folders.push(info.folder);
     }
     make_out(&args.out)?;
     table::write_csv(&args.out.join("variance.csv"), &table)?;
-    draw(args, &taps_of(&store, &taps), &table)?;
-    let provenance = json!({ "method": "pca", "source": source(&store, &args.store) });
+    draw(args, &folders, &table)?;
+    let provenance = json!({ "method": "pca", "source": source });
     crate::analysis::directions::save_tensors(
         &args.out.join("components.safetensors"),
         &tensors,
         &provenance,
     )?;
+    tell(args, &table);
+    Ok(())
+}
+
+fn tell(args: &PcaArgs, table: &[Row]) {
     if args.json {
         out(format_args!(
             "{}\n",
             json!({ "out": args.out, "components": table })
         ));
-        return Ok(());
+        return;
     }
     out("component  share  cumulative  tap\n");
-    for row in &table {
+    for row in table {
         out(format_args!(
             "{:>9}  {:.3}       {:.3}  {}\n",
             row.component, row.share, row.cumulative, row.tap
@@ -117,12 +163,6 @@ pub fn run(args: &PcaArgs) -> CliResult {
     for file in ["variance.csv", "components.safetensors"] {
         out(format_args!("{}\n", args.out.join(file).display()));
     }
-    Ok(())
-}
-
-fn taps_of(store: &Store, taps: &[usize]) -> Vec<String> {
-    let folder = |&tap: &usize| store.taps()[tap].folder.clone();
-    taps.iter().map(folder).collect()
 }
 
 /// The shares, tap by component.

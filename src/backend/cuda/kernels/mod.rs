@@ -10,6 +10,7 @@ pub mod embed;
 pub mod gather;
 pub mod gemm;
 pub mod head;
+pub mod moments;
 pub mod pattern;
 pub mod reduce;
 mod require;

@@ -4,6 +4,7 @@
 
 mod attention;
 mod linear;
+mod moments;
 mod readout;
 mod rows;
 
@@ -169,6 +170,7 @@ pub fn for_each<L: Launcher>(
     attention::add(&mut builds);
     rows::add(&mut builds);
     readout::add(&mut builds);
+    moments::add(&mut builds);
     for build in builds {
         let mut memory = Memory {
             on: &mut *on,
