@@ -502,7 +502,7 @@ pub(super) fn open_text(
 /// A `.txt` file holds text and nothing else.
 fn refuse_fields(source: &Source, wanted: &Wanted) -> Result<()> {
     let asked = match wanted.kept_names().next() {
-        Some(kept) => format!("the field `{kept}` was asked for (--keep)"),
+        Some(kept) => format!("the field `{kept}` was asked for (--keep, --label or --pair)"),
         None if !wanted.takes_text() => "tokens or messages were asked for".to_owned(),
         None => return Ok(()),
     };

@@ -117,7 +117,7 @@ impl Wanted {
 fn missing_kept(noun: &str, name: &str, there: &[String]) -> (String, Cow<'static, str>) {
     (
         format!("no {noun} `{name}` to keep{}", listing(noun, there)),
-        "add it or leave it out of --keep".into(),
+        "add it, or leave it out of --keep (of --label or --pair, with --stats)".into(),
     )
 }
 

@@ -215,7 +215,7 @@ fn pairs_that_are_none_are_refused_with_their_place() {
     assert!(message.contains("0, 1, true or false"), "{message}");
     let message = refuse(&bench, &["--stats", "mean", "--label", "nothing"], 1);
     assert!(
-        message.contains("data.jsonl:1") && message.contains("'nothing'"),
+        message.contains("data.jsonl:1") && message.contains("`nothing`"),
         "{message}"
     );
     let message = refuse(
@@ -225,7 +225,7 @@ fn pairs_that_are_none_are_refused_with_their_place() {
         ],
         1,
     );
-    assert!(message.contains("'label2'"), "{message}");
+    assert!(message.contains("`label2`"), "{message}");
     let all = bench.path("all");
     let mut command = bench.job("extract", &["blocks.1.hook_resid_post"]);
     let message = refused(command.arg("--out").arg(&all).args(pairdiff), 1);
