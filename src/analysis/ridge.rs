@@ -185,9 +185,13 @@ mod tests {
 
     const WIDTH: usize = 4;
 
+    fn is_true(i: usize) -> bool {
+        i.is_multiple_of(3)
+    }
+
     fn row(i: usize) -> [f32; WIDTH] {
         let noise = |k: usize| ((i * k + 3) % 17) as f32 / 4.0;
-        let raised = if i % 3 == 0 { 1.5 } else { 0.0 };
+        let raised = if is_true(i) { 1.5 } else { 0.0 };
         [noise(5), 100.0 + noise(7) + raised, 2.5, noise(11)]
     }
 
@@ -200,7 +204,7 @@ mod tests {
     }
 
     fn fitted(penalty: f64) -> Linear {
-        ridge([&sums(|i| i % 3 != 0), &sums(|i| i % 3 == 0)], penalty, "x").unwrap()
+        ridge([&sums(|i| !is_true(i)), &sums(is_true)], penalty, "x").unwrap()
     }
 
     #[test]
@@ -217,7 +221,7 @@ mod tests {
         };
         let objective = |linear: &Linear| {
             let loss: f64 = (0..60)
-                .map(|i| (linear.score(&row(i)) - if i % 3 == 0 { 1.0 } else { -1.0 }).powi(2))
+                .map(|i| (linear.score(&row(i)) - if is_true(i) { 1.0 } else { -1.0 }).powi(2))
                 .sum();
             let squares: f64 = (0..WIDTH)
                 .map(|j| (linear.weights[j] * deviation(j)).powi(2))
