@@ -146,12 +146,9 @@ pub(super) fn ring_bytes(prepared: &Prepared, batches: usize) -> usize {
     (batches * batch).clamp(RING_LEAST, most)
 }
 
-/// Registers a file of one block; says why it cannot be.
+/// Registers a file of one block, which has no name; says why it cannot be.
 fn try_registering(dir: &Path, pinner: &Pinner) -> Result<(), String> {
-    let path = dir.join(format!(".streamgauge-probe-{}", std::process::id()));
-    let tried = WritableMap::create(&path, BLOCK as u64)
+    WritableMap::unnamed(dir, BLOCK as u64)
         .map_err(|e| e.to_string())
-        .and_then(|map| pinner.pin(map.memory()).map_err(|e| e.to_string()));
-    let _ = std::fs::remove_file(&path);
-    tried
+        .and_then(|map| pinner.pin(map.memory()).map_err(|e| e.to_string()))
 }

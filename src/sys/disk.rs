@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use super::ring::BLOCK;
 use super::slab::{Memory, Slab};
 use super::uring::Uring;
+use super::writable::unnamed;
 
 /// How a disk is written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,17 +44,14 @@ impl DiskPath {
         options.open(path)
     }
 
-    /// The best way that works in `dir`, by trying it on a file of one block; and why it is not io_uring where it is not.
+    /// The best way that works in `dir`, by trying it on a file of one block, which has no name; and why it is not io_uring where it is not.
     pub fn probe(dir: &Path) -> (DiskPath, Option<String>) {
-        let path = dir.join(format!(".streamgauge-probe-{}", std::process::id()));
         let tried = (|| {
-            File::create(&path)?;
-            let file = Arc::new(DiskPath::Uring.open(&path)?);
+            let file = Arc::new(unnamed(dir, libc::O_DIRECT)?);
             let mut uring = Uring::open(None)?;
             uring.write(file, 0, Slab::anonymous(BLOCK)?, 0)?;
             uring.wait()?.into_iter().try_for_each(|ended| ended.result)
         })();
-        let _ = std::fs::remove_file(&path);
         match tried {
             Ok(()) => (DiskPath::Uring, None),
             Err(e) => (DiskPath::Pwrite, Some(e.to_string())),

@@ -49,16 +49,15 @@ fn proc_field(file: &str, name: &str) -> Option<String> {
 }
 
 /// Bytes per second that a fresh file in `dir`, or in its nearest parent that is there, takes, made durable; `None` where none
-/// can be written. Writes and removes 64 MiB.
+/// can be written. Writes 64 MiB to a file without a name.
 pub fn write_rate(dir: &std::path::Path) -> Option<f64> {
     use std::io::Write;
     const BYTES: usize = 64 << 20;
     let absolute = std::path::absolute(dir).ok()?;
     let dir = absolute.ancestors().find(|d| d.is_dir())?;
-    let path = dir.join(format!(".streamgauge-write-rate-{}", std::process::id()));
     let block = vec![0x5A_u8; 1 << 20];
     let measured = (|| {
-        let mut file = std::fs::File::create(&path)?;
+        let mut file = writable::unnamed(dir, 0)?;
         let start = std::time::Instant::now();
         for _ in 0..BYTES / block.len() {
             file.write_all(&block)?;
@@ -66,6 +65,5 @@ pub fn write_rate(dir: &std::path::Path) -> Option<f64> {
         file.sync_data()?;
         Ok::<_, std::io::Error>(BYTES as f64 / start.elapsed().as_secs_f64())
     })();
-    let _ = std::fs::remove_file(&path);
     measured.ok()
 }

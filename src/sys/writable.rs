@@ -35,6 +35,16 @@ impl WritableMap {
         Self::map(file, len)
     }
 
+    /// A file of `len` > 0 bytes in `dir` that nobody else can open, and that is gone when it is dropped or the process ends.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn unnamed(dir: &Path, len: u64) -> io::Result<Self> {
+        let file = unnamed(dir, 0)?;
+        reserve(&file, len)?;
+        Self::map(file, len)
+    }
+
     /// Maps the file of `len` bytes that [`create`](Self::create) made at `path` in an earlier process, its bytes as they are.
     /// `None` where there is no such file: none at all, one of another length, a link, or a file that has another name elsewhere.
     ///
@@ -205,6 +215,30 @@ pub fn create_anew(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+/// Makes a file in `dir` that has no name, opened with these flags too: however the process ends, it leaves nothing there. Where the file
+/// system cannot make one, it has a name until it is opened.
+///
+/// # Errors
+/// No file can be made there, or not one of these flags.
+pub fn unnamed(dir: &Path, flags: i32) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    let made = options.custom_flags(flags | libc::O_TMPFILE).open(dir);
+    match made {
+        Err(e)
+            if matches!(
+                Errno::from_io_error(&e),
+                Some(Errno::OPNOTSUPP | Errno::ISDIR)
+            ) => {}
+        made => return made,
+    }
+    let path = dir.join(format!(".streamgauge-unnamed-{}", std::process::id()));
+    create_anew(&path)?;
+    let opened = options.custom_flags(flags).open(&path);
+    std::fs::remove_file(&path)?;
+    opened
+}
+
 /// Whether opening failed because there is no file of the kind: nothing at all, a link, a socket, a directory.
 fn is_no_file(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
@@ -272,6 +306,22 @@ mod tests {
         let read = std::fs::read(&path).unwrap();
         assert_eq!(read.len(), 3 * 4096 + 5);
         assert_eq!(read.iter().filter(|&&b| b == 7).count(), 100);
+    }
+
+    #[test]
+    fn a_file_without_a_name_is_in_no_directory_even_while_it_is_open() {
+        // Of the system's temporary files and of the disk that this is built on.
+        for dir in [tempfile::tempdir(), tempfile::tempdir_in(".")] {
+            let dir = dir.unwrap();
+            let mut map = WritableMap::unnamed(dir.path(), 5000).unwrap();
+            map.bytes_mut().fill(3);
+            map.sync().unwrap();
+            let plain = unnamed(dir.path(), 0).unwrap();
+            plain.write_all_at(b"rows", 0).unwrap();
+            assert_eq!(map.file().metadata().unwrap().len(), 5000);
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+        assert!(unnamed(Path::new("/no/such/directory"), 0).is_err());
     }
 
     #[test]
