@@ -6,7 +6,8 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use parquet::column::reader::get_typed_column_reader;
+use parquet::column::page::{Page, PageMetadata, PageReader};
+use parquet::column::reader::ColumnReaderImpl;
 use parquet::data_type::{
     BoolType, ByteArray, ByteArrayType, DataType, DoubleType, Int32Type, Int64Type,
 };
@@ -16,6 +17,10 @@ use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use super::samples::{Kept, KeptType, Piece, RowRange, SampleRow, Selections, schema};
 
 type Fallible<T> = Result<T, ParquetError>;
+
+/// Values that a column of a row group may have. The writer ends a group after a million; a forged page of some bytes may claim two
+/// thousand million of them, all equal.
+const MOST_VALUES: u64 = 1 << 25;
 
 /// A samples table in memory.
 #[derive(Debug, Default)]
@@ -52,12 +57,14 @@ fn decode(path: &Path, keep: &[(String, KeptType)], rows: u64) -> Fallible<ReadT
             file.num_rows()
         ));
     }
+    let groups = reader.metadata().row_groups().iter();
+    let held = groups.map(|g| u64::try_from(g.num_rows()).unwrap_or(0));
+    if held.fold(0, u64::saturating_add) != rows {
+        return wrong("its row groups do not hold all its rows");
+    }
     let mut table = ReadTable::default();
     for g in 0..reader.num_row_groups() {
         read_group(&*reader.get_row_group(g)?, keep, pieces, &mut table)?;
-    }
-    if table.samples.len() as u64 != rows {
-        return wrong("its row groups do not hold all its rows");
     }
     Ok(table)
 }
@@ -267,11 +274,54 @@ struct Raw<T> {
     repetition: Vec<i16>,
 }
 
+/// A column's pages, as long as they have no more than so many values in all.
+struct Bounded {
+    pages: Box<dyn PageReader>,
+    left: u64,
+}
+
+impl PageReader for Bounded {
+    fn get_next_page(&mut self) -> Fallible<Option<Page>> {
+        let page = self.pages.get_next_page()?;
+        let values = page.as_ref().map_or(0, |page| page.num_values().into());
+        match self.left.checked_sub(values) {
+            Some(left) => self.left = left,
+            None => return wrong("a column has more values than any table's"),
+        }
+        Ok(page)
+    }
+
+    fn peek_next_page(&mut self) -> Fallible<Option<PageMetadata>> {
+        self.pages.peek_next_page()
+    }
+
+    fn skip_next_page(&mut self) -> Fallible<()> {
+        self.pages.skip_next_page()
+    }
+
+    fn at_record_boundary(&mut self) -> Fallible<bool> {
+        self.pages.at_record_boundary()
+    }
+}
+
+impl Iterator for Bounded {
+    type Item = Fallible<Page>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.get_next_page().transpose()
+    }
+}
+
 fn raw<T: DataType>(group: &dyn RowGroupReader, column: usize, rows: usize) -> Fallible<Raw<T::T>> {
     if column >= group.num_columns() {
         return wrong("a row group lacks a column");
     }
-    let mut reader = get_typed_column_reader::<T>(group.get_column_reader(column)?);
+    let description = group.metadata().schema_descr().column(column);
+    let pages = Bounded {
+        pages: group.get_column_page_reader(column)?,
+        left: MOST_VALUES,
+    };
+    let mut reader = ColumnReaderImpl::<T>::new(description, Box::new(pages));
     let mut raw = Raw {
         values: Vec::new(),
         definition: Vec::new(),
@@ -399,4 +449,56 @@ fn natural<A: Copy + std::fmt::Display, B: TryFrom<A>>(n: A) -> Fallible<B> {
 
 fn wrong<T>(what: impl Into<String>) -> Fallible<T> {
     Err(ParquetError::General(what.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use parquet::basic::Encoding;
+
+    use super::*;
+
+    /// Pages that claim so many values each.
+    struct Claims(Vec<u32>);
+
+    impl Iterator for Claims {
+        type Item = Fallible<Page>;
+
+        fn next(&mut self) -> Option<Self::Item> {
+            self.get_next_page().transpose()
+        }
+    }
+
+    impl PageReader for Claims {
+        fn get_next_page(&mut self) -> Fallible<Option<Page>> {
+            let page = |num_values| Page::DataPage {
+                buf: Vec::new().into(),
+                num_values,
+                encoding: Encoding::PLAIN,
+                def_level_encoding: Encoding::RLE,
+                rep_level_encoding: Encoding::RLE,
+                statistics: None,
+            };
+            Ok(self.0.pop().map(page))
+        }
+
+        fn peek_next_page(&mut self) -> Fallible<Option<PageMetadata>> {
+            Ok(None)
+        }
+
+        fn skip_next_page(&mut self) -> Fallible<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_column_that_claims_more_values_than_any_table_has_is_refused_before_they_are_made() {
+        let pages = |claims: &[u32]| Bounded {
+            pages: Box::new(Claims(claims.to_vec())),
+            left: MOST_VALUES,
+        };
+        let most = MOST_VALUES as u32;
+        assert_eq!(pages(&[1, most - 1]).filter_map(Result::ok).count(), 2);
+        assert!(pages(&[1, most]).any(|page| page.is_err()));
+        assert!(pages(&[u32::MAX]).any(|page| page.is_err()));
+    }
 }

@@ -213,6 +213,13 @@ impl StoreWriter {
         samples: &[SampleRow],
         rows: &[Vec<TapRows>],
     ) -> Result<ShardWriter> {
+        let after = self.samples.checked_add(samples.len() as u64);
+        let after = after.ok_or_else(|| {
+            Error::Plan(format!(
+                "the manifest counts {} samples: no more can follow; remove the store and run again",
+                self.samples
+            ))
+        })?;
         let layout = ShardLayout::plan(&self.taps, samples, rows, &self.model_fingerprint)?;
         let names = || self.keep.iter().map(|c| c.name.clone());
         let settled: Option<Vec<KeptType>> = self.keep.iter().map(|c| c.kind).collect();
@@ -321,7 +328,7 @@ impl StoreWriter {
             shard.write_from(ring)?;
         }
         self.begun += 1;
-        self.samples += samples.len() as u64;
+        self.samples = after;
         Ok(shard)
     }
 

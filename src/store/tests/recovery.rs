@@ -456,6 +456,28 @@ fn partial_stores_that_lead_out_or_do_not_hold_together_are_refused() {
     }
 }
 
+#[test]
+fn a_count_of_samples_that_none_can_follow_is_refused() {
+    let (_dir, path) = died();
+    let most = u64::MAX - 1;
+    let file = path.join("manifest.json");
+    let mut manifest: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let taps: Vec<_> = longer_run().taps.into_iter().map(|t| t.folder).collect();
+    for listed in taps.iter().map(String::as_str).chain(["samples"]) {
+        fs::write(path.join(listed).join("0"), "x").unwrap();
+    }
+    let listed = |tap: &String| json!({"tap": tap, "file": format!("{tap}/0"), "rows": 0, "bytes": 1, "batch_rows": [0], "checksums": []});
+    manifest["samples"] = json!(most);
+    manifest["shards"] = json!([{"index": 0, "first": 0, "count": most, "batches": [most],
+        "samples_file": {"file": "samples/0", "rows": most, "bytes": 1, "xxh3": "0000000000000000"},
+        "taps": taps.iter().map(listed).collect::<Vec<_>>()}]);
+    fs::write(&file, manifest.to_string()).unwrap();
+    let run = longer_run();
+    let mut writer = go_on(&path).unwrap();
+    let error = writer.begin_shard(&run.samples, &run.rows).unwrap_err();
+    assert!(error.to_string().contains("no more can follow"), "{error}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
