@@ -6,9 +6,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::json;
 use streamgauge::store::{
-    Found, Kept, Manifest, Provenance, Result, SampleRow, ShardWriter, State, Store, StoreDtype,
-    StoreWriter, Summary, TapInfo, TapRows, find, verify,
+    Found, Kept, Manifest, Provenance, Result, SampleRow, ShardWriter, State, Store, StoreWriter,
+    Summary, TapInfo, TapRows, find, verify,
 };
 
 mod allocator;
@@ -289,27 +290,12 @@ fn files_in(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 fn taps() -> Vec<TapInfo> {
-    let tap = |name: &str, dtype, row_shape: &[usize]| TapInfo {
-        hook: name.into(),
-        folder: name.into(),
-        selection: "all".into(),
-        reduction: String::new(),
-        heads: None,
-        dtype,
-        row_shape: row_shape.to_vec(),
-        ragged: false,
-        top_k: None,
-    };
-    let ragged = TapInfo {
-        ragged: true,
-        ..tap(TAPS[1], StoreDtype::F32, &[2])
-    };
-    let top = TapInfo {
-        reduction: "top:2".into(),
-        top_k: Some(2),
-        ..tap(TAPS[2], StoreDtype::F32, &[2])
-    };
-    vec![tap(TAPS[0], StoreDtype::BF16, &[3]), ragged, top]
+    let taps = json!([
+        {"hook": TAPS[0], "folder": TAPS[0], "selection": "all", "dtype": "bf16", "row_shape": [3]},
+        {"hook": TAPS[1], "folder": TAPS[1], "selection": "all", "dtype": "f32", "row_shape": [2], "ragged": true},
+        {"hook": TAPS[2], "folder": TAPS[2], "selection": "all", "dtype": "f32", "row_shape": [2], "reduction": "top:2", "top_k": 2},
+    ]);
+    serde_json::from_value(taps).expect("taps as a manifest has them")
 }
 
 fn keep() -> Vec<String> {
