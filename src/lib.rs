@@ -3,6 +3,7 @@
 pub mod analysis;
 pub mod backend;
 pub mod cli;
+pub mod compact;
 pub mod data;
 pub mod engine;
 pub mod hooks;

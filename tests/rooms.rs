@@ -4,18 +4,21 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Every room, with the rooms that it may use.
-const USES: [(&str, &[&str]); 11] = [
+const USES: [(&str, &[&str]); 12] = [
     ("sys", &[]),
+    ("compact", &[]),
     ("hooks", &[]),
     ("data", &[]),
     ("analysis", &[]),
     ("report", &[]),
-    ("backend", &["sys"]),
+    ("backend", &["compact", "sys"]),
     ("model", &["sys"]),
-    ("store", &["sys"]),
+    ("store", &["compact", "sys"]),
     (
         "engine",
-        &["backend", "data", "hooks", "model", "store", "sys"],
+        &[
+            "backend", "compact", "data", "hooks", "model", "store", "sys",
+        ],
     ),
     (
         "study",
@@ -26,8 +29,8 @@ const USES: [(&str, &[&str]); 11] = [
     (
         "cli",
         &[
-            "analysis", "backend", "data", "engine", "hooks", "model", "report", "store", "study",
-            "sys",
+            "analysis", "backend", "compact", "data", "engine", "hooks", "model", "report",
+            "store", "study", "sys",
         ],
     ),
 ];

@@ -23,7 +23,7 @@ from .errors import DamagedStoreError, StoreError
 MAX_HEADER = 100_000_000
 
 #: safetensors dtype: bytes of a number.
-SIZES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4}
+SIZES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "I8": 1, "U16": 2, "I64": 8, "I32": 4}
 
 
 class MappedFile:

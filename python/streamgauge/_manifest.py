@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, NoReturn, Optional, Tuple
 
 from . import _json
+from ._compact import CODES, WIDEST, Compact
 from ._json import Node
 from .errors import DamagedStoreError, FormatVersionError, StoreError
 
@@ -17,7 +18,7 @@ FORMAT_VERSION = 1
 MAX_MANIFEST = 2 << 30
 
 #: Bytes of a number of each store dtype.
-DTYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+DTYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "fp8-e4m3": 1, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,18 @@ class TapInfo:
     reduction: str
     #: The heads taken, where the tap chose some.
     heads: Optional[Tuple[int, ...]]
-    #: `f32`, `f16` or `bf16`.
+    #: `f32`, `f16`, `bf16`, `fp8-e4m3` or `int8`.
     dtype: str
     #: Shape of one row; `(heads,)` for a ragged tap, whose samples are [heads, rows, tokens] each.
     row_shape: Tuple[int, ...]
     ragged: bool
     #: K of `|top:K` and `|logprob:K`.
     top_k: Optional[int]
+
+    @property
+    def compact(self) -> Optional[Compact]:
+        """The 8-bit form of its rows, if they have one."""
+        return Compact(self.dtype, math.prod(self.row_shape)) if self.dtype in CODES else None
 
     @property
     def row_bytes(self) -> int:
@@ -151,6 +157,8 @@ def _tap(node: Node) -> TapInfo:
         node.fail("the row shape of a top-K tap is [K]")
     if tap.row_bytes >= _json.MOST:
         node.fail(f"the row shape {list(tap.row_shape)} overflows")
+    if tap.compact and (tap.ragged or tap.top_k is not None or not 1 <= tap.compact.width <= WIDEST):
+        node.fail(f"{dtype} is for rows of 1 to {WIDEST} numbers")
     return tap
 
 

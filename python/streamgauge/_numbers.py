@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-#: How numpy sees a store dtype. It has no bfloat16: those are their bits.
-NUMPY = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
+#: How numpy sees a store dtype. It has no bfloat16: those are their bits. Rows in 8 bits are read back to float32.
+NUMPY = {"f32": "<f4", "f16": "<f2", "bf16": "<u2", "fp8-e4m3": "<f4", "int8": "<f4"}
 SAFETENSORS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from ._compact import CODES, At, Compact
 from ._file import Tensor, TensorFile
 from ._manifest import TapInfo
 from ._numbers import NUMPY, SAFETENSORS, Array, float32, import_torch, torch_of, torch_view
@@ -59,7 +60,11 @@ class Shard:
             if sum(t.shape[1] for t in tensors) != rows:
                 file.wrong(f"its samples' rows are not the manifest's {rows}")
         else:
-            file.expect("activations", SAFETENSORS[info.dtype], (rows, *info.row_shape))
+            code = CODES[info.dtype][0] if info.compact else SAFETENSORS[info.dtype]
+            file.expect("activations", code, (rows, *info.row_shape))
+            known += 1
+        for name, (dtype, shape, _) in info.compact.tensors().items() if info.compact else ():
+            file.expect(name, dtype, (rows, *shape))
             known += 1
         if len(file.tensors) != known:
             file.wrong("has tensors that a tap's file does not have")
@@ -72,17 +77,59 @@ class Shard:
         return self._file.tensors["activations"]
 
     def numpy(self) -> Array:
-        """[rows, …row shape] as in the file: read-only, nothing copied. bf16 as its bits, uint16: see `float32`."""
+        """[rows, …row shape] as in the file: read-only, nothing copied. bf16 as its bits, uint16: see `float32`. Of rows in 8 bits a copy,
+        read back to float32."""
+        if self.info.compact:
+            return self._read(slice(None))
         return self._file.view(self._activations, NUMPY[self.info.dtype])
 
     def float32(self) -> Array:
-        """[rows, …row shape], widened exactly; a copy unless the tap is f32."""
+        """[rows, …row shape], widened exactly, or read back from 8 bits; a copy unless the tap is f32."""
         return float32(self.numpy(), self.info.dtype)
 
     def torch(self) -> "torch.Tensor":
-        """[rows, …row shape] in the tap's dtype, bf16 too; nothing copied. Writing to it changes neither the file nor `numpy`'s view."""
+        """[rows, …row shape] in the tap's dtype, bf16 too; nothing copied. Writing to it changes neither the file nor `numpy`'s view. Of
+        rows in 8 bits a copy, read back to float32."""
+        if self.info.compact:
+            return torch_of(self.numpy(), self.info.dtype)
         t = self._activations
         return torch_view(self._file.private(), self.info.dtype, t.shape, t.start)
+
+    def _read(self, at: At) -> Array:
+        """Some rows in 8 bits as float32."""
+        compact = self._compact
+        # An array's rows may lie at odd addresses in the file; indexing copies them.
+        parts = [self.stored(name)[at] for name in ("activations", "scale", "outlier_index", "outlier_value")]
+        if (parts[2] >= compact.width).any():
+            self._file.wrong(f"`outlier_index` names a number past the {compact.width} of a row")
+        codes = parts[0].reshape(len(parts[0]), compact.width)
+        return compact.read(codes, *parts[1:]).reshape(len(codes), *self.info.row_shape)
+
+    @property
+    def _compact(self) -> Compact:
+        if self.info.compact is None:
+            raise StoreError(f"tap {self.info.folder} is of {self.info.dtype}, not of rows in 8 bits")
+        return self.info.compact
+
+    def stored(self, name: str) -> Array:
+        """Of rows in 8 bits, a tensor as it is in the file, read-only, nothing copied: `activations` (the codes; FP8 as its bits, uint8),
+        `scale`, `outlier_index`, `outlier_value` (bfloat16 as its bits, uint16)."""
+        compact = self._compact
+        kinds = {part: numpy for part, (_, _, numpy) in compact.tensors().items()}
+        kinds["activations"] = CODES[compact.dtype][1]
+        if name not in kinds:
+            raise KeyError(f"{name!r} is none of {', '.join(kinds)}")
+        return self._file.view(self._file.tensors[name], kinds[name])
+
+    @property
+    def relative_error(self) -> Array:
+        """float32 [rows] of rows in 8 bits: ‖read − row‖ / ‖row‖, measured as they were written; NaN where a number was not finite."""
+        return self.stored("relative_error")
+
+    @property
+    def cosine(self) -> Array:
+        """float32 [rows] of rows in 8 bits: the cosine between each row and what is read for it."""
+        return self.stored("cosine")
 
     # As in the file too, and perhaps at odd addresses there, which numpy minds and other libraries may not.
 
@@ -110,6 +157,16 @@ class Shard:
 
     def _index(self, name: str, dtype: str) -> Array:
         return self._file.view(self._file.tensors[name], dtype)
+
+
+class _Read:
+    """A shard's rows in 8 bits, of which those that are asked for are read back."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+
+    def __getitem__(self, at: At) -> Array:
+        return self._shard._read(at)
 
 
 @dataclass(frozen=True)
@@ -172,6 +229,14 @@ class Tap:
         norm = norms.get(self.name) if isinstance(norms, dict) else None
         return float(norm) if isinstance(norm, (int, float)) else None
 
+    @property
+    def loss(self) -> Optional[Dict[str, Any]]:
+        """Of rows in 8 bits, what rounding lost over all rows, as the manifest has it: `relative_error` (`rms`, `worst`) and `cosine`
+        (`mean`, `worst`); None of other rows, and where the run has not ended."""
+        losses = self.store.manifest.get("losses")
+        loss = losses.get(self.name) if isinstance(losses, dict) else None
+        return loss if isinstance(loss, dict) else None
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 
@@ -179,15 +244,16 @@ class Tap:
         return self.float32(rows)
 
     def numpy(self, rows: Rows = slice(None)) -> Array:
-        """These rows in one array, copied; bf16 as its bits, uint16."""
-        return self._take(rows, lambda shard: shard.numpy(), NUMPY[self.info.dtype], self.info.row_shape)
+        """These rows in one array, copied; bf16 as its bits, uint16. Rows in 8 bits are read back to float32."""
+        part: Callable[[Shard], Any] = _Read if self.info.compact else Shard.numpy
+        return self._take(rows, part, NUMPY[self.info.dtype], self.info.row_shape)
 
     def float32(self, rows: Rows = slice(None)) -> Array:
-        """These rows in one array, copied and widened exactly to float32."""
+        """These rows in one array, copied and widened exactly to float32, or read back from 8 bits."""
         return float32(self.numpy(rows), self.info.dtype)
 
     def torch(self, rows: Rows = slice(None)) -> "torch.Tensor":
-        """These rows in one tensor of the tap's dtype, copied."""
+        """These rows in one tensor of the tap's dtype, copied; of rows in 8 bits float32."""
         import_torch()
         return torch_of(self.numpy(rows), self.info.dtype)
 
@@ -243,7 +309,7 @@ class Tap:
                 return RaggedSample(shard, shard._file.tensors[name])
         raise KeyError(f"tap {self.name} has no sample {name}")
 
-    def _take(self, rows: Rows, part: Callable[[Shard], Array], dtype: str, shape: Tuple[int, ...]) -> Array:
+    def _take(self, rows: Rows, part: Callable[[Shard], Any], dtype: str, shape: Tuple[int, ...]) -> Array:
         if isinstance(rows, slice):
             begin, end, step = rows.indices(len(self))
             if step == 1:
@@ -260,7 +326,7 @@ class Tap:
             out[here] = part(self.shards[i])[numbers[here] - self._starts[i]]
         return out
 
-    def _run(self, begin: int, end: int, part: Callable[[Shard], Array], dtype: str, shape: Tuple[int, ...]) -> Array:
+    def _run(self, begin: int, end: int, part: Callable[[Shard], Any], dtype: str, shape: Tuple[int, ...]) -> Array:
         pieces = [
             part(shard)[max(begin - shard.first_row, 0) : end - shard.first_row]
             for shard in self.shards

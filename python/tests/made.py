@@ -62,6 +62,38 @@ def random_numbers(random: Any, dtype: str, shape: Sequence[int]) -> Any:
     return values.astype(NUMPY[dtype])
 
 
+def quantised(random: Any, dtype: str, n: int, width: int) -> Any:
+    """`n` rows in 8 bits, random in every part: the tensors, their dtypes, and number by number what the rows are."""
+    k, groups = min(-(-width // 64), 8), -(-width // 64)
+    bf16 = (random.standard_normal((n, k)).astype("<f4").view("<u4") >> 16).astype("<u2")
+    index = np.array([random.permutation(width)[:k] for _ in range(n)], "<u2").reshape(n, k)
+    tensors: Dict[str, Any] = {"activations": random.integers(0, 127, (n, width)).astype("u1")}
+    names = {"activations": "F8_E4M3", "scale": "F32", "outlier_index": "U16", "outlier_value": "BF16"}
+    if dtype == "int8":
+        tensors["activations"] = random.integers(-127, 128, (n, width)).astype("i1")
+        tensors["scale"] = (random.uniform(0.01, 2, (n, groups)).astype("<f4").view("<u4") >> 16).astype("<u2")
+        names.update(activations="I8", scale="BF16")
+    else:
+        tensors["scale"] = random.uniform(0.01, 2, n).astype("<f4")
+    tensors.update(outlier_index=index, outlier_value=bf16)
+    for name in ("relative_error", "cosine"):
+        tensors[name], names[name] = random.uniform(0, 1, n).astype("<f4"), "F32"
+    rows = np.zeros((n, width), "<f4")
+    for r in range(n):
+        for i in range(width):
+            code = int(tensors["activations"][r, i])
+            if dtype == "int8":
+                number, scale = float(code), widened(tensors["scale"][r, i // 64], "bf16")
+            else:
+                exponent, mantissa = code >> 3, code & 7
+                number = mantissa / 512 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+                scale = tensors["scale"][r]
+            rows[r, i] = np.float32(number) * np.float32(scale)
+        for place, value in zip(index[r], bf16[r]):
+            rows[r, place] = widened(value, "bf16")
+    return tensors, names, rows
+
+
 def make_store(
     root: Path,
     taps: List[Made],
@@ -95,14 +127,18 @@ def make_store(
             kinds = {name: tap.dtype.upper() for name in [*ragged, "activations"]}
             kinds.update(index="I32", sample="I64", position="I32", token="I32")
             tensors: Dict[str, Any] = dict(ragged)
-            if not tap.ragged:
+            rows: Any = None
+            if tap.dtype in ("fp8-e4m3", "int8"):
+                tensors, compact_kinds, rows = quantised(random, tap.dtype, len(sample), tap.width)
+                kinds.update(compact_kinds)
+            elif not tap.ragged:
                 tensors["activations"] = random_numbers(random, tap.dtype, (len(sample), *tap.row_shape))
             if tap.top_k:
                 tensors["index"] = random.integers(0, 100, (len(sample), tap.top_k)).astype("<i4")
             tensors.update(
                 sample=np.array(sample, "<i8"), position=np.array(position, "<i4"), token=np.array(token, "<i4")
             )
-            tap.values.append(ragged if tap.ragged else tensors["activations"])
+            tap.values.append(ragged if tap.ragged else tensors["activations"] if rows is None else rows)
             tap.sample += sample
             tap.position += position
             tap.token += token

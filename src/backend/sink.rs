@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use super::Receipt;
+use crate::compact::{Code, Compact};
 use crate::sys::slab::Slab;
 
 /// What a row is stored as.
@@ -12,6 +13,10 @@ pub enum SinkDtype {
     F32,
     F16,
     BF16,
+    /// 8 bits, with side rows: see [`crate::compact`].
+    F8E4M3,
+    /// As above.
+    Int8,
 }
 
 impl SinkDtype {
@@ -20,6 +25,16 @@ impl SinkDtype {
         match self {
             SinkDtype::F32 => 4,
             SinkDtype::F16 | SinkDtype::BF16 => 2,
+            SinkDtype::F8E4M3 | SinkDtype::Int8 => 1,
+        }
+    }
+
+    /// What an 8-bit form stores numbers as.
+    pub fn code(self) -> Option<Code> {
+        match self {
+            SinkDtype::F32 | SinkDtype::F16 | SinkDtype::BF16 => None,
+            SinkDtype::F8E4M3 => Some(Code::F8E4M3),
+            SinkDtype::Int8 => Some(Code::I8),
         }
     }
 }
@@ -82,6 +97,14 @@ impl SinkSpec {
         }
     }
 
+    /// The 8-bit form of stored rows, if they have one.
+    pub fn compact(&self, act_width: usize) -> Option<Compact> {
+        self.dtype.code().map(|code| Compact {
+            code,
+            width: self.stored_width(act_width),
+        })
+    }
+
     /// Width after the choice of columns, before the reduction.
     pub fn width(&self, act_width: usize) -> usize {
         if self.columns.is_empty() {
@@ -131,7 +154,7 @@ pub struct Sink<'s> {
     pub per_sample: Vec<u32>,
     /// The stored rows, `[rows or samples, …]`; for ragged points each sample's `[heads, rows, tokens]` in turn.
     pub bytes: SinkBytes<'s>,
-    /// For `TopK` and `LogProbTopK`: the indices, I32 `[rows, K]`.
+    /// For `TopK` and `LogProbTopK`: the indices, I32 `[rows, K]`. For 8 bits: the side rows.
     pub index: Option<SinkBytes<'s>>,
     /// How far the sink is written (rows seen); `emit_rows` goes on from here.
     pub(super) seen: usize,

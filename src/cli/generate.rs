@@ -52,7 +52,7 @@ pub struct GenerateArgs {
         allow_hyphen_values = true
     )]
     select: String,
-    /// Dtype of stored rows; `same` is the compute dtype.
+    /// Dtype of stored rows; `same` is the compute dtype. fp8-e4m3 and int8: see extract.
     #[arg(long, value_enum, default_value = "same")]
     store_dtype: StoreDtypeArg,
     /// Most new tokens of a prompt.

@@ -81,6 +81,8 @@ struct ShownTap {
     mean_norm: Option<f64>,
     /// Of its files, headers and index tensors included.
     bytes: u64,
+    /// Of rows in 8 bits.
+    loss: Option<Loss>,
     statistics: Option<Statistics>,
 }
 
@@ -92,6 +94,7 @@ impl ShownTap {
             mean_norm: manifest.mean_norms[&manifest.taps[tap].folder].as_f64(),
             rows: files().map(|file| file.rows).sum(),
             bytes: files().map(|file| file.bytes).sum(),
+            loss: manifest.sum_losses().remove(&manifest.taps[tap].folder),
             statistics,
         }
     }
@@ -123,6 +126,9 @@ fn as_json(args: &InspectArgs, manifest: &Manifest, tokens: u64, taps: &[ShownTa
             value["rows"] = tap.rows.into();
             value["bytes"] = tap.bytes.into();
             value["mean_norm"] = tap.mean_norm.into();
+            if let Some(loss) = &tap.loss {
+                value["loss"] = json!(loss);
+            }
             if let Some(statistics) = &tap.statistics {
                 value["statistics"] = json!(statistics);
             }
@@ -239,6 +245,9 @@ fn text(args: &InspectArgs, manifest: &Manifest, tokens: u64, taps: &[ShownTap])
             format::counted(tap.rows, "row"),
             format::count(tap.bytes),
         ));
+        if let Some(loss) = &tap.loss {
+            lines.push(format!("  {:width$}  {loss}", ""));
+        }
         if let Some(s) = &tap.statistics {
             lines.push(format!("  {:width$}  {s}", ""));
         }

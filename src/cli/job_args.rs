@@ -44,6 +44,10 @@ pub struct JobArgs {
     #[command(flatten)]
     pub device: DeviceArgs,
     /// Dtype of stored rows; `same` is the compute dtype. (hook_scale is always f32.)
+    ///
+    /// fp8-e4m3 and int8 take a byte a number: a scale for each row, or for each 64 numbers of it, and the 8 largest numbers of a row
+    /// kept apart as bf16. Every reader reads them back; what that costs is measured as rows are written, and inspect tells it.
+    /// Not for attention scores and patterns, and on the CPU only.
     #[arg(long, value_enum, default_value = "same")]
     pub store_dtype: StoreDtypeArg,
     /// Field that holds the text. Where no field is named, a record's input is the first of `text`, `tokens` and `messages` that it
@@ -159,6 +163,8 @@ pub enum StoreDtypeArg {
     F32,
     Bf16,
     F16,
+    Fp8E4m3,
+    Int8,
 }
 
 impl From<StoreDtypeArg> for Option<StoreDtype> {
@@ -168,6 +174,8 @@ impl From<StoreDtypeArg> for Option<StoreDtype> {
             StoreDtypeArg::F32 => Some(StoreDtype::F32),
             StoreDtypeArg::Bf16 => Some(StoreDtype::BF16),
             StoreDtypeArg::F16 => Some(StoreDtype::F16),
+            StoreDtypeArg::Fp8E4m3 => Some(StoreDtype::F8E4M3),
+            StoreDtypeArg::Int8 => Some(StoreDtype::Int8),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What can go wrong in a job.
 
+use crate::store::StoreDtype;
+
 /// An error of a job: one line that says what, where and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -63,6 +65,14 @@ pub enum Error {
     /// A flag that names what this version cannot do.
     #[error("{what} is not available yet{instead}")]
     NotYet { what: String, instead: String },
+    #[error(
+        "tap {tap}: --store-dtype {dtype} {why}: take bf16, or leave the tap to a run of its own"
+    )]
+    NotCompact {
+        tap: String,
+        dtype: StoreDtype,
+        why: &'static str,
+    },
     #[error("no taps: pass --tap, for example --tap 'blocks.*.hook_resid_post'")]
     NoTaps,
     #[error("--{flag} {why}")]

@@ -122,7 +122,8 @@ fn count(estimate: &mut Estimate, prepared: &Prepared, shard: &PlannedShard) -> 
     for (tap, info) in prepared.infos.iter().enumerate() {
         estimate.taps[tap].rows += layout.rows(tap) as u64;
         estimate.taps[tap].bytes += layout.tap_bytes(tap);
-        let row = (info.row_shape.iter().product::<usize>() * info.dtype.size()) as u64;
+        let (row, side_row) = prepared.row_bytes(tap);
+        estimate.activation_bytes += (layout.rows(tap) * side_row) as u64;
         estimate.activation_bytes += shard
             .samples
             .iter()
@@ -132,7 +133,7 @@ fn count(estimate: &mut Estimate, prepared: &Prepared, shard: &PlannedShard) -> 
                 } else {
                     1
                 };
-                prepared.stored_rows(selected, tap) * row * wide
+                prepared.stored_rows(selected, tap) * row as u64 * wide
             })
             .sum::<u64>();
     }

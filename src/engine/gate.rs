@@ -34,6 +34,9 @@ impl Gate {
             StoreDtype::F32 => 0.0,
             StoreDtype::F16 => 1e-3,
             StoreDtype::BF16 => 8e-3,
+            // A step of three bits of mantissa; of 127 steps, each number of a group as large as its largest.
+            StoreDtype::F8E4M3 => 1.25e-1,
+            StoreDtype::Int8 => 6.3e-2,
         })
     }
 

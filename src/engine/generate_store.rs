@@ -115,7 +115,12 @@ impl<'p> GenerationStore<'p> {
             for (tap, slab) in slabs.into_iter().enumerate() {
                 let taps = || generated.iter().map(|done| &done.taps[tap]);
                 fill(slab.activations, taps().map(|t| &t.activations[..]));
-                fill(slab.index.unwrap_or_default(), taps().map(|t| &t.index[..]));
+            }
+            for tap in 0..self.prepared.infos.len() {
+                let side_rows: Vec<&[u8]> =
+                    generated.iter().map(|d| &d.taps[tap].index[..]).collect();
+                let rows = 0..shard.rows(tap);
+                shard.put_side_rows(tap, rows, &side_rows.concat());
             }
             shard.finish_batch_with(0..prompts.len(), json!(carry))?;
         }

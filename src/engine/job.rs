@@ -15,10 +15,11 @@ use super::{EditReceipt, Error, Memory, Plan, Result, Trace, dims, shape};
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::Dtype;
 use crate::backend::{Edit, Receipt, Reduce, SinkDtype, SinkSpec};
+use crate::compact::WIDEST;
 use crate::data::{Dataset, Fields, Fraction, ReadOptions, Shuffle};
 use crate::hooks::{Dims, Reduction, SampleView, Selection, Tap, TapSpec};
 use crate::model::{ChatTemplate, Model, Tokenizer};
-use crate::store::{ShardLimits, StoreDtype, TapInfo, TapRows, Xxh3};
+use crate::store::{ShardLimits, StoreDtype, TapInfo, TapRows, Xxh3, side_row_bytes};
 
 /// Everything that decides what a run computes and stores. Two runs with equal jobs write equal tap files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -461,11 +462,11 @@ impl Prepared {
         part.selected(self.selection_of[tap])
     }
 
-    /// Bytes of a stored row of tap `tap`, and of its component numbers where it has these.
+    /// Bytes of a stored row of tap `tap`, and of what it has beside that: component numbers, or the side row of 8 bits.
     pub(super) fn row_bytes(&self, tap: usize) -> (usize, usize) {
         let info = &self.infos[tap];
         let row = info.row_shape.iter().product::<usize>() * info.dtype.size();
-        (row, info.top_k.unwrap_or(0) * 4)
+        (row, side_row_bytes(info))
     }
 
     /// Every edit's share of the batch that these parts make.
@@ -695,12 +696,8 @@ fn describe(
             Reduce::TopK(k) | Reduce::LogProbTopK(k) => Some(k),
             _ => None,
         };
-        let dtype = if tap.point.site.is_always_f32() {
-            StoreDtype::F32
-        } else {
-            dtype
-        };
         let ragged = tap.point.site.is_ragged();
+        let dtype = tap_dtype(tap, dtype, width)?;
         let heads = tap.heads.clone().unwrap_or_default();
         let head_width = tap.point.site.row_shape(dims).get(1).copied().unwrap_or(1);
         let spec = SinkSpec {
@@ -733,6 +730,36 @@ fn describe(
     Ok((infos, specs))
 }
 
+/// What a tap's rows are stored as, where the job's are stored as `dtype`. 8 bits are for rows of activations and their means; what is
+/// reduced to a few numbers stays f32.
+///
+/// # Errors
+/// Scores and patterns, and rows too wide, in 8 bits.
+fn tap_dtype(tap: &Tap, dtype: StoreDtype, width: usize) -> Result<StoreDtype> {
+    if tap.point.site.is_always_f32() {
+        return Ok(StoreDtype::F32);
+    }
+    if dtype.code().is_none() {
+        return Ok(dtype);
+    }
+    if !matches!(tap.reduction, Reduction::None | Reduction::Mean) {
+        return Ok(StoreDtype::F32);
+    }
+    let why = if tap.point.site.is_ragged() {
+        "is for rows, not for tensors per sample"
+    } else if width > WIDEST {
+        "is for rows of at most 65,536 numbers"
+    } else {
+        return Ok(dtype);
+    };
+    Err(Error::NotCompact {
+        tap: tap.to_string(),
+        dtype,
+        why,
+    }
+    .into())
+}
+
 /// Numbers per stored row that a reduction makes of `width`.
 fn stored_width(reduce: &Reduce, width: usize) -> usize {
     SinkSpec {
@@ -759,5 +786,7 @@ fn sink_dtype(dtype: StoreDtype) -> SinkDtype {
         StoreDtype::F32 => SinkDtype::F32,
         StoreDtype::F16 => SinkDtype::F16,
         StoreDtype::BF16 => SinkDtype::BF16,
+        StoreDtype::F8E4M3 => SinkDtype::F8E4M3,
+        StoreDtype::Int8 => SinkDtype::Int8,
     }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::lay_out::LaidOut;
 use super::{Machine, Prepared, Result, Sample, SelectedSample};
 use crate::backend::Landed;
-use crate::store::{LentSlab, SampleRow, StoreDtype, TapInfo, TapRows, sample_bytes};
+use crate::store::{LentSlab, SampleRow, StoreDtype, TapInfo, TapRows, side_row_bytes, to_f32};
 use crate::sys::ring::{BLOCK, SlabRing};
 
 /// Takes the rows of a run as batches finish, in the order of the dataset.
@@ -56,7 +56,7 @@ pub struct LiveTap<'a> {
     pub rows: Vec<TapRows>,
     /// The rows, `[rows, …row shape]`; of a ragged tap the samples' `[heads, rows, tokens]` end to end.
     pub bytes: &'a [u8],
-    /// Of a top-K tap: which components the values are, I32 `[rows, K]`.
+    /// Of a top-K tap: which components the values are, I32 `[rows, K]`. Of rows in 8 bits: their side rows.
     pub index: Option<&'a [u8]>,
 }
 
@@ -112,9 +112,15 @@ impl LiveTap<'_> {
         (self.info.dtype == dtype).then(|| of(self.bytes)).flatten()
     }
 
+    /// The rows widened to f32, or read back from 8 bits (a copy).
+    pub fn to_f32(&self) -> Vec<f32> {
+        to_f32(self.info, self.bytes, self.index)
+    }
+
     /// A top-K tap's component numbers.
     pub fn index(&self) -> Option<&[i32]> {
         self.index
+            .filter(|_| self.info.top_k.is_some())
             .and_then(|bytes| bytemuck::try_cast_slice(bytes).ok())
     }
 
@@ -135,15 +141,15 @@ pub(super) fn lend(
 ) -> std::io::Result<Option<Vec<LentSlab>>> {
     let sizes: Vec<(usize, usize, usize)> = (0..prepared.infos.len())
         .map(|tap| {
-            let (_, index_row) = prepared.row_bytes(tap);
+            let (row, index_row) = prepared.row_bytes(tap);
             let (mut rows, mut bytes) = (0, 0);
             for (sample, selected) in &laid_out.planned.samples[samples.clone()] {
                 let n = prepared.stored_rows(selected, tap);
-                let info = &prepared.infos[tap];
-                let tokens = sample.row.tokens.len() as u64;
-                // What a store takes, less its index tensors.
-                let stored = sample_bytes(info, tokens, n) - sample_bytes(&bare(info), 0, n);
-                bytes += stored as usize;
+                let wide = match prepared.infos[tap].ragged {
+                    true => sample.row.tokens.len(),
+                    false => 1,
+                };
+                bytes += n as usize * row * wide;
                 rows += n as usize;
             }
             (rows, bytes, rows * index_row)
@@ -165,17 +171,9 @@ pub(super) fn lend(
                 LentSlab {
                     rows: 0..rows,
                     activations: at.split_to(bytes),
-                    index: info.top_k.map(|_| after.split_to(index)),
+                    index: (side_row_bytes(info) > 0).then(|| after.split_to(index)),
                 }
             })
             .collect(),
     ))
-}
-
-/// The tap without activations: what its index tensors take.
-fn bare(info: &TapInfo) -> TapInfo {
-    TapInfo {
-        row_shape: vec![0],
-        ..info.clone()
-    }
 }

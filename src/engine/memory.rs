@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::{Error, LiveBatch, Result};
-use crate::store::{StoreDtype, widen};
 
 /// Rows by name. An edit takes them as `v=@NAME` (the mean of all of them) or `from=@NAME` (matched by sample and position).
 #[derive(Debug, Clone, Default)]
@@ -58,11 +57,7 @@ impl Memory {
             let why = format!("rows of {} are reduced or ragged", live.info.folder);
             return Err(refused(name, why));
         }
-        let bytes = live.bytes;
-        let values = match live.info.dtype {
-            StoreDtype::F32 => bytemuck::pod_collect_to_vec(bytes),
-            dtype => widen(dtype, bytes),
-        };
+        let values = live.to_f32();
         let width = live.info.row_shape.iter().product();
         let samples = batch.samples.iter().zip(&live.rows);
         let samples = samples.map(|(sample, rows)| (sample.sample, rows.positions.to_vec()));

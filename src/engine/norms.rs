@@ -2,26 +2,35 @@
 
 use rayon::prelude::*;
 
-use crate::store::{StoreDtype, TapInfo};
+use crate::store::{StoreDtype, TapInfo, side_row_bytes, to_f32};
 
 /// Fewer rows than these are not worth sharing out.
 const ROWS_TOGETHER: usize = 32;
 
 /// Adds the Euclidean norm of each of the `rows` of a tap in `bytes` to `sum`, in f64 and in the order of the rows, so that the sum over a
-/// run does not depend on how its rows were cut into batches. A ragged tap has no rows of one length: nothing is added.
-pub fn add_norms(sum: &mut f64, info: &TapInfo, rows: usize, bytes: &[u8]) {
+/// run does not depend on how its rows were cut into batches. A ragged tap has no rows of one length: nothing is added. `side` holds the
+/// side rows of rows in 8 bits.
+pub fn add_norms(sum: &mut f64, info: &TapInfo, rows: usize, bytes: &[u8], side: Option<&[u8]>) {
     let width = info.row_shape.iter().product::<usize>() * info.dtype.size();
     if info.ragged || width == 0 {
         return;
     }
-    let norm = |row: &[u8]| match info.dtype {
-        StoreDtype::F32 => norm(row, |b| f32::from_le_bytes(b).into()),
-        StoreDtype::F16 => norm(row, |b| half::f16::from_le_bytes(b).to_f64()),
-        StoreDtype::BF16 => norm(row, |b| half::bf16::from_le_bytes(b).to_f64()),
+    let row = |i: usize| &bytes[i * width..(i + 1) * width];
+    let side_row = side_row_bytes(info);
+    let norm = |i: usize| match info.dtype {
+        StoreDtype::F32 => norm(row(i), |b| f32::from_le_bytes(b).into()),
+        StoreDtype::F16 => norm(row(i), |b| half::f16::from_le_bytes(b).to_f64()),
+        StoreDtype::BF16 => norm(row(i), |b| half::bf16::from_le_bytes(b).to_f64()),
+        StoreDtype::F8E4M3 | StoreDtype::Int8 => {
+            let side = side.map(|side| &side[i * side_row..(i + 1) * side_row]);
+            let numbers = to_f32(info, row(i), side);
+            norm(bytemuck::cast_slice(&numbers), |b| {
+                f32::from_ne_bytes(b).into()
+            })
+        }
     };
-    let rows = &bytes[..bytes.len().min(rows * width)];
-    let rows = rows.par_chunks_exact(width).with_min_len(ROWS_TOGETHER);
-    let norms: Vec<f64> = rows.map(norm).collect();
+    let rows = (0..rows.min(bytes.len() / width)).into_par_iter();
+    let norms: Vec<f64> = rows.with_min_len(ROWS_TOGETHER).map(norm).collect();
     for norm in norms {
         *sum += norm;
     }
@@ -99,12 +108,12 @@ mod tests {
         for (dtype, bytes) in bytes {
             let info = tap(dtype, 13, false);
             let mut whole = 0.0;
-            add_norms(&mut whole, &info, 100, &bytes);
+            add_norms(&mut whole, &info, 100, &bytes, None);
             assert!((whole / expected - 1.0).abs() < 1e-12, "{dtype}: {whole}");
             let mut parts = 0.0;
             let (a, b) = bytes.split_at(37 * 13 * dtype.size());
-            add_norms(&mut parts, &info, 37, a);
-            add_norms(&mut parts, &info, 63, b);
+            add_norms(&mut parts, &info, 37, a, None);
+            add_norms(&mut parts, &info, 63, b, None);
             assert_eq!(parts.to_bits(), whole.to_bits());
         }
     }
@@ -113,10 +122,10 @@ mod tests {
     fn large_numbers_do_not_overflow_and_ragged_taps_have_no_norm() {
         let bytes: Vec<u8> = [f32::MAX; 8].iter().flat_map(|v| v.to_le_bytes()).collect();
         let mut sum = 0.0;
-        add_norms(&mut sum, &tap(StoreDtype::F32, 8, false), 1, &bytes);
+        add_norms(&mut sum, &tap(StoreDtype::F32, 8, false), 1, &bytes, None);
         assert!((sum / (f64::from(f32::MAX) * 8f64.sqrt()) - 1.0).abs() < 1e-15);
         let before = sum;
-        add_norms(&mut sum, &tap(StoreDtype::F32, 8, true), 1, &bytes);
+        add_norms(&mut sum, &tap(StoreDtype::F32, 8, true), 1, &bytes, None);
         assert_eq!(sum, before);
     }
 }

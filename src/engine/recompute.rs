@@ -14,7 +14,7 @@ use super::resume::{GENERATE, command};
 use super::run::run_batch;
 use super::{Device, Error, Identity, Job, Machine, Place, Prepared, Result, Sample};
 use crate::model::Model;
-use crate::store::{Provenance, SampleRow, Store, StoreDtype, StoreWriter, Summary};
+use crate::store::{Provenance, SampleRow, Store, StoreWriter, Summary, TapInfo, TapSlab, to_f32};
 
 /// What the comparison found.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -333,12 +333,22 @@ fn compare(
         StoreWriter::create(scratch, Provenance::default(), prepared.infos.clone(), &[])?;
     let mut shard = writer.begin_shard(&table, &rows)?;
     for chunk in 0..samples.len() {
-        run_batch(
-            prepared,
-            machine,
-            &selected[chunk..chunk + 1],
-            shard.batch_slabs(chunk..chunk + 1),
-        )?;
+        let slabs = shard.batch_slabs(chunk..chunk + 1);
+        let side_rows = |(tap, slab): (usize, &TapSlab<'_>)| {
+            vec![0; slab.rows.len() * prepared.row_bytes(tap).1]
+        };
+        let mut side_rows: Vec<Vec<u8>> = slabs.iter().enumerate().map(side_rows).collect();
+        let with_side = slabs.into_iter().zip(&mut side_rows);
+        let slabs = with_side.map(|(slab, side)| TapSlab {
+            index: (!side.is_empty()).then_some(&mut side[..]),
+            ..slab
+        });
+        let batch = &selected[chunk..chunk + 1];
+        run_batch(prepared, machine, batch, slabs.collect())?;
+        for (tap, side_rows) in side_rows.iter().enumerate() {
+            let rows = shard.rows_before(tap, chunk)..shard.rows_before(tap, chunk + 1);
+            shard.put_side_rows(tap, rows, side_rows);
+        }
         shard.finish_batch(chunk..chunk + 1)?;
     }
     shard.commit()?;
@@ -353,7 +363,7 @@ fn compare(
             .sum::<u64>();
         let limit = gate.map(|gate| gate.limit(info.dtype));
         let what = format!("{}, sample {}", info.folder, samples[0].row.sample);
-        judge(result, what, [&stored, &fresh], limit, info.dtype);
+        judge(result, what, [&stored, &fresh], limit, info);
     }
     Ok(())
 }
@@ -362,8 +372,9 @@ fn compare(
 #[derive(Debug, Default, PartialEq)]
 struct Rows {
     activations: Vec<u8>,
-    /// A top-K tap's component numbers. Where bits may differ so may these, among components that are nearly equal: the values say more.
-    index: Vec<i32>,
+    /// A top-K tap's component numbers, or the side rows of 8 bits. Where bits may differ so may these, among components that are nearly
+    /// equal: the values say more.
+    side: Vec<u8>,
 }
 
 /// A sample's rows, chunk after chunk, or its ragged tensors.
@@ -380,7 +391,7 @@ fn stored_rows(store: &Store, tap: usize, samples: &[Sample]) -> Result<Rows> {
     }
     for row in &reader.for_sample(samples[0].row.sample)? {
         found.activations.extend_from_slice(row.bytes());
-        found.index.extend(row.index().unwrap_or_default());
+        found.side.extend(row.side_row());
     }
     Ok(found)
 }
@@ -391,14 +402,14 @@ fn judge(
     what: String,
     [stored, fresh]: [&Rows; 2],
     limit: Option<f64>,
-    dtype: StoreDtype,
+    info: &TapInfo,
 ) {
     if stored == fresh {
         return;
     }
     let as_many = stored.activations.len() == fresh.activations.len();
     let error = if as_many {
-        relative_error(&stored.activations, &fresh.activations, dtype)
+        relative_error(stored, fresh, info)
     } else {
         f64::INFINITY
     };
@@ -418,28 +429,10 @@ fn judge(
     }
 }
 
-fn relative_error(stored: &[u8], fresh: &[u8], dtype: StoreDtype) -> f64 {
-    let widen = |bytes: &[u8]| -> Vec<f64> {
-        match dtype {
-            StoreDtype::F32 => bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|&b| f32::from_le_bytes(b) as f64)
-                .collect(),
-            StoreDtype::F16 => bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|&b| half::f16::from_le_bytes(b).to_f64())
-                .collect(),
-            StoreDtype::BF16 => bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|&b| half::bf16::from_le_bytes(b).to_f64())
-                .collect(),
-        }
+fn relative_error(stored: &Rows, fresh: &Rows, info: &TapInfo) -> f64 {
+    let widen = |rows: &Rows| -> Vec<f64> {
+        let numbers = to_f32(info, &rows.activations, Some(&rows.side));
+        numbers.into_iter().map(f64::from).collect()
     };
     let (stored, fresh) = (widen(stored), widen(fresh));
     // Equal infinities (masked scores) and NaNs are no difference; a NaN on one side makes the error NaN.

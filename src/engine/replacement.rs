@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Sample;
 use super::memory::KeptRows;
 use crate::hooks::Source;
-use crate::store::{ShardView, Store, Xxh3, widen};
+use crate::store::{ShardView, Store, Xxh3};
 
 /// Where replacements come from.
 pub struct Replacement {
@@ -253,7 +253,7 @@ impl Stored {
 
 /// The chosen columns (all, when none are) of a stored row, widened.
 pub(super) fn columns_of(shard: &ShardView, row: usize, columns: &[Range<usize>]) -> Vec<f32> {
-    let row = widen(shard.info().dtype, shard.row(row));
+    let row = shard.rows_f32(row..row + 1);
     if columns.is_empty() {
         return row;
     }

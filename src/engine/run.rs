@@ -408,8 +408,8 @@ impl<'p> Run<'p> {
             *sum += *rows as u64;
         }
         let of_taps = self.norms.iter_mut().zip(&self.prepared.infos);
-        for ((sum, info), ((rows, _), &n)) in of_taps.zip(landed.slabs.iter().zip(&batch.rows)) {
-            add_norms(sum, info, n, rows);
+        for ((sum, info), ((rows, side), &n)) in of_taps.zip(landed.slabs.iter().zip(&batch.rows)) {
+            add_norms(sum, info, n, rows, side.as_deref());
         }
         for (sum, receipt) in self.receipts.iter_mut().zip(&landed.receipts) {
             sum.add(receipt);

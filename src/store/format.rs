@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::error::{Error, Result};
+use crate::compact::Code;
 
 /// Where a file's data starts: 8 + the header's length is a multiple of this.
 pub const ALIGN: usize = 4096;
@@ -25,31 +26,40 @@ pub enum StoreDtype {
     F32,
     F16,
     BF16,
+    /// 8 bits, see [`crate::compact`].
+    #[serde(rename = "fp8-e4m3")]
+    F8E4M3,
+    /// As above.
+    Int8,
 }
 
 impl StoreDtype {
-    /// Bytes per number.
+    /// Bytes per number; of the 8-bit forms, what stands beside the codes comes on top.
     pub fn size(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
+            Self::F8E4M3 | Self::Int8 => 1,
+        }
+    }
+
+    /// What an 8-bit form stores numbers as.
+    pub fn code(self) -> Option<Code> {
+        match self {
+            Self::F32 | Self::F16 | Self::BF16 => None,
+            Self::F8E4M3 => Some(Code::F8E4M3),
+            Self::Int8 => Some(Code::I8),
         }
     }
 
     /// The name in a safetensors header.
-    pub fn safetensors_name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::BF16 => "BF16",
-        }
-    }
-
     pub(crate) fn safetensors(self) -> Dtype {
         match self {
             Self::F32 => Dtype::F32,
             Self::F16 => Dtype::F16,
             Self::BF16 => Dtype::BF16,
+            Self::F8E4M3 => Dtype::F8_E4M3,
+            Self::Int8 => Dtype::I8,
         }
     }
 }
@@ -60,6 +70,8 @@ impl fmt::Display for StoreDtype {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::BF16 => "bf16",
+            Self::F8E4M3 => "fp8-e4m3",
+            Self::Int8 => "int8",
         })
     }
 }
@@ -72,8 +84,10 @@ impl FromStr for StoreDtype {
             "f32" => Ok(Self::F32),
             "f16" => Ok(Self::F16),
             "bf16" => Ok(Self::BF16),
+            "fp8-e4m3" => Ok(Self::F8E4M3),
+            "int8" => Ok(Self::Int8),
             _ => Err(Error::Plan(format!(
-                "unknown store dtype {s:?}; use f32, f16 or bf16"
+                "unknown store dtype {s:?}; use f32, f16, bf16, fp8-e4m3 or int8"
             ))),
         }
     }
@@ -83,7 +97,7 @@ impl FromStr for StoreDtype {
 #[derive(Debug, Clone)]
 pub(crate) struct TensorSpec {
     pub name: String,
-    pub dtype: &'static str,
+    pub dtype: Dtype,
     pub shape: Vec<u64>,
     pub bytes: u64,
 }
@@ -200,7 +214,7 @@ impl Header {
 mod tests {
     use super::*;
 
-    fn spec(name: &str, dtype: &'static str, shape: &[u64], bytes: u64) -> TensorSpec {
+    fn spec(name: &str, dtype: Dtype, shape: &[u64], bytes: u64) -> TensorSpec {
         TensorSpec {
             name: name.into(),
             dtype,
@@ -214,9 +228,9 @@ mod tests {
         let metadata =
             BTreeMap::from([("hook".to_string(), "blocks.0.hook_resid_post".to_string())]);
         let tensors = [
-            spec("activations", "BF16", &[3, 1], 6),
-            spec("sample", "I64", &[3], 24),
-            spec("token", "I32", &[0], 0),
+            spec("activations", Dtype::BF16, &[3, 1], 6),
+            spec("sample", Dtype::I64, &[3], 24),
+            spec("token", Dtype::I32, &[0], 0),
         ];
         let mut file = encode_header(&metadata, &tensors).unwrap();
         assert_eq!(file.len(), ALIGN);
@@ -234,8 +248,11 @@ mod tests {
 
     #[test]
     fn every_truncation_of_a_file_is_an_error() {
-        let mut file =
-            encode_header(&BTreeMap::new(), &[spec("activations", "F32", &[2], 8)]).unwrap();
+        let mut file = encode_header(
+            &BTreeMap::new(),
+            &[spec("activations", Dtype::F32, &[2], 8)],
+        )
+        .unwrap();
         file.extend_from_slice(&[0; 8]);
         for n in (0..64).chain(4000..file.len()) {
             assert!(Header::parse(Path::new("f"), &file[..n]).is_err(), "{n}");

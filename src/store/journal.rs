@@ -86,8 +86,9 @@ pub(super) struct Line {
 pub(super) struct TapLine {
     pub rows: u64,
     pub activations: Xxh3,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub index: Option<Xxh3>,
+    /// Of the side tensors, in the order of the file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sides: Vec<Xxh3>,
 }
 
 /// A line as it stands in the file.

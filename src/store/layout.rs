@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
+use safetensors::Dtype;
+
 use super::error::{Error, Result};
 use super::format::{TensorSpec, encode_header};
 use super::manifest::{FORMAT_VERSION, TapInfo};
 use super::samples::SampleRow;
+use crate::compact::SidePart;
 
 /// The rows that one sample has in one tap.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -73,12 +76,12 @@ impl ShardFill {
     }
 }
 
-/// Bytes that a sample of `n_tokens` tokens takes in a tap's file when `rows` of them are selected: activations and index tensors.
+/// Bytes that a sample of `n_tokens` tokens takes in a tap's file when `rows` of them are selected, all tensors counted.
 pub fn sample_bytes(tap: &TapInfo, n_tokens: u64, rows: u64) -> u64 {
     let wide = if tap.ragged { n_tokens } else { 1 };
     let row = (row_bytes(tap) as u64)
         .saturating_mul(wide)
-        .saturating_add(tap.top_k.map_or(0, |k| 4 * k as u64) + INDEX_BYTES);
+        .saturating_add(side_row_bytes(tap) as u64 + INDEX_BYTES);
     rows.saturating_mul(row)
 }
 
@@ -88,6 +91,27 @@ const INDEX_BYTES: u64 = 16;
 /// Bytes of one row of `activations`; for a ragged tap, of one row against one token.
 pub(crate) fn row_bytes(tap: &TapInfo) -> usize {
     tap.row_shape.iter().product::<usize>() * tap.dtype.size()
+}
+
+/// The tensors that stand between `activations` and the index tensors, row by row: the components of a top-K tap, and what an 8-bit form
+/// has beside its codes.
+pub(crate) fn side_parts(tap: &TapInfo) -> Vec<SidePart> {
+    match (tap.top_k, tap.compact()) {
+        (Some(k), _) => vec![SidePart {
+            name: "index",
+            dtype: Dtype::I32,
+            shape: vec![k],
+            bytes: k.saturating_mul(4),
+        }],
+        (None, Some(compact)) => compact.side_parts().into(),
+        (None, None) => Vec::new(),
+    }
+}
+
+/// Bytes of one row in all of these.
+pub(crate) fn side_row_bytes(tap: &TapInfo) -> usize {
+    let bytes = side_parts(tap).into_iter().map(|part| part.bytes);
+    bytes.fold(0, usize::saturating_add)
 }
 
 /// The tensor name of a sample in a ragged tap's file.
@@ -105,16 +129,30 @@ pub(crate) struct TapLayout {
     pub header: Vec<u8>,
     /// Bytes of a row of `activations`; of a row against one token for a ragged tap.
     pub row_bytes: usize,
-    /// Bytes of a row of `index`; 0 without one.
-    pub index_row_bytes: usize,
     /// First row of each sample, and the number of rows at the end.
     pub row_starts: Vec<usize>,
     /// Where in the file each sample's activations start, and where the last one's end.
     pub data_starts: Vec<usize>,
-    /// Where in the file `index` starts; its end is where `sample` does.
-    pub index_start: usize,
+    /// The tensors between `activations` and `sample`.
+    pub sides: Vec<SideLayout>,
     pub sample_start: usize,
     pub file_bytes: usize,
+}
+
+/// A tensor with something for each row of `activations`.
+#[derive(Debug, Clone)]
+pub(crate) struct SideLayout {
+    pub name: &'static str,
+    pub row_bytes: usize,
+    /// Where in the file it starts.
+    pub start: usize,
+}
+
+impl SideLayout {
+    /// Bytes in the file of some rows.
+    pub fn rows(&self, rows: Range<usize>) -> Range<usize> {
+        self.start + rows.start * self.row_bytes..self.start + rows.end * self.row_bytes
+    }
 }
 
 impl TapLayout {
@@ -127,10 +165,28 @@ impl TapLayout {
         self.data_starts[samples.start]..self.data_starts[samples.end]
     }
 
-    /// Bytes in the file of `index` for a range of samples.
-    pub fn index(&self, samples: Range<usize>) -> Range<usize> {
-        let at = |s: usize| self.index_start + self.row_starts[s] * self.index_row_bytes;
-        at(samples.start)..at(samples.end)
+    /// Rows of a range of samples.
+    pub fn rows_of(&self, samples: Range<usize>) -> Range<usize> {
+        self.row_starts[samples.start]..self.row_starts[samples.end]
+    }
+
+    /// Bytes of one row in all side tensors together.
+    pub fn side_row_bytes(&self) -> usize {
+        self.sides.iter().map(|side| side.row_bytes).sum()
+    }
+
+    /// Bytes in the file of each side tensor, for a range of samples.
+    pub fn side_ranges(&self, samples: Range<usize>) -> impl Iterator<Item = Range<usize>> + '_ {
+        let rows = self.rows_of(samples);
+        self.sides.iter().map(move |side| side.rows(rows.clone()))
+    }
+
+    /// The bytes of a batch's side rows that come as one slab where they can lie in the file itself: where there is one side tensor.
+    pub fn only_side(&self, samples: Range<usize>) -> Option<Range<usize>> {
+        match &self.sides[..] {
+            [side] => Some(side.rows(self.rows_of(samples))),
+            _ => None,
+        }
     }
 
     /// The parts of `sample`, `position` and `token`, in the order of their bytes.
@@ -265,7 +321,7 @@ fn plan_tap(
         ))
     };
     let row_bytes = row_bytes(tap);
-    let dtype = tap.dtype.safetensors_name();
+    let dtype = tap.dtype.safetensors();
     let mut row_starts = vec![0usize];
     let mut data_ends = vec![0usize];
     let (mut n_rows, mut data) = (0usize, 0usize);
@@ -305,24 +361,23 @@ fn plan_tap(
             bytes: data as u64,
         });
     }
-    let index_row_bytes = tap
-        .top_k
-        .unwrap_or(0)
-        .checked_mul(4)
-        .ok_or_else(too_large)?;
-    let index_bytes = n_rows.checked_mul(index_row_bytes).ok_or_else(too_large)?;
-    if let Some(k) = tap.top_k {
+    let parts = side_parts(tap);
+    let mut side_bytes = 0usize;
+    for part in &parts {
+        let bytes = n_rows.checked_mul(part.bytes).ok_or_else(too_large)?;
+        side_bytes = side_bytes.checked_add(bytes).ok_or_else(too_large)?;
+        let shape = part.shape.iter().map(|&d| d as u64);
         tensors.push(TensorSpec {
-            name: "index".into(),
-            dtype: "I32",
-            shape: vec![rows64, k as u64],
-            bytes: index_bytes as u64,
+            name: part.name.into(),
+            dtype: part.dtype,
+            shape: std::iter::once(rows64).chain(shape).collect(),
+            bytes: bytes as u64,
         });
     }
     for (name, dtype, size) in [
-        ("sample", "I64", 8),
-        ("position", "I32", 4),
-        ("token", "I32", 4),
+        ("sample", Dtype::I64, 8),
+        ("position", Dtype::I32, 4),
+        ("token", Dtype::I32, 4),
     ] {
         tensors.push(TensorSpec {
             name: name.into(),
@@ -334,19 +389,27 @@ fn plan_tap(
     // Offsets must also fit the i64 that files are addressed by, with the header still to come.
     let all = n_rows
         .checked_mul(INDEX_BYTES as usize)
-        .and_then(|x| x.checked_add(data)?.checked_add(index_bytes));
+        .and_then(|x| x.checked_add(data)?.checked_add(side_bytes));
     all.filter(|&x| x < i64::MAX as usize - (1 << 32))
         .ok_or_else(too_large)?;
 
     let header = encode_header(&file_metadata(tap, model_fingerprint), &tensors)?;
-    let index_start = header.len() + data;
-    let sample_start = index_start + index_bytes;
+    let mut sample_start = header.len() + data;
+    let sides = parts.iter().map(|part| {
+        let start = sample_start;
+        sample_start += n_rows * part.bytes;
+        SideLayout {
+            name: part.name,
+            row_bytes: part.bytes,
+            start,
+        }
+    });
+    let sides = sides.collect();
     Ok(TapLayout {
         row_bytes,
-        index_row_bytes,
         row_starts,
         data_starts: data_ends.iter().map(|d| header.len() + d).collect(),
-        index_start,
+        sides,
         sample_start,
         file_bytes: sample_start + n_rows * INDEX_BYTES as usize,
         header,

@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::error::{Error, Result};
 use super::journal::{Line, TapLine};
 use super::manifest::Xxh3;
-use super::shard::{RELEASE_BYTES, ShardWriter};
+use super::shard::{RELEASE_BYTES, ShardWriter, sides};
 use crate::sys::disk::{Disk, Tally};
 use crate::sys::ring::{BLOCK, SlabRing};
 use crate::sys::slab::{Memory, Slab};
@@ -27,7 +27,7 @@ pub struct LentSlab {
     /// The batch's rows among the tap's rows in this shard.
     pub rows: Range<usize>,
     pub activations: Slab,
-    /// Of a top-K tap.
+    /// Of a top-K tap, the components; of rows in 8 bits, their side rows.
     pub index: Option<Slab>,
 }
 
@@ -155,7 +155,7 @@ impl ShardWriter {
                 let ring = Arc::clone(&direct.ring);
                 self.lend_of(&ring, &samples)?
             }
-            None => Some(self.lend_mapped(&samples)),
+            None => Some(self.lend_mapped(&samples)?),
         };
         let Some((slabs, heads)) = lent else {
             return Ok(None);
@@ -165,14 +165,27 @@ impl ShardWriter {
         Ok(Some(slabs))
     }
 
-    fn lend_mapped(&mut self, samples: &Range<usize>) -> (Vec<LentSlab>, Vec<Slab>) {
+    fn lend_mapped(&mut self, samples: &Range<usize>) -> Result<(Vec<LentSlab>, Vec<Slab>)> {
         let taps = self.maps.iter_mut().zip(&self.layout.taps);
-        let slabs = taps.map(|(map, layout)| LentSlab {
-            rows: layout.row_starts[samples.start]..layout.row_starts[samples.end],
-            activations: map.lend(layout.activations(samples.clone())),
-            index: (layout.index_row_bytes > 0).then(|| map.lend(layout.index(samples.clone()))),
+        let slabs = taps.map(|(map, layout)| {
+            let rows = layout.rows_of(samples.clone());
+            // Side rows that make several tensors are taken apart when they come back.
+            let index = match layout.only_side(samples.clone()) {
+                Some(bytes) => Some(map.lend(bytes)),
+                None if layout.sides.is_empty() => None,
+                None => Some(
+                    Slab::anonymous((rows.len() * layout.side_row_bytes()).max(1)).map_err(
+                        |e| Error::Plan(format!("no memory for what stands beside rows: {e}")),
+                    )?,
+                ),
+            };
+            Ok(LentSlab {
+                activations: map.lend(layout.activations(samples.clone())),
+                index,
+                rows,
+            })
         });
-        (slabs.collect(), Vec::new())
+        Ok((slabs.collect::<Result<_>>()?, Vec::new()))
     }
 
     /// One slab of the ring, cut up: each tap's begins at a block, with room for what comes before its rows in it.
@@ -188,7 +201,7 @@ impl ShardWriter {
             .map(|layout| {
                 let rows = layout.activations(samples.clone());
                 let head = rows.start % BLOCK;
-                let index = layout.index(samples.clone()).len();
+                let index = layout.rows_of(samples.clone()).len() * layout.side_row_bytes();
                 (head, rows.len(), index)
             })
             .collect();
@@ -207,7 +220,7 @@ impl ShardWriter {
             slabs.push(LentSlab {
                 rows: layout.row_starts[samples.start]..layout.row_starts[samples.end],
                 activations: part.split_to(rows),
-                index: (layout.index_row_bytes > 0).then(|| after.split_to(index)),
+                index: (!layout.sides.is_empty()).then(|| after.split_to(index)),
             });
         }
         Ok(Some((slabs, heads)))
@@ -234,11 +247,25 @@ impl ShardWriter {
             return Err(Error::Plan("slabs come back that were not lent".into()));
         };
         if self.lent.direct.is_none() {
+            for (tap, (_, index)) in slabs.iter().enumerate() {
+                let layout = &self.layout.taps[tap];
+                if let Some(index) = index.as_ref().filter(|_| layout.sides.len() > 1) {
+                    self.put_side_rows_of(tap, &samples, index);
+                }
+            }
             drop(slabs);
             return self.finish_batch_with(samples, carry);
         }
         self.send(samples, heads, slabs, carry)?;
         self.finish_written(false)
+    }
+
+    /// Writes the side rows of a batch, which may come with room to spare.
+    fn put_side_rows_of(&mut self, tap: usize, samples: &Range<usize>, side_rows: &[u8]) {
+        let layout = &self.layout.taps[tap];
+        let rows = layout.rows_of(samples.clone());
+        let bytes = rows.len() * layout.side_row_bytes();
+        self.put_side_rows(tap, rows, &side_rows[..bytes]);
     }
 
     /// Sends a batch to the disk.
@@ -249,17 +276,18 @@ impl ShardWriter {
         slabs: Vec<(Slab, Option<Slab>)>,
         carry: Value,
     ) -> Result<()> {
+        for (tap, (_, index)) in slabs.iter().enumerate() {
+            if let Some(index) = index {
+                self.put_side_rows_of(tap, &samples, index);
+            }
+        }
         let sums = self.sums_of(&samples, &slabs);
         let tally = Arc::new(Tally::default());
         if let Some(padded) = self.lent.direct.as_mut().and_then(|d| d.padded.take()) {
             // The disk may take writes in any order, and this batch's rows belong into those blocks.
             padded.settle(0);
         }
-        for (tap, (head, (rows, index))) in heads.into_iter().zip(slabs).enumerate() {
-            if let Some(index) = index {
-                let at = self.layout.taps[tap].index(samples.clone());
-                self.maps[tap].part_mut(at).copy_from_slice(&index);
-            }
+        for (tap, (head, (rows, _))) in heads.into_iter().zip(slabs).enumerate() {
             self.send_rows(tap, &samples, head, rows, &tally)?;
         }
         let Some(direct) = &mut self.lent.direct else {
@@ -360,12 +388,13 @@ impl ShardWriter {
     fn sums_of(&self, samples: &Range<usize>, slabs: &[(Slab, Option<Slab>)]) -> Vec<TapLine> {
         use rayon::prelude::*;
         let taps = slabs.par_iter().zip(&self.layout.taps);
-        taps.map(|((rows, index), layout)| TapLine {
-            rows: (layout.row_starts[samples.end] - layout.row_starts[samples.start]) as u64,
-            activations: Xxh3::of(rows),
-            index: index.as_ref().map(|index| Xxh3::of(index)),
-        })
-        .collect()
+        taps.zip(&self.maps)
+            .map(|(((rows, _), layout), map)| TapLine {
+                rows: layout.rows_of(samples.clone()).len() as u64,
+                activations: Xxh3::of(rows),
+                sides: sides(map, layout, samples.clone()),
+            })
+            .collect()
     }
 
     /// Finishes the batches that are on the disk; all, if it is to wait for them.

@@ -1,6 +1,6 @@
 //! The manifest: what the store holds, from what and how it was made. A file that it does not list does not exist.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::error::{Error, Result};
 use super::format::StoreDtype;
 use super::samples::KeptType;
+use crate::compact::{Compact, Loss, LossSums, WIDEST};
 use crate::sys::writable::create_anew;
 
 /// The version of the on-disk format, written to every manifest and tap file.
@@ -106,6 +107,16 @@ pub struct TapInfo {
     /// `|top:K` and `|logprob:K`: a second tensor `index`, I32 [rows, K], holds which components the K values are.
     #[serde(default)]
     pub top_k: Option<usize>,
+}
+
+impl TapInfo {
+    /// The 8-bit form of its rows, if they have one.
+    pub fn compact(&self) -> Option<Compact> {
+        self.dtype.code().map(|code| Compact {
+            code,
+            width: self.row_shape.iter().product(),
+        })
+    }
 }
 
 /// The model that ran.
@@ -234,6 +245,9 @@ pub struct TapFile {
     pub batch_rows: Vec<u64>,
     /// Checksums that together cover every byte of the file, in the order of the bytes.
     pub checksums: Vec<Checksum>,
+    /// Of rows in 8 bits: what was lost, added up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<LossSums>,
 }
 
 /// The checksum of one part of a tap file.
@@ -262,6 +276,9 @@ pub struct Manifest {
     /// The mean Euclidean norm of each tap's rows, by its folder; null where it has none.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub mean_norms: Value,
+    /// What rounding to 8 bits lost, by the tap's folder.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub losses: BTreeMap<String, Loss>,
     #[serde(default)]
     pub timing: Value,
     #[serde(default)]
@@ -351,6 +368,21 @@ impl Manifest {
         render(&serde_json::to_value(self).unwrap_or_default(), 0, &mut out);
         out.push('\n');
         out
+    }
+
+    /// The loss of each tap with rows in 8 bits, over the committed shards.
+    pub fn sum_losses(&self) -> BTreeMap<String, Loss> {
+        let of_tap = |t: usize| {
+            let mut sums = LossSums::default();
+            let files = self.shards.iter().filter_map(|shard| shard.taps.get(t));
+            files
+                .filter_map(|f| f.loss.as_ref())
+                .for_each(|l| sums.join(l));
+            sums.loss()
+        };
+        let taps = self.taps.iter().enumerate();
+        taps.filter_map(|(t, tap)| Some((tap.folder.clone(), of_tap(t)?)))
+            .collect()
     }
 
     fn check(&self) -> Result<(), String> {
@@ -455,6 +487,14 @@ pub(crate) fn check_taps(taps: &[TapInfo]) -> Result<(), String> {
             return Err(format!(
                 "tap {folder}: the row shape {:?} overflows",
                 tap.row_shape
+            ));
+        }
+        if let Some(compact) = tap.compact()
+            && (tap.ragged || tap.top_k.is_some() || !(1..=WIDEST).contains(&compact.width))
+        {
+            return Err(format!(
+                "tap {folder}: {} is for rows of 1 to {WIDEST} numbers, not for patterns, scores or the largest of a row",
+                tap.dtype
             ));
         }
     }

@@ -355,6 +355,7 @@ fn fill(
     for folder in folders.chain([SAMPLES]) {
         sync_dir(&root.join(folder))?;
     }
+    manifest.losses = manifest.sum_losses();
     manifest.state = State::Complete;
     manifest.publish(&root)?;
     let partial = root.join(PARTIAL);

@@ -25,6 +25,7 @@ mod writer;
 
 pub use error::{Error, Result};
 pub use format::{ALIGN, StoreDtype};
+pub(crate) use layout::side_row_bytes;
 pub use layout::{ShardFill, ShardLayout, ShardLimits, TapRows, sample_bytes};
 pub use lend::{LentSlab, RingToDisk};
 pub use manifest::{
@@ -32,7 +33,7 @@ pub use manifest::{
     SamplesFile, ShardEntry, Slice, State, TapFile, TapInfo, Xxh3,
 };
 pub use merge::{JoinReceipts, Merged, merge};
-pub(crate) use reader::widen;
+pub(crate) use reader::to_f32;
 pub use reader::{RowView, Store, TapReader};
 pub use recovery::{Found, Unfinished, find};
 pub use samples::{Kept, KeptType, Piece, RowRange, SampleRow, Selections};

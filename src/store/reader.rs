@@ -11,6 +11,7 @@ use super::manifest::{MANIFEST, Manifest, ShardEntry, State, TapInfo, Xxh3, list
 use super::samples::{KeptType, SampleRow, Selections};
 use super::samples_read::{ReadTable, read_table};
 use super::view::{RaggedView, ShardView};
+use crate::compact::e4m3_to_f32;
 use crate::sys::map::MappedFile;
 
 /// A store opened for reading.
@@ -340,9 +341,14 @@ impl RowView {
         self.shard.row(self.row)
     }
 
-    /// Its numbers, widened to f32 (exactly).
+    /// Its numbers, widened to f32 (exactly), or read back from 8 bits.
     pub fn to_f32(&self) -> Vec<f32> {
-        widen(self.shard.info().dtype, self.bytes())
+        self.shard.rows_f32(self.row..self.row + 1)
+    }
+
+    /// What it has beside `activations`; see [`ShardView::side_row`].
+    pub fn side_row(&self) -> Vec<u8> {
+        self.shard.side_row(self.row)
     }
 
     /// Number of its sample in the dataset.
@@ -366,9 +372,24 @@ impl RowView {
     }
 }
 
-/// Numbers of any dtype as f32, exactly.
+/// A tap's rows as f32: widened, or read back from their codes and side rows.
+pub(crate) fn to_f32(info: &TapInfo, bytes: &[u8], side_rows: Option<&[u8]>) -> Vec<f32> {
+    let Some((compact, side)) = info.compact().zip(side_rows) else {
+        return widen(info.dtype, bytes);
+    };
+    let mut numbers = vec![0.0; bytes.len()];
+    let rows = bytes.chunks_exact(compact.width);
+    let sides = side.chunks_exact(compact.side_bytes());
+    let out = numbers.chunks_exact_mut(compact.width);
+    for ((row, side), out) in rows.zip(sides).zip(out) {
+        compact.dequantise(row, side, out);
+    }
+    numbers
+}
+
+/// Numbers of any dtype but 8 bits as f32, exactly; of 8 bits, the codes.
 pub(crate) fn widen(dtype: super::StoreDtype, bytes: &[u8]) -> Vec<f32> {
-    use super::StoreDtype::{BF16, F16, F32};
+    use super::StoreDtype::{BF16, F8E4M3, F16, F32, Int8};
     let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
     match dtype {
         F32 => bytes
@@ -377,5 +398,7 @@ pub(crate) fn widen(dtype: super::StoreDtype, bytes: &[u8]) -> Vec<f32> {
             .collect(),
         F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
         BF16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
+        F8E4M3 => bytes.iter().map(|&b| e4m3_to_f32(b)).collect(),
+        Int8 => bytes.iter().map(|&b| f32::from(b.cast_signed())).collect(),
     }
 }

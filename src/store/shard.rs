@@ -18,6 +18,7 @@ use super::manifest::{
 };
 use super::widen::widen_tables;
 use super::writer::Shared;
+use crate::compact::{COSINE, LossSums, RELATIVE_ERROR};
 use crate::sys::writable::{WritableMap, Writeback};
 
 /// Bytes of rows, all taps together, after which the journal is to vouch for them and their memory is given back.
@@ -30,7 +31,8 @@ pub struct TapSlab<'a> {
     pub rows: Range<usize>,
     /// Bytes of the rows, in order, each of the tap's row shape; for a ragged tap the samples' [heads, rows, tokens] tensors end to end.
     pub activations: &'a mut [u8],
-    /// Bytes of the I32 [rows, K] component numbers of a top-K tap.
+    /// Bytes of the I32 [rows, K] component numbers of a top-K tap. (Rows in 8 bits have several tensors beside them, which
+    /// [`ShardWriter::put_side_rows`] writes.)
     pub index: Option<&'a mut [u8]>,
 }
 
@@ -39,7 +41,8 @@ pub struct TapSlab<'a> {
 struct BatchSums {
     rows: Vec<u64>,
     activations: Vec<Xxh3>,
-    index: Vec<Xxh3>,
+    /// Of each side tensor.
+    sides: Vec<Vec<Xxh3>>,
 }
 
 /// A shard whose files are reserved, mapped and laid out, and wait for their rows. Independent of the [`StoreWriter`](super::StoreWriter)
@@ -110,7 +113,11 @@ impl ShardWriter {
             keep,
             commit_every,
         } = begun;
-        let sums = taps.iter().map(|_| BatchSums::default()).collect();
+        let of_tap = |layout: &TapLayout| BatchSums {
+            sides: vec![Vec::new(); layout.sides.len()],
+            ..BatchSums::default()
+        };
+        let sums = layout.taps.iter().map(of_tap).collect();
         Self {
             shared,
             taps,
@@ -181,8 +188,7 @@ impl ShardWriter {
         taps.map(|(map, layout)| TapLine {
             rows: (layout.row_starts[samples.end] - layout.row_starts[samples.start]) as u64,
             activations: Xxh3::of(map.part(layout.activations(samples.clone()))),
-            index: (layout.index_row_bytes > 0)
-                .then(|| Xxh3::of(map.part(layout.index(samples.clone())))),
+            sides: self::sides(map, layout, samples.clone()),
         })
         .collect()
     }
@@ -192,7 +198,9 @@ impl ShardWriter {
         for (sums, tap) in self.sums.iter_mut().zip(taps) {
             sums.rows.push(tap.rows);
             sums.activations.push(tap.activations);
-            sums.index.extend(tap.index);
+            for (sums, sum) in sums.sides.iter_mut().zip(tap.sides) {
+                sums.push(sum);
+            }
         }
         self.batches.push(samples.len() as u64);
         self.finished = samples.end;
@@ -249,8 +257,35 @@ impl ShardWriter {
             "rows {rows:?} of {}",
             layout.rows()
         );
-        let at = |row: usize| layout.index_start + row * layout.index_row_bytes;
-        &mut self.maps[tap].bytes_mut()[at(rows.start)..at(rows.end)]
+        let bytes = match &layout.sides[..] {
+            [side] => side.rows(rows),
+            _ => 0..0,
+        };
+        &mut self.maps[tap].bytes_mut()[bytes]
+    }
+
+    /// Writes what some rows of a tap have in its side tensors: their side rows, one after the other.
+    ///
+    /// # Panics
+    /// The rows are not in the shard, or have side rows of another length.
+    pub fn put_side_rows(&mut self, tap: usize, rows: Range<usize>, side_rows: &[u8]) {
+        let layout = &self.layout.taps[tap];
+        let stride = layout.side_row_bytes();
+        assert!(
+            rows.end <= layout.rows() && side_rows.len() == rows.len() * stride,
+            "{} bytes beside rows {rows:?} of {}",
+            side_rows.len(),
+            layout.rows()
+        );
+        let mut at = 0;
+        for side in &layout.sides {
+            let to = self.maps[tap].part_mut(side.rows(rows.clone()));
+            let parts = side_rows.chunks_exact(stride).map(|row| &row[at..]);
+            for (to, part) in to.chunks_exact_mut(side.row_bytes).zip(parts) {
+                to.copy_from_slice(&part[..side.row_bytes]);
+            }
+            at += side.row_bytes;
+        }
     }
 
     /// The bytes of one sample's [heads, rows, tokens] tensor in a ragged tap.
@@ -275,13 +310,17 @@ impl ShardWriter {
         // Each slab borrows from a mapping of its own, so none can overlap another.
         let mut slabs = Vec::with_capacity(self.maps.len());
         for (map, layout) in self.maps.iter_mut().zip(&self.layout.taps) {
-            let (data, rest) = map.bytes_mut().split_at_mut(layout.index_start);
-            let index = layout.index(samples.clone());
-            let index = &mut rest[index.start - layout.index_start..index.end - layout.index_start];
+            let begin = layout
+                .sides
+                .first()
+                .map_or(layout.sample_start, |s| s.start);
+            let (data, rest) = map.bytes_mut().split_at_mut(begin);
+            let index = layout.only_side(samples.clone());
+            let index = index.map(|at| &mut rest[at.start - begin..at.end - begin]);
             slabs.push(TapSlab {
-                rows: layout.row_starts[samples.start]..layout.row_starts[samples.end],
+                rows: layout.rows_of(samples.clone()),
                 activations: &mut data[layout.activations(samples.clone())],
-                index: (layout.index_row_bytes > 0).then_some(index),
+                index,
             });
         }
         slabs
@@ -323,7 +362,10 @@ impl ShardWriter {
         self.add(samples, taps);
 
         let done = self.released..self.finished;
-        let bytes = |l: &TapLayout| l.activations(done.clone()).len() + l.index(done.clone()).len();
+        let bytes = |l: &TapLayout| {
+            let rows = l.rows_of(done.clone()).len();
+            l.activations(done.clone()).len() + rows * l.side_row_bytes()
+        };
         let many = self.layout.taps.iter().map(bytes).sum::<usize>() >= RELEASE_BYTES;
         if (many || self.committed_at.elapsed() >= self.commit_every)
             && self.finished < self.n_samples
@@ -336,7 +378,8 @@ impl ShardWriter {
             let taps = self.maps.par_iter_mut().zip(&self.layout.taps);
             taps.zip(&self.tap_paths)
                 .try_for_each(|((map, layout), path)| {
-                    for range in [layout.activations(done.clone()), layout.index(done.clone())] {
+                    let ranges = layout.side_ranges(done.clone());
+                    for range in ranges.chain([layout.activations(done.clone())]) {
                         self.writeback.ask(map, range.clone());
                         map.drop_pages(range)
                             .map_err(|e| Error::io("release pages of", path, e))?;
@@ -371,6 +414,7 @@ impl ShardWriter {
             )));
         }
         let checksums = self.checksums();
+        let losses = self.losses();
         let journal = self.journal.take().map(Journal::end);
         let maps: Vec<_> = self.maps.iter().zip(self.tap_paths.clone()).collect();
         sync_all(&maps, &|map: &&WritableMap| map.sync())?;
@@ -391,8 +435,9 @@ impl ShardWriter {
             .zip(&self.layout.taps)
             .zip(self.sums)
             .zip(checksums)
+            .zip(losses)
             .zip(&self.tap_paths);
-        for ((((tap, layout), sums), checksums), path) in parts {
+        for (((((tap, layout), sums), checksums), loss), path) in parts {
             let file = format!("{}/{:05}.safetensors", tap.folder, self.index);
             let to = root.join(&file);
             fs::rename(path, &to).map_err(|e| Error::write(&to, 0, 0, e))?;
@@ -403,6 +448,7 @@ impl ShardWriter {
                 bytes: layout.file_bytes as u64,
                 batch_rows: sums.rows,
                 checksums,
+                loss,
             });
         }
         let to = root.join(&self.table.file);
@@ -432,6 +478,19 @@ impl ShardWriter {
         Ok(())
     }
 
+    /// What rounding to 8 bits lost of each tap.
+    fn losses(&self) -> Vec<Option<LossSums>> {
+        let taps = self.maps.iter().zip(&self.layout.taps);
+        taps.map(|(map, layout)| {
+            let of = |name: &str| {
+                let side = layout.sides.iter().find(|side| side.name == name)?;
+                Some(map.part(side.rows(0..layout.rows())))
+            };
+            Some(LossSums::of(of(RELATIVE_ERROR)?, of(COSINE)?))
+        })
+        .collect()
+    }
+
     /// The checksums of each tap's file, part by part.
     fn checksums(&self) -> Vec<Vec<Checksum>> {
         let of_tap = |((map, layout), sums): ((&WritableMap, &TapLayout), &BatchSums)| {
@@ -449,8 +508,8 @@ impl ShardWriter {
                 plain("header", 0..layout.header.len()),
                 batched("activations", &sums.activations),
             ];
-            if layout.index_row_bytes > 0 {
-                parts.push(batched("index", &sums.index));
+            for (side, sums) in layout.sides.iter().zip(&sums.sides) {
+                parts.push(batched(side.name, sums));
             }
             parts.extend(
                 layout
@@ -466,4 +525,10 @@ impl ShardWriter {
             .map(of_tap)
             .collect()
     }
+}
+
+/// The checksums of what some samples' rows have in the side tensors.
+pub(super) fn sides(map: &WritableMap, layout: &TapLayout, samples: Range<usize>) -> Vec<Xxh3> {
+    let ranges = layout.side_ranges(samples);
+    ranges.map(|range| Xxh3::of(map.part(range))).collect()
 }

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::error::{Error, Result};
+use super::layout::side_parts;
 use super::manifest::{Checksum, MANIFEST, Manifest, PARTIAL, ShardEntry, State, TapFile, Xxh3};
 use super::reader::read_samples;
 use super::view::ShardView;
@@ -111,7 +112,8 @@ fn check_tap_file(
     )?);
     let mut problems = Vec::new();
     let mut parts = vec!["header", "activations", "sample", "position", "token"];
-    parts.extend(manifest.taps[tap].top_k.map(|_| "index"));
+    let sides = side_parts(&manifest.taps[tap]);
+    parts.extend(sides.iter().map(|side| side.name));
     for part in parts {
         match entry.checksums.iter().find(|c| c.part == part) {
             Some(checksum) => problems.extend(check_part(&view, shard, entry, checksum)),
@@ -120,6 +122,12 @@ fn check_tap_file(
                 entry.file
             )),
         }
+    }
+    if view.loss_sums() != entry.loss {
+        problems.push(format!(
+            "{}: the loss that the manifest tells is not that of its rows",
+            entry.file
+        ));
     }
     Ok(problems)
 }

@@ -9,10 +9,19 @@ use safetensors::Dtype;
 
 use super::error::{Error, Result};
 use super::format::{Header, StoreDtype, StoredTensor};
-use super::layout::{ragged_name, row_bytes};
+use super::layout::{ragged_name, row_bytes, side_parts};
 use super::manifest::{ShardEntry, TapInfo, listed_file};
 use super::reader::widen;
+use crate::compact::{COSINE, LossSums, RELATIVE_ERROR};
 use crate::sys::map::MappedFile;
+
+/// A tensor with something for each row.
+#[derive(Debug)]
+struct SideBytes {
+    name: &'static str,
+    row_bytes: usize,
+    bytes: Range<usize>,
+}
 
 /// A committed file of one tap.
 #[derive(Debug)]
@@ -26,7 +35,8 @@ pub struct ShardView {
     first_row: usize,
     /// Bytes of all rows' activations, and of the other tensors.
     activations: Range<usize>,
-    index: Option<Range<usize>>,
+    /// The side tensors, in the order of the file.
+    sides: Vec<SideBytes>,
     sample: Range<usize>,
     position: Range<usize>,
     token: Range<usize>,
@@ -65,15 +75,20 @@ impl ShardView {
                 .collect();
             tensor("activations", info.dtype.safetensors(), &shape)?
         };
-        let index = info
-            .top_k
-            .map(|k| tensor("index", Dtype::I32, &[rows, k]))
-            .transpose()?;
+        let sides = side_parts(info).into_iter().map(|part| {
+            let shape: Vec<usize> = std::iter::once(rows).chain(part.shape).collect();
+            Ok(SideBytes {
+                name: part.name,
+                row_bytes: part.bytes,
+                bytes: tensor(part.name, part.dtype, &shape)?,
+            })
+        });
+        let sides = sides.collect::<Result<Vec<_>>>()?;
         let sample = tensor("sample", Dtype::I64, &[rows])?;
         let position = tensor("position", Dtype::I32, &[rows])?;
         let token = tensor("token", Dtype::I32, &[rows])?;
         let listed = 3
-            + usize::from(index.is_some())
+            + sides.len()
             + if info.ragged {
                 ragged_tensors(&header).len()
             } else {
@@ -92,7 +107,7 @@ impl ShardView {
             rows,
             first_row,
             activations,
-            index,
+            sides,
             sample,
             position,
             token,
@@ -165,12 +180,15 @@ impl ShardView {
         bytemuck::try_cast_slice(self.activations()).map_err(unaligned)
     }
 
-    /// All of `activations`, widened to f32 (a copy).
+    /// All of `activations`, widened to f32, or read back from 8 bits (a copy).
     pub fn to_f32(&self) -> Vec<f32> {
-        widen(self.info.dtype, self.activations())
+        match self.info.ragged {
+            true => widen(self.info.dtype, self.activations()),
+            false => self.rows_f32(0..self.rows),
+        }
     }
 
-    /// Some rows, widened to f32 (a copy), row-major.
+    /// Some rows, widened to f32, or read back from 8 bits (a copy), row-major.
     ///
     /// # Panics
     /// There are no such rows, or the tap is ragged.
@@ -182,10 +200,42 @@ impl ShardView {
             self.path.display()
         );
         let size = row_bytes(&self.info);
-        widen(
-            self.info.dtype,
-            &self.activations()[rows.start * size..rows.end * size],
-        )
+        let Some(compact) = self.info.compact() else {
+            let bytes = &self.activations()[rows.start * size..rows.end * size];
+            return widen(self.info.dtype, bytes);
+        };
+        let mut numbers = vec![0.0; rows.len() * compact.width];
+        let mut side = Vec::with_capacity(compact.side_bytes());
+        for (row, out) in rows.zip(numbers.chunks_exact_mut(compact.width)) {
+            side.clear();
+            self.add_side_row(row, &mut side);
+            compact.dequantise(self.row(row), &side, out);
+        }
+        numbers
+    }
+
+    /// What a row has in the side tensors, in the order of the file: its components in a top-K tap; scales, the numbers kept apart and the
+    /// loss of a row in 8 bits.
+    ///
+    /// # Panics
+    /// There is no such row.
+    pub fn side_row(&self, row: usize) -> Vec<u8> {
+        let mut side = Vec::new();
+        self.add_side_row(row, &mut side);
+        side
+    }
+
+    fn add_side_row(&self, row: usize, to: &mut Vec<u8>) {
+        for side in &self.sides {
+            let bytes = &self.map[side.bytes.clone()];
+            to.extend_from_slice(&bytes[row * side.row_bytes..(row + 1) * side.row_bytes]);
+        }
+    }
+
+    /// Of rows in 8 bits: the sums of their measured losses.
+    pub(crate) fn loss_sums(&self) -> Option<LossSums> {
+        let of = |name| Some(&self.map[self.part(name)?]);
+        Some(LossSums::of(of(RELATIVE_ERROR)?, of(COSINE)?))
     }
 
     /// Bytes of one row.
@@ -224,7 +274,8 @@ impl ShardView {
 
     /// [rows, K] component numbers of a top-K tap, row-major; none for other taps.
     pub fn index(&self) -> Option<Vec<i32>> {
-        Some(self.i32s(self.index.as_ref()?, 0..self.rows * self.info.top_k?))
+        let k = self.info.top_k?;
+        Some(self.i32s(&self.sides.first()?.bytes, 0..self.rows * k))
     }
 
     /// The tensors of a ragged tap's samples, in the order written (tensors without rows aside, which are nowhere); none for other taps.
@@ -263,7 +314,7 @@ impl ShardView {
 
     pub(crate) fn index_of(&self, row: usize) -> Option<Vec<i32>> {
         let k = self.info.top_k?;
-        Some(self.i32s(self.index.as_ref()?, row * k..(row + 1) * k))
+        Some(self.i32s(&self.sides.first()?.bytes, row * k..(row + 1) * k))
     }
 
     fn i32s(&self, tensor: &Range<usize>, items: Range<usize>) -> Vec<i32> {
@@ -283,11 +334,14 @@ impl ShardView {
         match name {
             "header" => Some(0..self.header.len),
             "activations" => Some(self.activations.clone()),
-            "index" => self.index.clone(),
             "sample" => Some(self.sample.clone()),
             "position" => Some(self.position.clone()),
             "token" => Some(self.token.clone()),
-            _ => None,
+            side => self
+                .sides
+                .iter()
+                .find(|s| s.name == side)
+                .map(|s| s.bytes.clone()),
         }
     }
 

@@ -151,6 +151,7 @@ impl StoreWriter {
             keep: keep.clone(),
             samples: 0,
             mean_norms: Value::Null,
+            losses: Default::default(),
             timing: Value::Null,
             stalls: Value::Null,
             attempts: 1,
@@ -349,6 +350,7 @@ impl StoreWriter {
         manifest.state = State::Complete;
         manifest.provenance.receipts = summary.receipts;
         manifest.mean_norms = summary.mean_norms;
+        manifest.losses = manifest.sum_losses();
         manifest.timing = summary.timing;
         manifest.stalls = summary.stalls;
         manifest.carry = Value::Null;

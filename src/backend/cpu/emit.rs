@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::simd::vectorised;
 use crate::backend::{Reduce, Sink, SinkDtype, SinkSpec};
+use crate::compact::Compact;
 
 /// Writes the sink's next `src_rows.len()` rows; `src_rows` says where each is in `src` `[.., width]`.
 pub(super) fn emit(sink: &mut Sink<'_>, src: &[f32], width: usize, src_rows: &[u32]) {
@@ -27,6 +28,17 @@ pub(super) fn emit(sink: &mut Sink<'_>, src: &[f32], width: usize, src_rows: &[u
                 .zip(src_rows)
                 .for_each(|((out, index), &r)| {
                     top_k(&columns(spec, row(r)), *k, log_prob, spec.dtype, out, index);
+                });
+        }
+        (_, Some(side)) if let Some(compact) = spec.compact(width) => {
+            let side_row = compact.side_bytes();
+            let side = &mut side[first * side_row..(first + src_rows.len()) * side_row];
+            out.par_chunks_mut(stride)
+                .zip(side.par_chunks_mut(side_row))
+                .zip(src_rows)
+                .with_min_len((4096 / stored).max(1))
+                .for_each(|((codes, side), &r)| {
+                    quantise(compact, &columns(spec, row(r)), codes, side);
                 });
         }
         _ => {
@@ -108,11 +120,15 @@ fn emit_means<'a>(sink: &mut Sink<'_>, first: usize, rows: impl Iterator<Item = 
                 .map(|s| (s / in_sample as f64) as f32)
                 .collect();
             let stride = mean.len() * spec.dtype.size();
-            store_row(
-                &mean,
-                spec.dtype,
-                &mut sink.bytes[means * stride..(means + 1) * stride],
-            );
+            let out = &mut sink.bytes[means * stride..(means + 1) * stride];
+            match (spec.compact(row.len()), sink.index.as_deref_mut()) {
+                (Some(compact), Some(side)) => {
+                    let side_row = compact.side_bytes();
+                    let side = &mut side[means * side_row..(means + 1) * side_row];
+                    quantise(compact, &mean, out, side);
+                }
+                _ => store_row(&mean, spec.dtype, out),
+            }
             (sample, in_sample, means) = (sample + 1, 0, means + 1);
         }
     }
@@ -163,7 +179,13 @@ pub(super) fn store_row(row: &[f32], dtype: SinkDtype, out: &mut [u8]) {
         },
         SinkDtype::F16 => store_by(row, out, |v| f16::from_f32(v).to_le_bytes()),
         SinkDtype::BF16 => store_bf16(row, out),
+        // These have side rows, and go by `quantise`.
+        SinkDtype::F8E4M3 | SinkDtype::Int8 => out.fill(0),
     }
+}
+
+vectorised! {
+    fn quantise(compact: Compact, row: &[f32], codes: &mut [u8], side: &mut [u8]) = Compact::quantise;
 }
 
 vectorised! {

@@ -46,11 +46,23 @@ pub fn of(tap: &TapReader<'_>) -> Result<Statistics, Error> {
     let mut all = Moments::default();
     for shard in 0..tap.n_shards() {
         let view = tap.shard(shard)?;
-        let pieces: Vec<Moments> = view
-            .activations()
-            .par_chunks(piece)
-            .map(|bytes| Moments::of(bytes, row, info.dtype, masks))
-            .collect();
+        let pieces: Vec<Moments> = match info.compact() {
+            None => view
+                .activations()
+                .par_chunks(piece)
+                .map(|bytes| Moments::of(bytes, row, info.dtype, masks))
+                .collect(),
+            Some(compact) => (0..view.rows())
+                .into_par_iter()
+                .step_by(piece / row)
+                .map(|first| {
+                    let rows = first..(first + piece / row).min(view.rows());
+                    let numbers = view.rows_f32(rows);
+                    let bytes = bytemuck::cast_slice(&numbers);
+                    Moments::of(bytes, 4 * compact.width, StoreDtype::F32, masks)
+                })
+                .collect(),
+        };
         pieces.iter().for_each(|piece| all.add(piece));
     }
     let known = |value: f64| (all.n > 0).then_some(value);
@@ -172,6 +184,8 @@ fn each(bytes: &[u8], dtype: StoreDtype, mut see: impl FnMut(f64)) {
             .0
             .iter()
             .for_each(|&b| see(half::bf16::from_le_bytes(b).to_f64())),
+        // Read back to f32 before they come here.
+        StoreDtype::F8E4M3 | StoreDtype::Int8 => {}
     }
 }
 
