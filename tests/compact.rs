@@ -276,7 +276,7 @@ fn live_consumers_read_rows_back_and_get_the_loss_with_them() {
     let stored: Vec<f32> = rows(&store, 0).into_iter().flat_map(|r| r.2).collect();
     let prepared = Prepared::open(job(&data, StoreDtype::F8E4M3)).unwrap();
     let mut live = Vec::new();
-    let mut take = |batch: &LiveBatch<'_>| {
+    let mut take = |batch: &LiveBatch<'_>| -> streamgauge::Result<()> {
         assert!(batch.taps[0].as_f32().is_none() && batch.taps[0].index().is_none());
         live.extend(batch.taps[0].to_f32());
         Ok(())
@@ -293,7 +293,7 @@ fn what_has_no_rows_of_one_width_is_refused_with_a_way_out() {
         taps: vec!["blocks.1.attn.hook_pattern".into()],
         ..job(&data, StoreDtype::Int8)
     };
-    let error = Prepared::open(refused).unwrap_err().to_string();
+    let error = Prepared::open(refused).err().unwrap().to_string();
     assert!(
         error.contains("blocks.1.attn.hook_pattern")
             && error.contains("--store-dtype int8 is for rows")
@@ -339,4 +339,26 @@ fn edits_take_the_rows_that_a_store_in_8_bits_reads_as() {
         rows(&store, 0).into_iter().map(|r| r.2).collect()
     };
     assert!(numbers(&source) == numbers(&out));
+}
+
+#[cfg(feature = "interpreter")]
+#[test]
+fn a_device_refuses_8_bits_before_it_computes() {
+    use streamgauge::engine::{Compute, Device, Place};
+    use streamgauge::model::Model;
+
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path());
+    let model = Model::open(&common::fixtures().join("models/mistral-window4")).unwrap();
+    let asked = Compute {
+        device: Device::Interpreter,
+        ..Compute::default()
+    };
+    let place = Place::of(&asked, &model).unwrap();
+    let prepared = Prepared::open(job(&data, StoreDtype::Int8)).unwrap();
+    let error = place.open(&prepared, None).err().unwrap().to_string();
+    assert_eq!(
+        error,
+        "--store-dtype int8 on a GPU is not available yet: take bf16, or --device cpu"
+    );
 }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use self::statistics::Statistics;
 use super::{CliResult, Failure, format, out, store_taps};
+use crate::compact::Loss;
 use crate::store::{Manifest, State, Store, TapInfo};
 
 /// Tell what a store holds: model, dataset, samples, and every tap with its rows and bytes.

@@ -215,6 +215,9 @@ impl Place {
         record: Option<&Value>,
         room: Room,
     ) -> Result<Opened<'p>> {
+        if !matches!(self.device, Device::Auto | Device::Cpu) {
+            check_device(prepared)?;
+        }
         match self.device {
             Device::Auto | Device::Cpu => Ok(Opened {
                 machine: Box::new(prepared.cpu()),
@@ -336,6 +339,22 @@ fn check_cpu(asked: &Compute, why_cpu: Option<&str>) -> Result<()> {
             format!("--gemm {}", asked.gemm),
             "its products have one implementation; leave the flag out".into(),
         );
+    }
+    Ok(())
+}
+
+/// Refuses what a job asks for and a device does not do.
+fn check_device(prepared: &Prepared) -> Result<()> {
+    if prepared
+        .specs
+        .iter()
+        .any(|spec| spec.dtype.code().is_some())
+    {
+        return Err(Error::NotYet {
+            what: format!("--store-dtype {} on a GPU", prepared.job.stored()),
+            instead: ": take bf16, or --device cpu".into(),
+        }
+        .into());
     }
     Ok(())
 }
