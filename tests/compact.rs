@@ -129,7 +129,7 @@ fn files_are_plain_safetensors_whose_sizes_the_plan_knows() {
     for dtype in BOTH {
         let out = dir.path().join(dtype.to_string());
         run(job(&data, dtype), &out);
-        let plan = estimate(&Prepared::open(job(&data, dtype)).unwrap()).unwrap();
+        let plan = estimate(&Prepared::open(job(&data, dtype)).unwrap(), &mut |_| ()).unwrap();
         let files = tap_files(&out);
         let bytes: u64 = files.iter().map(|(_, file)| file.len() as u64).sum();
         assert_eq!(plan.bytes, bytes);
