@@ -141,3 +141,33 @@ def test_the_dataset_gives_every_row_of_a_real_store_once(stores):
     order = np.lexsort((places[:, 1], places[:, 0]))
     assert np.array_equal(places.numpy()[order], np.stack([tap.sample(), tap.position()], 1))
     assert torch.equal(torch.cat([b[tap.name] for b in batches])[order], tap.torch())
+
+
+@pytest.mark.parametrize("dtype", ["fp8-e4m3", "int8"])
+def test_rows_in_8_bits_read_as_the_documented_lines_read_them_and_are_as_far_off_as_they_say(stores, binary, tmp_path, dtype):
+    taps = ["--tap", "blocks.{0,20}.hook_resid_post", "blocks.2.attn.hook_z[2,5-6]"]
+    extract(binary, tmp_path / "exact", *taps)
+    extract(binary, tmp_path / "compact", *taps, "--store-dtype", dtype)
+    exact, compact = streamgauge.open(tmp_path / "exact"), streamgauge.open(tmp_path / "compact")
+    for tap in compact.values():
+        for shard in tap.shards:
+            f = load_file(tmp_path / "compact" / shard._listed.file)
+            codes = f["activations"].float().flatten(1)
+            d = codes.shape[1]
+            scale = f["scale"].float().repeat_interleave(64, 1)[:, :d] if dtype == "int8" else f["scale"][:, None]
+            x = codes * scale
+            x.scatter_(1, f["outlier_index"].long(), f["outlier_value"].float())
+            assert np.array_equal(shard.float32().reshape(len(x), -1), x.numpy())
+        rows = exact[tap.name][:].reshape(len(tap), -1).astype(np.float64)
+        read = tap[:].reshape(len(tap), -1).astype(np.float64)
+        norm = np.linalg.norm(rows, axis=1)
+        errors = np.linalg.norm(read - rows, axis=1) / norm
+        cosines = (read * rows).sum(axis=1) / (norm * np.linalg.norm(read, axis=1))
+        told = tap.loss
+        assert told["rows"] == len(tap) and told["not_finite"] == 0
+        assert told["relative_error"]["rms"] == pytest.approx(np.sqrt((errors**2).mean()), rel=1e-5)
+        assert told["relative_error"]["worst"] == pytest.approx(errors.max(), rel=1e-5)
+        assert told["cosine"]["mean"] == pytest.approx(cosines.mean(), abs=1e-7)
+        assert errors.max() < (0.04 if dtype == "fp8-e4m3" else 0.02)
+        found = np.concatenate([shard.relative_error for shard in tap.shards])
+        assert np.allclose(found, errors, rtol=1e-5)
