@@ -140,7 +140,6 @@ const fn e4m3_numbers() -> [f32; 256] {
     let mut code = 0;
     while code < 256 {
         let (exponent, mantissa) = ((code >> 3) & 15, code & 7);
-        let sign = if code < 128 { 1.0 } else { -1.0 };
         let magnitude = if exponent == 15 && mantissa == 7 {
             f32::NAN
         } else if exponent == 0 {
@@ -148,7 +147,8 @@ const fn e4m3_numbers() -> [f32; 256] {
         } else {
             (8 + mantissa) as f32 * (1u32 << exponent) as f32 / 1024.0
         };
-        numbers[code] = sign * magnitude;
+        // Turning the sign of a NaN round is sure to; multiplying it is not.
+        numbers[code] = if code < 128 { magnitude } else { -magnitude };
         code += 1;
     }
     numbers

@@ -274,10 +274,12 @@ fn journals_and_files_that_mislead_cost_work_and_nothing_else() {
             forge(p, 2, |l| l["taps"][0]["activations"] = json!("zz"))
         }),
         ("no checksum of an index", 1, &|p| {
-            forge(p, 2, |l| l["taps"][2]["index"] = json!(null))
+            forge(p, 2, |l| l["taps"][2]["sides"] = json!([]))
         }),
         ("an index where there is none", 1, &|p| {
-            forge(p, 2, |l| l["taps"][0]["index"] = json!("0000000000000000"))
+            forge(p, 2, |l| {
+                l["taps"][0]["sides"] = json!(["0000000000000000"])
+            })
         }),
         ("a line that is a number", 1, &|p| {
             forge(p, 2, |l| *l = json!(3))
