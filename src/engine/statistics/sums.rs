@@ -7,7 +7,7 @@ use super::super::{Error, Machine, Result};
 use super::pairs::Pairs;
 use crate::backend::cpu::{MOMENT_ROWS, add_moments};
 use crate::store::statistics::{Counted, Kinds, Moments, Set, TapSets, UnderWay};
-use crate::store::{Kept, SampleRow, widen};
+use crate::store::{Kept, SampleRow};
 
 /// Most values of a label: each costs as much memory as all rows do without one.
 const MOST_CLASSES: usize = 16;
@@ -159,11 +159,7 @@ impl Sums {
     /// A row that is not finite; a sample without its label, or whose pair or number of rows is not right.
     pub fn add(&mut self, batch: &LiveBatch<'_>, machine: &mut dyn Machine) -> Result<()> {
         let classes = self.classes(batch)?;
-        let rows: Vec<Vec<f32>> = batch
-            .taps
-            .iter()
-            .map(|tap| widen(tap.info.dtype, tap.bytes))
-            .collect();
+        let rows: Vec<Vec<f32>> = batch.taps.iter().map(LiveTap::to_f32).collect();
         for (tap, rows) in rows.iter().enumerate() {
             self.add_rows(tap, rows, batch, classes.as_deref(), machine)?;
         }

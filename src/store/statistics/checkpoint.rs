@@ -122,8 +122,8 @@ impl CheckpointWriter<'_> {
             bytes: size * n as u64,
         };
         let tensors = [
-            spec("whole", "U64", 8, pairs.whole.len()),
-            spec("rows", "F32", 4, pairs.rows.len()),
+            spec("whole", Dtype::U64, 8, pairs.whole.len()),
+            spec("rows", Dtype::F32, 4, pairs.rows.len()),
         ];
         let (bytes, xxh3) = file::write_tensors(&self.made.join(PAIRS), &tensors, |to| {
             to.put_words(pairs.whole.iter().map(|n| n.to_le_bytes()))?;

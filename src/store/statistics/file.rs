@@ -128,15 +128,15 @@ fn specs((set, moments, chunk): &Entry<'_>) -> Vec<TensorSpec> {
         bytes: size * shape.iter().product::<u64>(),
     };
     let mut specs = vec![
-        spec("count", "U64", 8, &[1]),
-        spec("sum", "F64", 8, &[width]),
+        spec("count", Dtype::U64, 8, &[1]),
+        spec("sum", Dtype::F64, 8, &[width]),
     ];
     if moments.outer.is_some() {
-        specs.push(spec("outer", "F64", 8, &[width, width]));
+        specs.push(spec("outer", Dtype::F64, 8, &[width, width]));
     }
     if !chunk.is_empty() {
         let rows = chunk.len() as u64 / width;
-        specs.push(spec("chunk", "F32", 4, &[rows, width]));
+        specs.push(spec("chunk", Dtype::F32, 4, &[rows, width]));
     }
     specs
 }
