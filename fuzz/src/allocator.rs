@@ -1,9 +1,15 @@
 //! An allocator that ends the process when much more is asked for at a time than these small stores can need: a length that was believed.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Bytes. Threads' stacks are not of it.
-const MOST: usize = 64 << 20;
+static MOST: AtomicUsize = AtomicUsize::new(64 << 20);
+
+/// Allows more at a time.
+pub fn allow(bytes: usize) {
+    MOST.store(bytes, Relaxed);
+}
 
 struct Bounded;
 
@@ -37,7 +43,7 @@ unsafe impl GlobalAlloc for Bounded {
 }
 
 fn bounded(size: usize) {
-    if size > MOST {
+    if size > MOST.load(Relaxed) {
         eprintln!(
             "{size} bytes were asked for at once:\n{}",
             std::backtrace::Backtrace::force_capture()

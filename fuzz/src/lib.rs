@@ -12,7 +12,7 @@ use streamgauge::store::{
     Summary, TapInfo, TapRows, find, verify,
 };
 
-mod allocator;
+pub mod allocator;
 
 /// What the rows of the files outside the store are made of. No row inside is of this alone.
 const OUTSIDE: u8 = 0xA5;
