@@ -1,6 +1,6 @@
 // Sums over rows, for statistics: Σ x and the lower triangle of Σ x·xᵀ, of a chunk of at most 448 rows at a time.
 //
-//   spread   sum += Σ x in f64, in the order of the rows; the rows less their mean (f32), and what that leaves of each column's sum
+//   spread   sum += Σ x in f64, in the order of the rows; the rows less their mean (f32), and what n times that mean leaves of each column's sum
 //   outer    outer[i, j] += Σ x_i·x_j for j ≤ i: the spread's products in f32, the mean's share in f64
 //
 // Every number is made by the operations of src/backend/cpu/moments.rs in their order, so that the bits are those of the CPU: a product's
@@ -35,15 +35,12 @@ extern "C" __global__ void __launch_bounds__(COLUMNS) moments_spread(const __gri
     }
     a.sum[column] = __dadd_rn(a.sum[column], total);
     const float mean = __double2float_rn(__dmul_rn(total, a.share));
-    double rest = 0.0;
     for (uint32_t row = 0; row < a.n; row++) {
         const uint64_t at = static_cast<uint64_t>(row) * a.width + column;
-        const float x = __fsub_rn(a.rows[at], mean);
-        a.spread[at] = x;
-        rest = __dadd_rn(rest, static_cast<double>(x));
+        a.spread[at] = __fsub_rn(a.rows[at], mean);
     }
     a.mean[column] = mean;
-    a.rest[column] = rest;
+    a.rest[column] = __dsub_rn(total, __dmul_rn(static_cast<double>(a.n), static_cast<double>(mean)));
 }
 
 constexpr uint32_t TILE = 64;     // of the matrix, on either side

@@ -219,6 +219,16 @@ fn a_folder_of_statistics_is_not_written_over_and_is_no_store() {
     );
     assert!(message.contains("--stats cov"), "{message}");
     assert!(!out.exists());
+    let message = refused(streamgauge().arg("inspect").arg(&stats), 1);
+    assert!(
+        message.contains("holds statistics and no rows"),
+        "{message}"
+    );
+    let verified = done_json(streamgauge().arg("verify").arg(&stats).arg("--json"));
+    assert_eq!(
+        (&verified["ok"], &verified["files"]),
+        (&json!(true), &json!(3))
+    );
 }
 
 #[test]

@@ -42,7 +42,10 @@ pub fn add_moments(rows: &[f32], sum: &mut [f64], outer: Option<&mut [f64]>) {
         assert_eq!(outer.len(), width * width, "a matrix of {width} by {width}");
         let share = 1.0 / n as f64;
         let mean: Vec<f32> = of_chunk.iter().map(|x| (x * share) as f32).collect();
-        add_outer(&Spread::of(rows, n, mean), outer);
+        // By the exact sum: what rounding does to single rows would come in times the other columns' means.
+        let left = |(total, &mean): (&f64, &f32)| total - n as f64 * f64::from(mean);
+        let rest = of_chunk.iter().zip(&mean).map(left).collect();
+        add_outer(&Spread::of(rows, n, mean, rest), outer);
     }
 }
 
@@ -68,26 +71,22 @@ struct Spread {
     mean: Vec<f32>,
     /// `[width, n]`: a column of the rows after the other.
     columns: Vec<f32>,
-    /// Σ over the rows of each column: what rounding the mean left.
+    /// What is left of each column's sum less n times the mean, which was rounded.
     rest: Vec<f64>,
 }
 
 impl Spread {
-    fn of(rows: &[f32], n: usize, mean: Vec<f32>) -> Self {
+    fn of(rows: &[f32], n: usize, mean: Vec<f32>, rest: Vec<f64>) -> Self {
         let width = mean.len();
         let mut columns = vec![0.0; width * n];
-        let mut rest = vec![0.0; width];
         columns
             .par_chunks_mut(COLUMNS * n)
-            .zip(rest.par_chunks_mut(COLUMNS))
             .enumerate()
-            .for_each(|(i, (columns, rest))| {
+            .for_each(|(i, columns)| {
                 let first = i * COLUMNS;
                 for (r, row) in rows.chunks_exact(width).enumerate() {
-                    for (j, rest) in rest.iter_mut().enumerate() {
-                        let x = row[first + j] - mean[first + j];
-                        columns[j * n + r] = x;
-                        *rest += f64::from(x);
+                    for (j, column) in columns.chunks_exact_mut(n).enumerate() {
+                        column[r] = row[first + j] - mean[first + j];
                     }
                 }
             });

@@ -23,7 +23,7 @@ pub struct SpreadArgs {
     pub mean: DevicePtr,
     /// f64 `[width]`, added to.
     pub sum: DevicePtr,
-    /// f64 `[width]`: the spread's sums.
+    /// f64 `[width]`: what n times the mean leaves of the sum.
     pub rest: DevicePtr,
     /// 1 / n
     pub share: f64,
