@@ -141,7 +141,7 @@ fn a_folder_of_another_study_or_of_something_else_is_refused_by_what_differs() {
         .args(["--experiments", "E1"])
         .assert()
         .success();
-    let facts = b"statement,label\nThe sky is above the ground we stand on.,1\nThe sky is below the ground we stand on.,0\nA week has seven days.,1\n";
+    let facts = b"statement,label\nThe sky is above the ground we stand on.,1\nThe sky is below the ground we stand on.,0\nA week has seven days.,1\nA day has many hours.,1\nA year has four seasons.,1\n";
     let facts = bench.write("facts.csv", facts);
     let message = refused(bench.study("out").arg("--facts").arg(&facts), 1);
     assert!(
