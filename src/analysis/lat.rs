@@ -2,12 +2,14 @@
 //! between rows of pairs that differ in one thing. Taken about zero, not about the mean difference: the published code shuffles which of a
 //! pair comes first, and the second moment about zero is what that tends to.
 
+use std::ops::Range;
+
 use faer::Mat;
 
 use super::bootstrap::{Bootstrap, IntervalMethod};
-use super::mass_mean::LayerRows;
-use super::principal::principal;
+use super::principal::principal_in_pieces;
 use super::roc::auc;
+use super::rows::LayerRows;
 use super::scored::share_right;
 use super::split::{Split, Statements};
 use super::{Error, Result};
@@ -94,38 +96,38 @@ pub fn lat(
     statements.check()?;
     layer.check(statements.labels.len())?;
     let [train, test] = sides(pairs, split, statements.labels.len())?;
-    let difference = |pair: &Pair, at: usize| {
-        f64::from(layer.row(pair.yes)[at]) - f64::from(layer.row(pair.no)[at])
+    let difference = |pair: &Pair| -> Vec<f64> {
+        let (yes, no) = (layer.row(pair.yes), layer.row(pair.no));
+        let both = yes.iter().zip(no.iter());
+        both.map(|(&yes, &no)| f64::from(yes) - f64::from(no))
+            .collect()
     };
-    let differences = Mat::from_fn(train.len(), layer.width, |i, j| difference(&train[i], j));
-    let found = principal(differences.as_ref(), 2, &layer.hook)?;
+    let differences = |of: Range<usize>| {
+        let rows: Vec<Vec<f64>> = train[of].iter().map(difference).collect();
+        Mat::from_fn(rows.len(), layer.width, |i, j| rows[i][j])
+    };
+    let found = principal_in_pieces([train.len(), layer.width], differences, 2, &layer.hook)?;
     let mut direction = found.directions[0].clone();
 
-    let along = |direction: &[f64], pair: &Pair| -> f64 {
-        (0..layer.width)
-            .map(|j| difference(pair, j) * direction[j])
-            .sum()
-    };
-    let agreeing = train
-        .iter()
-        .filter(|pair| along(&direction, pair) > 0.0)
-        .count();
-    let against = train
-        .iter()
-        .filter(|pair| along(&direction, pair) < 0.0)
-        .count();
+    let (mut agreeing, mut against) = (0, 0);
+    let mut mean = vec![0.0; layer.width];
+    for pair in &train {
+        let difference = difference(pair);
+        let along: f64 = difference.iter().zip(&direction).map(|(x, d)| x * d).sum();
+        agreeing += usize::from(along > 0.0);
+        against += usize::from(along < 0.0);
+        mean.iter_mut().zip(&difference).for_each(|(m, x)| *m += x);
+    }
+    mean.iter_mut().for_each(|m| *m /= train.len() as f64);
     if against > agreeing {
         direction.iter_mut().for_each(|x| *x = -*x);
     }
-    let mean: Vec<f64> = (0..layer.width)
-        .map(|j| train.iter().map(|pair| difference(pair, j)).sum::<f64>() / train.len() as f64)
-        .collect();
     let mean_norm = mean.iter().map(|x| x * x).sum::<f64>().sqrt();
     let norm: f64 = mean.iter().zip(&direction).map(|(a, b)| a * b).sum();
 
     // What is scored is the f32 direction that is saved.
     let direction: Vec<f32> = direction.into_iter().map(|x| x as f32).collect();
-    let project = |row: usize| super::project::dot(layer.row(row), &direction);
+    let project = |row: usize| super::project::dot(&layer.row(row), &direction);
     let middle = |pair: &Pair| (project(pair.yes) + project(pair.no)) / 2.0;
     let threshold = train.iter().map(middle).sum::<f64>() / train.len() as f64;
 
@@ -200,6 +202,7 @@ fn sides(pairs: &[Pair], split: &Split, n: usize) -> Result<[Vec<Pair>; 2]> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rows::tests::Counted;
     use super::super::split::split;
     use super::*;
 
@@ -252,6 +255,18 @@ mod tests {
             assert_eq!((result.matched_accuracy, result.sign_votes), (1.0, 1.0));
             assert!((result.norm - 2.0).abs() < 0.1 && result.cos_mean_difference > 0.99);
             assert!(result.eigenvalue_ratio < 0.1);
+        }
+    }
+
+    #[test]
+    fn rows_that_are_read_one_by_one_give_the_same_as_rows_in_memory() {
+        // Fewer pairs than features, as many as one piece holds, and more.
+        for n in [4, 200, 6000] {
+            let held = rows(n, 1.0);
+            let elsewhere = Counted::of(&held, n);
+            assert_eq!(found(&elsewhere.layer(&held), n), found(&held, n), "{n}");
+            let read = elsewhere.read.into_inner();
+            assert!(read <= 6 * n, "{n}: {read} rows were read");
         }
     }
 

@@ -1,60 +1,13 @@
 //! The mass-mean direction (Marks and Tegmark 2023, "The Geometry of Truth"): mean of the true statements' rows
 //! minus mean of the false ones', with the threshold midway between the two; scored on statements held out.
 
-use std::borrow::Cow;
-
 use super::bootstrap::{Bootstrap, IntervalMethod};
 use super::project::dot;
 use super::roc::auc;
+use super::rows::LayerRows;
 use super::scored::share_right;
 use super::split::{Split, Statements};
 use super::{Error, Result};
-
-/// One hook point's rows, one per statement, in the order of the labels.
-#[derive(Clone, Debug)]
-pub struct LayerRows<'a> {
-    /// Canonical name, e.g. `blocks.15.hook_resid_post`.
-    pub hook: String,
-    pub layer: usize,
-    /// Features per row.
-    pub width: usize,
-    /// Row-major [statements, width].
-    pub rows: Cow<'a, [f32]>,
-}
-
-impl LayerRows<'_> {
-    /// An error unless there is one finite row per statement.
-    pub(super) fn check(&self, n_statements: usize) -> Result<()> {
-        if self.width == 0 || !self.rows.len().is_multiple_of(self.width) {
-            let (hook, values) = (self.hook.clone(), self.rows.len());
-            return Err(Error::RaggedRows {
-                hook,
-                values,
-                width: self.width,
-            });
-        }
-        let found = self.rows.len() / self.width;
-        if found != n_statements {
-            let what = format!("rows of {}", self.hook);
-            return Err(Error::Mismatch {
-                what,
-                found,
-                expected: n_statements,
-            });
-        }
-        match self.rows.iter().position(|value| !value.is_finite()) {
-            Some(at) => Err(Error::NotFinite {
-                hook: self.hook.clone(),
-                row: at / self.width,
-            }),
-            None => Ok(()),
-        }
-    }
-
-    pub(super) fn row(&self, statement: usize) -> &[f32] {
-        &self.rows[statement * self.width..][..self.width]
-    }
-}
 
 /// A fitted direction and its threshold.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,10 +28,11 @@ impl MassMean {
     ///
     /// # Panics
     /// When rows differ in length.
-    pub fn fit<'a>(train: impl IntoIterator<Item = (&'a [f32], bool)>) -> Result<Self> {
+    pub fn fit<R: AsRef<[f32]>>(train: impl IntoIterator<Item = (R, bool)>) -> Result<Self> {
         let mut sums: [Vec<f64>; 2] = Default::default();
         let mut counts = [0usize; 2];
         for (row, label) in train {
+            let row = row.as_ref();
             let sum = &mut sums[usize::from(label)];
             if sum.is_empty() {
                 sum.resize(row.len(), 0.0);
@@ -181,7 +135,7 @@ pub fn mass_mean(
     let projections: Vec<f64> = split
         .test
         .iter()
-        .map(|&i| fitted.project(layer.row(i)))
+        .map(|&i| fitted.project(&layer.row(i)))
         .collect();
     let label = !labels.first().copied().unwrap_or_default();
     let auc = auc(&projections, &labels).ok_or(Error::OneLabel {
@@ -230,6 +184,7 @@ pub fn mean_diff<'a, E: From<Error>>(
 #[cfg(test)]
 mod tests {
     use super::super::random::Rng;
+    use super::super::rows::tests::Counted;
     use super::super::split::split;
     use super::*;
 
@@ -291,6 +246,19 @@ mod tests {
             found.direction
         );
         assert!((found.norm - 10.0).abs() < 0.5, "{}", found.norm);
+    }
+
+    #[test]
+    fn rows_that_are_read_one_by_one_give_the_same_as_rows_in_memory() {
+        let statements = statements();
+        let held = rows(&statements.labels, 0.8, 2);
+        let elsewhere = Counted::of(&held, N);
+        assert_eq!(
+            result(&elsewhere.layer(&held), &statements),
+            result(&held, &statements)
+        );
+        // Each is looked at once for what is not finite, and once to fit or to score.
+        assert_eq!(elsewhere.read.into_inner(), 2 * N);
     }
 
     #[test]
@@ -401,8 +369,13 @@ mod tests {
         let found = mean_diff(layers, &statements, &split, &Bootstrap::default()).unwrap();
         assert!(found[0].accuracy < 0.65 && found[1].accuracy == 1.0);
 
-        let mut bad = rows(&statements.labels, 0.0, 1);
-        bad.rows.to_mut()[5 * WIDTH + 2] = f32::NAN;
+        let good = rows(&statements.labels, 0.0, 1);
+        let mut values: Vec<f32> = (0..N).flat_map(|i| good.row(i).into_owned()).collect();
+        values[5 * WIDTH + 2] = f32::NAN;
+        let bad = LayerRows {
+            rows: values.into(),
+            ..good
+        };
         let message = mean_diff(
             [Ok::<_, Error>(bad)],
             &statements,

@@ -21,6 +21,7 @@ pub mod project;
 pub(crate) mod random;
 pub mod ridge;
 pub mod roc;
+pub mod rows;
 pub mod scored;
 pub mod split;
 
@@ -28,11 +29,12 @@ pub use bootstrap::{Bootstrap, Interval, IntervalMethod};
 pub use compare::{Compared, Comparing};
 pub use from_sums::{SummedDirection, Sums};
 pub use lat::{LatResult, Pair, lat};
-pub use mass_mean::{LayerRows, MassMean, MassMeanResult, mass_mean, mean_diff};
+pub use mass_mean::{MassMean, MassMeanResult, mass_mean, mean_diff};
 pub use matching::Matching;
 pub use principal::{Moments, Principal};
 pub use probe::{ProbeResult, Probing, probe};
 pub use ridge::{RidgeResult, ridge_probe};
+pub use rows::{LayerRows, RowSource, Rows};
 pub use split::{Split, Statements, split};
 
 use std::path::PathBuf;

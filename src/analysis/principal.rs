@@ -1,10 +1,15 @@
 //! Principal directions: leading eigenvectors of a second moment, by `faer`.
 
+use std::ops::Range;
+
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par, Side};
 
 use super::from_sums::Sums;
 use super::{Error, Result};
+
+/// Rows that are widened at a time.
+pub(super) const PIECE: usize = 1024;
 
 /// Leading eigenvectors of Xᵀ·X / n, and all that is to be said of its eigenvalues.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,8 +45,6 @@ impl Moments {
     /// # Panics
     /// When they don't divide into rows.
     pub fn add(&mut self, rows: &[f32]) {
-        /// Rows that are widened at a time.
-        const PIECE: usize = 1024;
         let width = self.sum.len();
         assert!(rows.len().is_multiple_of(width), "whole rows of {width}");
         for piece in rows.chunks(PIECE * width) {
@@ -134,6 +137,48 @@ pub(super) fn matrix(rows: &[f32], width: usize) -> Mat<f64> {
     })
 }
 
+/// As [`principal`], of `n` rows that are made a piece at a time: `piece` gives some of them, `[range, width]`. More than one piece is in
+/// memory only where there are fewer rows than features.
+///
+/// # Errors
+/// As there.
+pub(super) fn principal_in_pieces(
+    [n, width]: [usize; 2],
+    piece: impl Fn(Range<usize>) -> Mat<f64>,
+    k: usize,
+    hook: &str,
+) -> Result<Principal> {
+    if n < width {
+        return principal(piece(0..n).as_ref(), k, hook);
+    }
+    let mut second = Mat::zeros(width, width);
+    for start in (0..n).step_by(PIECE) {
+        let x = piece(start..(start + PIECE).min(n));
+        let and = Accum::Add;
+        matmul(&mut second, and, x.transpose(), &x, 1.0, Par::rayon(0));
+    }
+    of_second_moment(second.as_ref(), n, k, hook)
+}
+
+/// The `k` leading directions of `n` rows with this Xᵀ·X.
+fn of_second_moment(second: MatRef<'_, f64>, n: usize, k: usize, hook: &str) -> Result<Principal> {
+    let (values, vectors) = eigen(second, hook)?;
+    let directions = (0..k.min(values.len()))
+        .map(|i| signed(unit(vectors.col(i).iter().copied().collect())))
+        .collect();
+    Ok(of_mean(&values, n, k, directions))
+}
+
+/// With the eigenvalues of the sum over `n` rows brought to those of its mean.
+fn of_mean(values: &[f64], n: usize, k: usize, directions: Vec<Vec<f64>>) -> Principal {
+    let values: Vec<f64> = values.iter().map(|v| v.max(0.0) / n as f64).collect();
+    Principal {
+        total: values.iter().sum(),
+        values: values[..k.min(values.len())].to_vec(),
+        directions,
+    }
+}
+
 /// The `k` leading directions of the uncentred second moment Xᵀ·X / n of the rows of `x`, by the smaller of Xᵀ·X and X·Xᵀ.
 ///
 /// # Errors
@@ -147,33 +192,17 @@ pub fn principal(x: MatRef<'_, f64>, k: usize, hook: &str) -> Result<Principal> 
             needed: 1,
         });
     }
-    let narrow = n < width;
-    let gram = if narrow {
-        x * x.transpose()
-    } else {
-        x.transpose() * x
-    };
-    let (values, vectors) = eigen(gram.as_ref(), hook)?;
+    if n >= width {
+        return of_second_moment((x.transpose() * x).as_ref(), n, k, hook);
+    }
+    let (values, vectors) = eigen((x * x.transpose()).as_ref(), hook)?;
     let directions = (0..k.min(values.len()))
         .map(|i| {
-            let vector = vectors.col(i);
-            let direction: Vec<f64> = if narrow {
-                (x.transpose() * vector).iter().copied().collect()
-            } else {
-                vector.iter().copied().collect()
-            };
-            signed(unit(direction))
+            let direction = x.transpose() * vectors.col(i);
+            signed(unit(direction.iter().copied().collect()))
         })
         .collect();
-    let values: Vec<f64> = values
-        .iter()
-        .map(|value| value.max(0.0) / n as f64)
-        .collect();
-    Ok(Principal {
-        total: values.iter().sum(),
-        values: values[..k.min(values.len())].to_vec(),
-        directions,
-    })
+    Ok(of_mean(&values, n, k, directions))
 }
 
 /// Eigenvalues of a symmetric matrix in falling order, and their vectors as columns.

@@ -1,15 +1,17 @@
 //! A linear probe: logistic regression with an L2 penalty, its strength chosen by cross-validation over groups of the training side,
 //! scored on statements held out.
 
+use std::borrow::Cow;
+
 use faer::linalg::solvers::Solve;
 use faer::{Mat, Side};
 use rayon::prelude::*;
 
 use super::bootstrap::{Bootstrap, IntervalMethod};
-use super::mass_mean::LayerRows;
 use super::principal::eigen;
 use super::random::Rng;
 use super::roc::auc;
+use super::rows::LayerRows;
 use super::scored::share_right;
 use super::split::{Split, Statements};
 use super::{Error, Result};
@@ -260,7 +262,7 @@ pub fn probe(
     layer.check(statements.labels.len())?;
     let (strength, cv_log_loss) = choose(layer, statements, &split.train, probing)?;
     let (rows, labels) = of(layer, statements, &split.train);
-    let fitted = Logistic::fit(&rows, &labels, strength, &layer.hook)?;
+    let fitted = Logistic::fit(&borrowed(&rows), &labels, strength, &layer.hook)?;
 
     let (rows, labels) = of(layer, statements, &split.test);
     let odds: Vec<f64> = rows.iter().map(|row| fitted.log_odds(row)).collect();
@@ -299,11 +301,15 @@ fn of<'l>(
     layer: &'l LayerRows<'_>,
     statements: &Statements,
     which: &[usize],
-) -> (Vec<&'l [f32]>, Vec<bool>) {
+) -> (Vec<Cow<'l, [f32]>>, Vec<bool>) {
     which
         .iter()
         .map(|&i| (layer.row(i), statements.labels[i]))
         .unzip()
+}
+
+fn borrowed<'r>(rows: &'r [Cow<'_, [f32]>]) -> Vec<&'r [f32]> {
+    rows.iter().map(|row| &**row).collect()
 }
 
 fn log_loss(odds: &[f64], labels: &[bool]) -> f64 {
@@ -336,7 +342,7 @@ fn choose(
                     .filter(|i| !held_out.contains(i))
                     .collect();
                 let (rows, labels) = of(layer, statements, &rest);
-                let fitted = Logistic::fit(&rows, &labels, strength, &layer.hook)?;
+                let fitted = Logistic::fit(&borrowed(&rows), &labels, strength, &layer.hook)?;
                 let (rows, labels) = of(layer, statements, fold);
                 let odds: Vec<f64> = rows.iter().map(|row| fitted.log_odds(row)).collect();
                 sum += log_loss(&odds, &labels) * fold.len() as f64;

@@ -5,9 +5,9 @@ use faer::{Mat, Side};
 
 use super::bootstrap::{Bootstrap, IntervalMethod};
 use super::from_sums::Sums;
-use super::mass_mean::LayerRows;
-use super::principal::Moments;
+use super::principal::{Moments, PIECE};
 use super::roc::auc;
+use super::rows::LayerRows;
 use super::scored::share_right;
 use super::split::{Split, Statements};
 use super::{Error, Result};
@@ -136,14 +136,20 @@ pub fn ridge_probe(
     layer.check(statements.labels.len())?;
     let of = |label: bool| -> Result<Sums> {
         let train = split.train.iter();
-        let of_label = train.filter(|&&i| statements.labels[i] == label);
-        let rows: Vec<f32> = of_label.flat_map(|&i| layer.row(i)).copied().collect();
-        if rows.is_empty() {
+        let of_label = train.copied().filter(|&i| statements.labels[i] == label);
+        let of_label: Vec<usize> = of_label.collect();
+        if of_label.is_empty() {
             let side = "training";
             return Err(Error::OneLabel { side, label });
         }
         let mut moments = Moments::new(layer.width);
-        moments.add(&rows);
+        for piece in of_label.chunks(PIECE) {
+            let rows: Vec<f32> = piece
+                .iter()
+                .flat_map(|&i| layer.row(i).into_owned())
+                .collect();
+            moments.add(&rows);
+        }
         Ok(moments.sums())
     };
     let fitted = ridge([&of(false)?, &of(true)?], penalty, &layer.hook)?;
@@ -151,7 +157,7 @@ pub fn ridge_probe(
     let scores: Vec<f64> = split
         .test
         .iter()
-        .map(|&i| fitted.score(layer.row(i)))
+        .map(|&i| fitted.score(&layer.row(i)))
         .collect();
     let right: Vec<bool> = (scores.iter().zip(&labels))
         .map(|(&score, &label)| (score > 0.0) == label)

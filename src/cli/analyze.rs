@@ -10,6 +10,7 @@ mod pictures;
 mod probe;
 mod project;
 mod rows;
+mod stored_rows;
 mod summed;
 mod top;
 

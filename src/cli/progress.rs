@@ -1,6 +1,8 @@
 //! How far a long run is: a bar on a terminal, else a line every ten seconds; or JSON, for a program that watches.
 
 use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -241,6 +243,74 @@ impl SweepMeter {
     }
 }
 
+/// How many of a number of steps are done, on stderr: a bar on a terminal, else a line every ten seconds. Several threads may step.
+pub struct StepMeter {
+    bar: Option<ProgressBar>,
+    /// When a line was written last; `None` where none is.
+    last_line: Option<Mutex<Instant>>,
+    begun: Instant,
+    done: AtomicU64,
+    total: u64,
+    what: &'static str,
+}
+
+impl StepMeter {
+    /// Of `total` steps, each a `what`.
+    pub fn new(total: u64, what: &'static str, quiet: bool) -> Self {
+        let on_terminal = std::io::stderr().is_terminal();
+        let bar = || {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            bar.set_style(style("{bar:20} {percent} %  {msg}"));
+            bar
+        };
+        StepMeter {
+            bar: (!quiet && on_terminal).then(bar),
+            last_line: (!quiet && !on_terminal).then(|| Mutex::new(Instant::now())),
+            begun: Instant::now(),
+            done: AtomicU64::new(0),
+            total,
+            what,
+        }
+    }
+
+    /// So many more are done.
+    pub fn step(&self, steps: u64) {
+        let done = self.done.fetch_add(steps, Ordering::Relaxed) + steps;
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+            bar.set_message(self.line(done, self.begun.elapsed()));
+            if done >= self.total {
+                bar.finish_and_clear();
+            }
+        }
+        // Who finds it taken leaves the line to the other.
+        if let Some(Ok(mut last)) = self.last_line.as_ref().map(Mutex::try_lock)
+            && last.elapsed() >= EVERY
+        {
+            *last = Instant::now();
+            eprintln!("{}", self.line(done, self.begun.elapsed()));
+        }
+    }
+
+    fn line(&self, done: u64, elapsed: Duration) -> String {
+        let left =
+            elapsed.as_secs_f64() / done.max(1) as f64 * self.total.saturating_sub(done) as f64;
+        format!(
+            "{} of {}  ETA {}",
+            format::count(done),
+            format::counted(self.total, self.what),
+            format::duration(left)
+        )
+    }
+
+    /// Clears the bar away, if the last step has not.
+    pub fn done(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,6 +334,19 @@ mod tests {
             line(&progress(Some(5_000))),
             "30 samples  100 tokens/s  4.19 MB  ETA 40.0 s  waiting for tokeniser 10 %"
         );
+    }
+
+    #[test]
+    fn steps_of_several_threads_add_up_and_tell_the_time_left() {
+        let meter = StepMeter::new(40, "layer", true);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| (0..5).for_each(|_| meter.step(2)));
+            }
+        });
+        let done = meter.done.load(Ordering::Relaxed);
+        let line = meter.line(done, Duration::from_secs(60));
+        assert_eq!(line, "30 of 40 layers  ETA 20.0 s");
     }
 
     #[test]

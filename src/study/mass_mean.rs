@@ -173,11 +173,11 @@ impl Data<'_, '_> {
         fitted: &MassMeanResult,
         groups: &[usize],
     ) -> Option<[f64; 2]> {
-        let row = |i: usize| &rows.rows[i * rows.width..][..rows.width];
+        let row = |i: usize| rows.row(i);
         let test = &self.split.test;
         let scores: Vec<f64> = test
             .iter()
-            .map(|&i| dot(row(i), &fitted.direction))
+            .map(|&i| dot(&row(i), &fitted.direction))
             .collect();
         let labels: Vec<bool> = test.iter().map(|&i| self.known.labels[i]).collect();
         baseline::auc_interval(&scores, &labels, groups, &self.bootstrap).bca()
@@ -211,7 +211,7 @@ impl Data<'_, '_> {
         } else {
             SHUFFLES
         };
-        let row = |i: usize| &rows.rows[i * rows.width..][..rows.width];
+        let row = |i: usize| rows.row(i);
         let labels: Vec<bool> = self
             .split
             .train
@@ -224,7 +224,7 @@ impl Data<'_, '_> {
                 let train = self.split.train.iter().map(|&i| row(i)).zip(labels);
                 let fitted = MassMean::fit(train)?;
                 let right = self.split.test.iter().filter(|&&i| {
-                    (fitted.project(row(i)) > fitted.threshold) == self.known.labels[i]
+                    (fitted.project(&row(i)) > fitted.threshold) == self.known.labels[i]
                 });
                 Ok(right.count() as f64 / self.split.test.len() as f64)
             })

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
+use super::super::progress::StepMeter;
 use super::super::{CliResult, Failure, out};
 use super::labelled::make_out;
 use super::pictures;
@@ -35,6 +36,9 @@ pub struct CompareArgs {
     /// Print the table as JSON.
     #[arg(long)]
     json: bool,
+    /// No progress.
+    #[arg(long)]
+    quiet: bool,
 }
 
 #[derive(Debug, serde::Serialize)]
@@ -56,6 +60,7 @@ pub fn run(args: &CompareArgs) -> CliResult {
     let (a, b) = (Store::open(&args.a)?, Store::open(&args.b)?);
     let taps = rows::taps(&a, &args.tap, "compared")?;
     let mut table = Vec::new();
+    let meter = rows::meter(&a, taps.iter().copied(), args.quiet);
     for &tap in &taps {
         let folder = &a.taps()[tap].folder;
         let Some(partner) = b.taps().iter().position(|t| t.folder == *folder) else {
@@ -67,8 +72,9 @@ pub fn run(args: &CompareArgs) -> CliResult {
             )));
         };
         rows::taps(&b, std::slice::from_ref(folder), "compared")?;
-        table.push(compare(folder, &a.tap_at(tap), &b.tap_at(partner))?);
+        table.push(compare(folder, &a.tap_at(tap), &b.tap_at(partner), &meter)?);
     }
+    meter.done();
     make_out(&args.out)?;
     let path = args.out.join("compare.csv");
     table::write_csv(&path, &table)?;
@@ -114,14 +120,19 @@ pub fn run(args: &CompareArgs) -> CliResult {
     Ok(())
 }
 
-fn compare(folder: &str, a: &TapReader<'_>, b: &TapReader<'_>) -> Result<Row, Failure> {
+fn compare(
+    folder: &str,
+    a: &TapReader<'_>,
+    b: &TapReader<'_>,
+    meter: &StepMeter,
+) -> Result<Row, Failure> {
     let (keys_a, keys_b) = (rows::keys(a)?, rows::keys(b)?);
     let partners = Partners::new(&keys_a, &keys_b);
     let (wide_a, mut comparing) = (
         width(a.info()),
         Comparing::new(width(a.info()), width(b.info())),
     );
-    rows::pieces(a, |at, rows| {
+    rows::pieces(a, meter, |at, rows| {
         let (mut x, mut y) = (Vec::new(), Vec::new());
         for (row, values) in at.zip(rows.chunks_exact(wide_a)) {
             if let Some(partner) = partners.of(row) {

@@ -6,6 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::super::inspect::one_sample::tokenizer;
+use super::super::progress::StepMeter;
 use super::super::{CliResult, Failure, out, store_taps};
 use super::labelled::make_out;
 use super::pictures;
@@ -46,6 +47,9 @@ pub struct DlaArgs {
     /// Print the table as JSON.
     #[arg(long)]
     json: bool,
+    /// No progress.
+    #[arg(long)]
+    quiet: bool,
 }
 
 #[derive(Debug, serde::Serialize)]
@@ -68,14 +72,17 @@ pub fn run(args: &DlaArgs) -> CliResult {
     };
     let readout = readout(&model, wanted, against);
     let taps = Taps::find(&store, model.config.n_layers, model.config.hidden_size)?;
-    let scales = taps.scales(&store, model.config.rms_norm_eps)?;
+    let of_scale = taps.scale.or(taps.last);
+    let read = taps.components.iter().chain(&of_scale).chain(&taps.last);
+    let meter = rows::meter(&store, read.copied(), args.quiet);
+    let scales = taps.scales(&store, model.config.rms_norm_eps, &meter)?;
 
     let bootstrap = Bootstrap {
         seed: args.seed,
         ..Bootstrap::default()
     };
     let mut rest = match taps.last {
-        Some(tap) => Some(shares(&store.tap_at(tap), &readout, &scales)?),
+        Some(tap) => Some(shares(&store.tap_at(tap), &readout, &scales, &meter)?),
         None => None,
     };
     let mut table = Vec::new();
@@ -84,7 +91,7 @@ pub fn run(args: &DlaArgs) -> CliResult {
     }
     for &tap in &taps.components {
         let reader = store.tap_at(tap);
-        let found = shares(&reader, &readout, &scales)?;
+        let found = shares(&reader, &readout, &scales, &meter)?;
         if let Some(rest) = &mut rest {
             rest.iter_mut().zip(&found).for_each(|(rest, x)| *rest -= x);
         }
@@ -94,6 +101,7 @@ pub fn run(args: &DlaArgs) -> CliResult {
     if let Some(rest) = &rest {
         table.push(Row::of("rest", None, rest, &bootstrap));
     }
+    meter.done();
     make_out(&args.out)?;
     let path = args.out.join("dla.csv");
     table::write_csv(&path, &table)?;
@@ -266,17 +274,17 @@ impl Taps {
     }
 
     /// The final norm's scale at each row.
-    fn scales(&self, store: &Store, eps: f64) -> Result<Vec<f64>, Failure> {
+    fn scales(&self, store: &Store, eps: f64, meter: &StepMeter) -> Result<Vec<f64>, Failure> {
         let mut scales = Vec::new();
         match (self.scale, self.last) {
-            (Some(tap), _) => rows::pieces(&store.tap_at(tap), |_, rows| {
+            (Some(tap), _) => rows::pieces(&store.tap_at(tap), meter, |_, rows| {
                 scales.extend(rows.iter().map(|&x| f64::from(x)));
                 Ok(())
             })?,
             (None, Some(tap)) => {
                 let reader = store.tap_at(tap);
                 let d = width(reader.info());
-                rows::pieces(&reader, |_, rows| {
+                rows::pieces(&reader, meter, |_, rows| {
                     scales.extend(rows.chunks_exact(d).map(|row| {
                         let squares: f64 = row.iter().map(|&x| f64::from(x).powi(2)).sum();
                         (squares / d as f64 + eps).sqrt()
@@ -291,9 +299,14 @@ impl Taps {
 }
 
 /// What a component adds to the difference, at each row.
-fn shares(tap: &TapReader<'_>, readout: &[f32], scales: &[f64]) -> Result<Vec<f64>, Failure> {
+fn shares(
+    tap: &TapReader<'_>,
+    readout: &[f32],
+    scales: &[f64],
+    meter: &StepMeter,
+) -> Result<Vec<f64>, Failure> {
     let mut found = Vec::with_capacity(scales.len());
-    rows::pieces(tap, |at, rows| {
+    rows::pieces(tap, meter, |at, rows| {
         let rows = at.zip(rows.chunks_exact(readout.len()));
         found.extend(rows.map(|(i, row)| crate::analysis::project::dot(row, readout) / scales[i]));
         Ok(())

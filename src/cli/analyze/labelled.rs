@@ -4,10 +4,13 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::super::{CliResult, Failure, format, store_taps};
+use super::super::progress::StepMeter;
+use super::super::{CliResult, Failure, store_taps};
 use super::pictures;
+use super::stored_rows::StoredRows;
 use crate::analysis::directions::{self, Direction};
 use crate::analysis::{Bootstrap, IntervalMethod, LayerRows, Split, Statements, split};
 use crate::report::{plot, table};
@@ -46,6 +49,9 @@ pub struct LabelledArgs {
     /// Print the table as JSON.
     #[arg(long)]
     pub json: bool,
+    /// No progress.
+    #[arg(long)]
+    pub quiet: bool,
 }
 
 /// Held-out accuracy of one layer.
@@ -76,13 +82,24 @@ pub struct Method<'a> {
     pub heading: &'a str,
     /// Kept field that the two samples of a pair share, for a method of pairs.
     pub pair: Option<&'a str>,
+    /// Bytes that it holds of one layer, from the width of rows and the number of samples.
+    pub memory: fn(usize, usize) -> usize,
 }
 
-/// Splits the samples, has `analyse` treat layer after layer (one layer's rows are in memory at a time), writes and prints what it found.
-pub fn run<R: LayerResult>(
+/// Bytes that all layers under way may hold together.
+const MEMORY: usize = 4 << 30;
+
+/// Layers that are treated at once, of so many bytes each.
+fn at_once(bytes: usize) -> usize {
+    (MEMORY / bytes.max(1)).clamp(1, rayon::current_num_threads())
+}
+
+/// Splits the samples, has `analyse` treat as many layers at once as there are cores and memory for, writes and prints what it found. Rows are
+/// read where they are stored.
+pub fn run<R: LayerResult + Send>(
     args: &LabelledArgs,
     method: &Method<'_>,
-    mut analyse: impl FnMut(&LayerRows<'_>, &Samples, &Split, &Bootstrap) -> crate::analysis::Result<R>,
+    analyse: impl Fn(&LayerRows<'_>, &Samples, &Split, &Bootstrap) -> crate::analysis::Result<R> + Sync,
 ) -> CliResult {
     let store = Store::open(&args.store)?;
     let model = &store.manifest().provenance.model;
@@ -93,11 +110,20 @@ pub fn run<R: LayerResult>(
         seed: args.seed,
         ..Bootstrap::default()
     };
+    let meter = StepMeter::new(taps.len() as u64, "layer", args.quiet);
+    let layer = |&tap: &usize| -> Result<R, Failure> {
+        let stored = StoredRows::open(&store, tap, &samples.numbers)?;
+        let result = analyse(&stored.layer(), &samples, &split, &bootstrap)?;
+        meter.step(1);
+        Ok(result)
+    };
+    let width = store.taps()[taps[0]].row_shape.iter().product();
+    let at_once = at_once((method.memory)(width, samples.numbers.len()));
     let mut results = Vec::with_capacity(taps.len());
-    for &tap in &taps {
-        let rows = layer_rows(&store, tap, &samples.numbers)?;
-        results.push(analyse(&rows, &samples, &split, &bootstrap)?);
+    for taps in taps.chunks(at_once) {
+        results.extend(taps.par_iter().map(layer).collect::<Result<Vec<R>, _>>()?);
     }
+    meter.done();
     let scores: Vec<Score> = results.iter().map(LayerResult::score).collect();
     let described = Described::new(
         &store,
@@ -280,48 +306,6 @@ fn word(sample: &SampleRow, at: usize) -> String {
     sample.kept[at]
         .as_ref()
         .map_or_else(String::new, Kept::to_string)
-}
-
-/// All rows of one tap, in f32, provided there is one per sample, in the samples' order.
-fn layer_rows(store: &Store, tap: usize, samples: &[u64]) -> Result<LayerRows<'static>, Failure> {
-    let reader = store.tap_at(tap);
-    let TapInfo {
-        hook,
-        folder,
-        row_shape,
-        ..
-    } = reader.info();
-    let one_each = |found: String| {
-        Failure::Refused(format!(
-            "{folder} {found}; one row per sample is wanted: extract with '{hook}@last', or another selection of one token"
-        ))
-    };
-    if reader.rows() != samples.len() {
-        let (rows, n) = (
-            format::counted(reader.rows() as u64, "row"),
-            format::counted(samples.len() as u64, "sample"),
-        );
-        return Err(one_each(format!("has {rows} for {n}")));
-    }
-    let mut rows = Vec::with_capacity(reader.rows() * row_shape.iter().product::<usize>());
-    let mut expected = samples.iter();
-    for shard in reader.shards() {
-        let shard = shard?;
-        for sample in shard.sample() {
-            if expected.next().copied() != u64::try_from(sample).ok() {
-                return Err(one_each(format!(
-                    "has several rows, or none, of sample {sample} or one before it"
-                )));
-            }
-        }
-        rows.extend(shard.to_f32());
-    }
-    Ok(LayerRows {
-        layer: store_taps::layer(hook).unwrap_or_default(),
-        hook: hook.clone(),
-        width: row_shape.iter().product(),
-        rows: rows.into(),
-    })
 }
 
 /// What the picture and the table say above themselves.

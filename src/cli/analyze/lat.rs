@@ -38,6 +38,8 @@ pub fn run(args: &LatArgs) -> CliResult {
         name: "lat",
         heading: "LAT direction",
         pair: Some(&args.pair),
+        // The second moment, its eigenvectors and what finding these takes, or as much of the pairs where these are fewer.
+        memory: |width, samples| 8 * 4 * width * width.min(samples.max(1024)),
     };
     if StatisticsManifest::is_in(&args.labelled.store) {
         return summed::run(&args.labelled, &method, |statistics, tap, layer| {

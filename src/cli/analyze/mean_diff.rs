@@ -35,6 +35,8 @@ pub fn run(args: &MeanDiffArgs) -> CliResult {
         name: "mass-mean",
         heading: "Mean-difference direction",
         pair: None,
+        // Two means, and what is drawn of single rows.
+        memory: |width, _| 64 * width,
     };
     if StatisticsManifest::is_in(&args.labelled.store) {
         return summed::run(&args.labelled, &method, |statistics, tap, layer| {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
+use super::super::progress::StepMeter;
 use super::super::{CliResult, Failure, out, store_taps};
 use super::labelled::{make_out, source, source_of};
 use super::pictures;
@@ -39,6 +40,9 @@ pub struct PcaArgs {
     /// Print the table as JSON.
     #[arg(long)]
     json: bool,
+    /// No progress.
+    #[arg(long)]
+    quiet: bool,
 }
 
 #[derive(Debug, serde::Serialize)]
@@ -72,16 +76,17 @@ pub fn run(args: &PcaArgs) -> CliResult {
     }
     let store = Store::open(&args.store)?;
     let taps = rows::taps(&store, &args.tap, "analysed by components")?;
+    let meter = rows::meter(&store, taps.iter().copied(), args.quiet);
     analyse(args, &source(&store, &args.store), taps.len(), |i| {
-        of_rows(&store, taps[i])
+        of_rows(&store, taps[i], &meter)
     })
 }
 
-fn of_rows(store: &Store, tap: usize) -> Result<OfTap, Failure> {
+fn of_rows(store: &Store, tap: usize, meter: &StepMeter) -> Result<OfTap, Failure> {
     let reader = store.tap_at(tap);
     let info = reader.info();
     let mut moments = Moments::new(width(info));
-    rows::pieces(&reader, |_, rows| {
+    rows::pieces(&reader, meter, |_, rows| {
         moments.add(rows);
         Ok(())
     })?;

@@ -54,6 +54,8 @@ fn run_ridge(args: &ProbeArgs, penalty: f64) -> CliResult {
         name: "ridge-probe",
         heading: "Ridge probe",
         pair: None,
+        // The covariance, and what solving takes.
+        memory: |width, _| 8 * 4 * width * width,
     };
     if StatisticsManifest::is_in(&args.labelled.store) {
         return summed::run(&args.labelled, &method, |statistics, tap, layer| {
@@ -75,6 +77,8 @@ fn run_logistic(args: &ProbeArgs) -> CliResult {
         name: "logistic-probe",
         heading: "Logistic probe",
         pair: None,
+        // Standardised rows, in fewer coordinates, weighted; of a few folds and strengths at a time.
+        memory: |width, samples| 8 * 8 * width * samples,
     };
     let probing = Probing {
         strengths: args.strength.clone(),

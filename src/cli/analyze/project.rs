@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
+use super::super::progress::StepMeter;
 use super::super::{CliResult, Failure, out};
 use super::labelled::make_out;
 use super::pictures;
@@ -34,6 +35,9 @@ pub struct ProjectArgs {
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
+    /// No progress.
+    #[arg(long)]
+    quiet: bool,
 }
 
 #[derive(Debug, serde::Serialize)]
@@ -61,11 +65,12 @@ pub fn projections(
     store: &Store,
     tap: usize,
     named: &str,
+    meter: &StepMeter,
 ) -> Result<(Vec<RowKey>, Vec<f64>), Failure> {
     let reader = store.tap_at(tap);
     let direction = rows::direction(named, store, reader.info())?;
     let mut values = Vec::with_capacity(reader.rows());
-    rows::pieces(&reader, |_, rows| {
+    rows::pieces(&reader, meter, |_, rows| {
         values.extend(
             rows.chunks_exact(width(reader.info()))
                 .map(|row| dot(row, &direction)),
@@ -82,8 +87,9 @@ pub fn run(args: &ProjectArgs) -> CliResult {
     let path = args.out.join("projections.csv");
     let mut csv = table::Lines::create(&path)?;
     let mut summaries = Vec::new();
+    let meter = rows::meter(&store, taps.iter().copied(), args.quiet);
     for &tap in &taps {
-        let (keys, values) = projections(&store, tap, &args.direction)?;
+        let (keys, values) = projections(&store, tap, &args.direction, &meter)?;
         let (mean, deviation) = mean_and_deviation(&values);
         let folder = &store.taps()[tap].folder;
         for (key, &projection) in keys.iter().zip(&values) {
@@ -110,6 +116,7 @@ pub fn run(args: &ProjectArgs) -> CliResult {
             max: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
         });
     }
+    meter.done();
     csv.finish()?;
     let spread = |s: &Summary| [s.mean - s.deviation, s.mean + s.deviation];
     let taps: Vec<_> = summaries

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::super::progress::StepMeter;
 use super::super::{Failure, store_taps};
 use crate::store::{ShardView, Store, TapInfo, TapReader};
 
@@ -48,12 +49,19 @@ fn keys_of(shard: &ShardView) -> impl Iterator<Item = RowKey> {
     })
 }
 
-/// Calls `each` with consecutive rows in f32 and their places.
+/// Tells how many rows of these taps are read.
+pub fn meter(store: &Store, taps: impl IntoIterator<Item = usize>, quiet: bool) -> StepMeter {
+    let rows = taps.into_iter().map(|tap| store.tap_at(tap).rows() as u64);
+    StepMeter::new(rows.sum(), "row", quiet)
+}
+
+/// Calls `each` with consecutive rows in f32 and their places, and `meter` with how many they are.
 ///
 /// # Errors
 /// A file is damaged, a row is not finite, or `each` fails.
 pub fn pieces(
     tap: &TapReader<'_>,
+    meter: &StepMeter,
     mut each: impl FnMut(Range<usize>, &[f32]) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let at_a_time = (PIECE / 4 / width(tap.info()).max(1)).max(1);
@@ -65,7 +73,9 @@ pub fn pieces(
             let places = first + rows.start..first + rows.end;
             let values = shard.rows_f32(rows);
             check_finite(tap.info(), places.start, &values)?;
+            let n = places.len() as u64;
             each(places, &values)?;
+            meter.step(n);
         }
     }
     Ok(())

@@ -44,6 +44,9 @@ pub struct TopArgs {
     /// Print the examples as JSON.
     #[arg(long)]
     json: bool,
+    /// No progress.
+    #[arg(long)]
+    quiet: bool,
 }
 
 /// An example; token and context are ids where the tokenizer is not there any more, and for a row made of several tokens there is the sample's text.
@@ -72,8 +75,9 @@ pub fn run(args: &TopArgs) -> CliResult {
     let taps = rows::taps(&store, &args.tap, "projected")?;
     let tokenizer = tokenizer(store.manifest());
     let mut examples = Vec::new();
+    let meter = rows::meter(&store, taps.iter().copied(), args.quiet);
     for &tap in &taps {
-        let (keys, values) = projections(&store, tap, &args.direction)?;
+        let (keys, values) = projections(&store, tap, &args.direction, &meter)?;
         let found = extremes(&values, args.k, &args.quantiles);
         let quantiles = args.quantiles.iter().map(|q| format!("quantile {q}"));
         let chosen = (found.highest.iter().map(|&row| ("highest".to_owned(), row)))
@@ -107,6 +111,7 @@ pub fn run(args: &TopArgs) -> CliResult {
             });
         }
     }
+    meter.done();
     make_out(&args.out)?;
     let path = args.out.join("top.csv");
     table::write_csv(&path, &examples)?;
