@@ -72,7 +72,7 @@ def exhibit(name, title, points, of, unit):
             "kind": "lines",
             "x": {"name": title, "unit": ""},
             "y": {"name": what, "unit": unit},
-            "series": [{"name": "streamgauge", "points": [at(value, runs) for value, runs in points]}],
+            "series": [{"name": "streamgauge", "control": False, "points": [at(value, runs) for value, runs in points]}],
         },
     }
 

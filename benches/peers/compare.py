@@ -239,7 +239,7 @@ def shown(values, form):
 
 def table(results):
     lines = [
-        "| workload | | tokens/s | ours / it, run by run | resident, MB | written, MB | against float64 |",
+        "| workload | | tokens/s | ours is so many times as fast, run by run | resident, MB | written, MB | against float64 |",
         "|---|---|---|---|---|---|---|",
     ]
     for key, result in results.items():
