@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::bootstrap::{Bootstrap, Interval};
 use super::roc::auc;
-use super::scored::{grouped, share_right};
+use super::scored::{HeldOut, grouped};
 use super::split::{Split, Statements};
 use super::{Error, Result};
 
@@ -88,27 +88,17 @@ pub fn read_off(
     let side = if rising { 1.0 } else { -1.0 };
     let held_out: Vec<f64> = split.test.iter().map(|&i| side * scores[i]).collect();
     let labels: Vec<bool> = split.test.iter().map(|&i| statements.labels[i]).collect();
+    let HeldOut { accuracy, auc } =
+        HeldOut::of(&held_out, side * threshold, statements, split, bootstrap)?;
     let groups = statements.group_numbers(&split.test);
-    let right: Vec<bool> = held_out
-        .iter()
-        .zip(&labels)
-        .map(|(&score, &label)| (score > side * threshold) == label)
-        .collect();
-    let label = !labels.first().copied().unwrap_or_default();
-    let one_label = Error::OneLabel {
-        side: "held-out",
-        label,
-    };
-    let area = auc(&held_out, &labels).ok_or(one_label)?;
-    let share = share_right(&groups, &right, bootstrap);
     let around = auc_interval(&held_out, &labels, &groups, bootstrap);
     Ok(Reading {
         n_train: split.train.len(),
         n_test: split.test.len(),
-        accuracy: share.share,
-        ci_low: share.low,
-        ci_high: share.high,
-        auc: area,
+        accuracy: accuracy.share,
+        ci_low: accuracy.low,
+        ci_high: accuracy.high,
+        auc,
         auc_low: around.low,
         auc_high: around.high,
         threshold,

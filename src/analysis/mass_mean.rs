@@ -3,9 +3,8 @@
 
 use super::bootstrap::{Bootstrap, IntervalMethod};
 use super::project::dot;
-use super::roc::auc;
 use super::rows::LayerRows;
-use super::scored::share_right;
+use super::scored::HeldOut;
 use super::split::{Split, Statements};
 use super::{Error, Result};
 
@@ -131,33 +130,19 @@ pub fn mass_mean(
             .map(|&i| (layer.row(i), statements.labels[i])),
     )?;
 
-    let labels: Vec<bool> = split.test.iter().map(|&i| statements.labels[i]).collect();
-    let projections: Vec<f64> = split
-        .test
-        .iter()
-        .map(|&i| fitted.project(&layer.row(i)))
-        .collect();
-    let label = !labels.first().copied().unwrap_or_default();
-    let auc = auc(&projections, &labels).ok_or(Error::OneLabel {
-        side: "held-out",
-        label,
-    })?;
-
-    let right: Vec<bool> = projections
-        .iter()
-        .zip(&labels)
-        .map(|(&projection, &label)| (projection > fitted.threshold) == label)
-        .collect();
-    let share = share_right(&statements.group_numbers(&split.test), &right, bootstrap);
+    let held_out = split.test.iter();
+    let projections: Vec<f64> = held_out.map(|&i| fitted.project(&layer.row(i))).collect();
+    let HeldOut { accuracy, auc } =
+        HeldOut::of(&projections, fitted.threshold, statements, split, bootstrap)?;
     Ok(MassMeanResult {
         layer: layer.layer,
         hook: layer.hook.clone(),
         n_train: split.train.len(),
         n_test: split.test.len(),
-        accuracy: share.share,
-        ci_low: share.low,
-        ci_high: share.high,
-        ci_method: share.method,
+        accuracy: accuracy.share,
+        ci_low: accuracy.low,
+        ci_high: accuracy.high,
+        ci_method: accuracy.method,
         auc,
         threshold: fitted.threshold,
         norm: fitted.norm,

@@ -10,9 +10,8 @@ use rayon::prelude::*;
 use super::bootstrap::{Bootstrap, IntervalMethod};
 use super::principal::eigen;
 use super::random::Rng;
-use super::roc::auc;
 use super::rows::LayerRows;
-use super::scored::share_right;
+use super::scored::HeldOut;
 use super::split::{Split, Statements};
 use super::{Error, Result};
 
@@ -266,13 +265,7 @@ pub fn probe(
 
     let (rows, labels) = of(layer, statements, &split.test);
     let odds: Vec<f64> = rows.iter().map(|row| fitted.log_odds(row)).collect();
-    let right: Vec<bool> = odds
-        .iter()
-        .zip(&labels)
-        .map(|(&x, &label)| (x > 0.0) == label)
-        .collect();
-    let share = share_right(&statements.group_numbers(&split.test), &right, bootstrap);
-    let label = !labels.first().copied().unwrap_or_default();
+    let HeldOut { accuracy, auc } = HeldOut::of(&odds, 0.0, statements, split, bootstrap)?;
     let norm = fitted.weights.iter().map(|w| w * w).sum::<f64>().sqrt();
     let unit = if norm > 0.0 { 1.0 / norm } else { 0.0 };
     Ok(ProbeResult {
@@ -280,14 +273,11 @@ pub fn probe(
         hook: layer.hook.clone(),
         n_train: split.train.len(),
         n_test: split.test.len(),
-        accuracy: share.share,
-        ci_low: share.low,
-        ci_high: share.high,
-        ci_method: share.method,
-        auc: auc(&odds, &labels).ok_or(Error::OneLabel {
-            side: "held-out",
-            label,
-        })?,
+        accuracy: accuracy.share,
+        ci_low: accuracy.low,
+        ci_high: accuracy.high,
+        ci_method: accuracy.method,
+        auc,
         log_loss: log_loss(&odds, &labels),
         strength,
         cv_log_loss,

@@ -6,9 +6,8 @@ use faer::{Mat, Side};
 use super::bootstrap::{Bootstrap, IntervalMethod};
 use super::from_sums::Sums;
 use super::principal::{Moments, PIECE};
-use super::roc::auc;
 use super::rows::LayerRows;
-use super::scored::share_right;
+use super::scored::HeldOut;
 use super::split::{Split, Statements};
 use super::{Error, Result};
 
@@ -153,16 +152,9 @@ pub fn ridge_probe(
         Ok(moments.sums())
     };
     let fitted = ridge([&of(false)?, &of(true)?], penalty, &layer.hook)?;
-    let labels: Vec<bool> = split.test.iter().map(|&i| statements.labels[i]).collect();
-    let scores: Vec<f64> = split
-        .test
-        .iter()
-        .map(|&i| fitted.score(&layer.row(i)))
-        .collect();
-    let right: Vec<bool> = (scores.iter().zip(&labels))
-        .map(|(&score, &label)| (score > 0.0) == label)
-        .collect();
-    let share = share_right(&statements.group_numbers(&split.test), &right, bootstrap);
+    let held_out = split.test.iter();
+    let scores: Vec<f64> = held_out.map(|&i| fitted.score(&layer.row(i))).collect();
+    let HeldOut { accuracy, auc } = HeldOut::of(&scores, 0.0, statements, split, bootstrap)?;
     let norm = fitted.weights.iter().map(|w| w * w).sum::<f64>().sqrt();
     let unit = if norm > 0.0 { 1.0 / norm } else { 0.0 };
     Ok(RidgeResult {
@@ -170,14 +162,11 @@ pub fn ridge_probe(
         hook: layer.hook.clone(),
         n_train: split.train.len(),
         n_test: split.test.len(),
-        accuracy: share.share,
-        ci_low: share.low,
-        ci_high: share.high,
-        ci_method: share.method,
-        auc: auc(&scores, &labels).ok_or(Error::OneLabel {
-            side: "held-out",
-            label: !labels.first().copied().unwrap_or_default(),
-        })?,
+        accuracy: accuracy.share,
+        ci_low: accuracy.low,
+        ci_high: accuracy.high,
+        ci_method: accuracy.method,
+        auc,
         penalty,
         threshold: fitted.threshold(),
         norm,

@@ -1,6 +1,49 @@
 //! How often held-out items were called right, with an interval over their groups.
 
 use super::bootstrap::{Bootstrap, Interval, IntervalMethod};
+use super::roc::auc;
+use super::split::{Split, Statements};
+use super::{Error, Result};
+
+/// How well scores tell the held-out statements apart.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeldOut {
+    /// Share of them on the right side of the threshold: above it is true.
+    pub accuracy: Share,
+    /// Area under the ROC, ties half.
+    pub auc: f64,
+}
+
+impl HeldOut {
+    /// `scores`: one for each of the split's held-out statements, in its order.
+    ///
+    /// # Errors
+    /// They are all of one label.
+    ///
+    /// # Panics
+    /// There are none, or not as many scores.
+    pub fn of(
+        scores: &[f64],
+        threshold: f64,
+        statements: &Statements,
+        split: &Split,
+        bootstrap: &Bootstrap,
+    ) -> Result<Self> {
+        let labels: Vec<bool> = split.test.iter().map(|&i| statements.labels[i]).collect();
+        let called = scores.iter().zip(&labels);
+        let right: Vec<bool> = called
+            .map(|(&s, &label)| (s > threshold) == label)
+            .collect();
+        let one_label = Error::OneLabel {
+            side: "held-out",
+            label: !labels.first().copied().unwrap_or_default(),
+        };
+        Ok(HeldOut {
+            auc: auc(scores, &labels).ok_or(one_label)?,
+            accuracy: share_right(&statements.group_numbers(&split.test), &right, bootstrap),
+        })
+    }
+}
 
 /// A share with its interval.
 #[derive(Clone, Copy, Debug, PartialEq)]

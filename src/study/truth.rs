@@ -300,12 +300,14 @@ fn drawn(
     let layers = (0..stated.last.len())
         .map(|layer| drawn_at(study, stated, layer, known, split))
         .collect::<Result<Vec<_>>>()?;
-    let best = |draw: usize| {
-        let of_layers = layers.iter().map(|draws| draws[draw]);
-        let best = of_layers.max_by(|a, b| a.training.total_cmp(&b.training));
-        best.map_or(0.5, |best| best.held_out)
-    };
-    Ok((0..DRAWS).map(best).collect())
+    Ok((0..DRAWS).map(|draw| at_its_best(&layers, draw)).collect())
+}
+
+/// What a draw has held out at the layer that was best for it in training.
+fn at_its_best(layers: &[Vec<Random>], draw: usize) -> f64 {
+    let of_layers = layers.iter().map(|draws| draws[draw]);
+    let best = of_layers.max_by(|a, b| a.training.total_cmp(&b.training));
+    best.map_or(0.5, |best| best.held_out)
 }
 
 fn drawn_at(
@@ -612,5 +614,12 @@ mod tests {
         let labels = [true, false, true, false];
         assert_eq!(best(&layers, &[0, 1, 2, 3], &labels, &[0, 1]), 1);
         assert_eq!(best(&layers, &[0, 1, 2, 3], &labels, &[2, 3]), 0);
+    }
+
+    #[test]
+    fn a_random_direction_is_read_at_the_layer_that_training_says_not_at_the_best_held_out() {
+        let at = |training: f64, held_out: f64| vec![Random { training, held_out }];
+        let layers = [at(0.6, 0.9), at(0.8, 0.55), at(0.7, 0.99)];
+        assert_eq!(at_its_best(&layers, 0), 0.55);
     }
 }

@@ -319,4 +319,24 @@ mod tests {
             assert!((0.0..=1.0).contains(&strength));
         }
     }
+
+    #[test]
+    fn of_many_columns_the_last_one_is_named() {
+        let columns = Labels {
+            name: "position from the end".into(),
+            labels: (1..=52).rev().map(|i| format!("p{i}")).collect(),
+        };
+        let rows = Labels {
+            name: "layer".into(),
+            labels: vec!["0".into()],
+        };
+        let drawn = draw(
+            &rows,
+            &columns,
+            &[vec![Some(0.5); 52]],
+            &Axis::new("recovery", ""),
+        );
+        let words = drawn.inline("");
+        assert!(words.contains(">p1<") && !words.contains(">p2<"), "{words}");
+    }
 }
