@@ -61,6 +61,14 @@ impl Bench {
         command
     }
 
+    /// Runs these experiments of the quick study in `out`.
+    fn run(&self, experiments: &str) {
+        self.study("out")
+            .args(["--experiments", experiments])
+            .assert()
+            .success();
+    }
+
     fn finding(&self, out: &str, id: &str) -> Finding {
         finding(&self.path(out), id)
     }
@@ -98,11 +106,7 @@ fn column(finding: &Finding, exhibit: &str, column: &str) -> Vec<Value> {
 #[test]
 fn a_study_goes_on_with_what_is_missing_and_does_nothing_twice() {
     let bench = Bench::new();
-    bench
-        .study("out")
-        .args(["--experiments", "E1"])
-        .assert()
-        .success();
+    bench.run("E1");
     let kept = bench.path("out/findings/E1.json");
     let first = std::fs::read(&kept).unwrap();
     let told = bench
@@ -136,11 +140,7 @@ fn a_study_goes_on_with_what_is_missing_and_does_nothing_twice() {
 #[test]
 fn a_folder_of_another_study_or_of_something_else_is_refused_by_what_differs() {
     let bench = Bench::new();
-    bench
-        .study("out")
-        .args(["--experiments", "E1"])
-        .assert()
-        .success();
+    bench.run("E1");
     let facts = b"statement,label\nThe sky is above the ground we stand on.,1\nThe sky is below the ground we stand on.,0\nA week has seven days.,1\nA day has many hours.,1\nA year has four seasons.,1\n";
     let facts = bench.write("facts.csv", facts);
     let message = refused(bench.study("out").arg("--facts").arg(&facts), 1);
@@ -357,11 +357,7 @@ fn rows_of_sequences_that_share_a_beginning_are_those_of_each_by_itself() {
 #[test]
 fn the_edit_is_the_one_that_the_chosen_strength_was_tried_with() {
     let bench = Bench::new();
-    bench
-        .study("out")
-        .args(["--experiments", "E2"])
-        .assert()
-        .success();
+    bench.run("E2");
     let choice: Choice =
         serde_json::from_slice(&std::fs::read(bench.path("out/choice.json")).unwrap()).unwrap();
     assert_eq!(choice.layer, 1);
@@ -398,11 +394,7 @@ fn the_edit_is_the_one_that_the_chosen_strength_was_tried_with() {
 #[test]
 fn answers_are_shown_token_by_token_with_the_injection_taken_off() {
     let bench = Bench::new();
-    bench
-        .study("out")
-        .args(["--experiments", "E2"])
-        .assert()
-        .success();
+    bench.run("E2");
     let finding = bench.finding("out", "E2");
     let shown = finding.exhibits.iter().find(|e| e.name == "E2-tokens");
     let Body::Tokens { texts, .. } = &shown.unwrap().body else {
@@ -431,11 +423,7 @@ fn answers_are_shown_token_by_token_with_the_injection_taken_off() {
 #[test]
 fn the_rating_sheet_is_blank_and_does_not_tell_which_run_an_answer_is_of() {
     let bench = Bench::new();
-    bench
-        .study("out")
-        .args(["--experiments", "E2"])
-        .assert()
-        .success();
+    bench.run("E2");
     let rows = |name: &str| -> Vec<csv::StringRecord> {
         let mut reader = csv::Reader::from_path(bench.path("out/E2").join(name)).unwrap();
         reader.records().map(Result::unwrap).collect()
@@ -458,11 +446,7 @@ fn the_rating_sheet_is_blank_and_does_not_tell_which_run_an_answer_is_of() {
 #[test]
 fn directions_are_unit_vectors_one_per_layer_that_an_edit_takes() {
     let bench = Bench::new();
-    bench
-        .study("out")
-        .args(["--experiments", "E1"])
-        .assert()
-        .success();
+    bench.run("E1");
     let file = bench.path("out/directions.safetensors");
     let model = Model::open(&bench.model).unwrap().fingerprint;
     for layer in 0..3 {

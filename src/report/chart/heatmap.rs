@@ -324,7 +324,7 @@ mod tests {
     fn of_many_columns_the_last_one_is_named() {
         let columns = Labels {
             name: "position from the end".into(),
-            labels: (1..=52).rev().map(|i| format!("p{i}")).collect(),
+            labels: (1..=53).rev().map(|i| format!("p{i}")).collect(),
         };
         let rows = Labels {
             name: "layer".into(),
@@ -333,7 +333,7 @@ mod tests {
         let drawn = draw(
             &rows,
             &columns,
-            &[vec![Some(0.5); 52]],
+            &[vec![Some(0.5); 53]],
             &Axis::new("recovery", ""),
         );
         let words = drawn.inline("");
