@@ -444,6 +444,28 @@ fn the_rating_sheet_is_blank_and_does_not_tell_which_run_an_answer_is_of() {
 }
 
 #[test]
+fn a_study_tells_how_far_each_of_its_sweeps_is_to_the_last_run() {
+    let bench = Bench::new();
+    let prepared =
+        Prepared::for_generation(Inputs::job(&bench.model.display().to_string())).unwrap();
+    let options = Options {
+        quick: true,
+        experiments: vec!["E7".into()],
+        ..Options::new(bench.path("out"))
+    };
+    let inputs = Inputs::read(&prepared, options).unwrap();
+    let heard = std::cell::RefCell::new(Vec::new());
+    let study = Study::new(&prepared, inputs, Box::new(prepared.cpu()))
+        .watched(|at| heard.borrow_mut().push((at.done, at.total)));
+    streamgauge::study::run(&study, &mut |_| ()).unwrap();
+    drop(study);
+    let heard = heard.into_inner();
+    assert!(heard.is_sorted() && heard.len() > 1, "{heard:?}");
+    let (done, total) = *heard.last().unwrap();
+    assert!(done == total && total > 0);
+}
+
+#[test]
 fn directions_are_unit_vectors_one_per_layer_that_an_edit_takes() {
     let bench = Bench::new();
     bench.run("E1");
