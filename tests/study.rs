@@ -332,6 +332,7 @@ fn in_rust(bench: &Bench, with: impl FnOnce(&Study<'_>)) {
         Prepared::for_generation(Inputs::job(&bench.model.display().to_string())).unwrap();
     let options = Options {
         quick: true,
+        experiments: vec!["E2".into()],
         ..Options::new(bench.path("rust"))
     };
     let inputs = Inputs::read(&prepared, options).unwrap();
@@ -392,32 +393,51 @@ fn the_edit_is_the_one_that_the_chosen_strength_was_tried_with() {
 }
 
 #[test]
-fn answers_are_shown_token_by_token_with_the_injection_taken_off() {
-    let bench = Bench::new();
-    bench.run("E2");
-    let finding = bench.finding("out", "E2");
-    let shown = finding.exhibits.iter().find(|e| e.name == "E2-tokens");
-    let Body::Tokens { texts, .. } = &shown.unwrap().body else {
-        panic!("texts, token by token");
-    };
-    assert_eq!(texts.len(), 8);
-    let of = |run: &str| -> Vec<f64> {
-        let these = texts.iter().filter(|text| text.name.ends_with(run));
-        these
-            .flat_map(|text| text.values.iter().map(|value| value.unwrap()))
-            .collect()
-    };
-    for text in texts {
-        assert!(!text.tokens.is_empty() && text.tokens.len() == text.values.len());
-    }
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-    let choice: Choice =
-        serde_json::from_slice(&std::fs::read(bench.path("out/choice.json")).unwrap()).unwrap();
-    assert!(mean(&of("plain")).abs() < 1e-6, "less the plain mean");
-    assert!(
-        mean(&of("edited")).abs() < choice.c.abs(),
-        "what was added is not in it"
-    );
+fn answers_are_shown_token_by_token_by_their_projection_before_anything_is_added() {
+    in_rust(&Bench::new(), |study| {
+        streamgauge::study::run(study, &mut |_| ()).unwrap();
+        let finding = finding(&study.options().out, "E2");
+        let shown = finding.exhibits.iter().find(|e| e.name == "E2-tokens");
+        let Body::Tokens { texts, .. } = &shown.unwrap().body else {
+            panic!("texts, token by token");
+        };
+        assert_eq!(texts.len(), 8, "four prompts of the report half, twice");
+        let layer = study.choice().unwrap().layer;
+        let direction = study.directions().unwrap().layer(layer);
+        let generations = study.generations().unwrap();
+        let projected = |of: &streamgauge::engine::Generated| -> Vec<f64> {
+            let at = (of.prompt_len as u32..of.tokens.len() as u32).collect();
+            let point = point(Site::ResidPost, layer);
+            let rows = study.rows(&[point], &[&of.tokens], &[at], None).unwrap();
+            let dot = |row: &[f32]| {
+                row.iter()
+                    .zip(direction)
+                    .map(|(x, v)| f64::from(x * v))
+                    .sum()
+            };
+            rows[0].chunks_exact(direction.len()).map(dot).collect()
+        };
+        let prompts = study.prompts(None);
+        for (run, all) in [
+            ("plain", &generations.plain),
+            ("edited", &generations.edited),
+        ] {
+            for text in texts.iter().filter(|text| text.name.ends_with(run)) {
+                let is = |id: &str| text.name == format!("{id}, {run}");
+                let prompt = prompts.iter().position(|asked| is(&asked.prompt.id));
+                let wanted = projected(&all[prompt.unwrap()]);
+                let values: Vec<f64> = text.values.iter().flatten().copied().collect();
+                assert_eq!(
+                    (values.len(), text.tokens.len()),
+                    (wanted.len(), wanted.len())
+                );
+                for (value, wanted_here) in values.iter().zip(&wanted) {
+                    let off = (value - values[0]) - (wanted_here - wanted[0]);
+                    assert!(off.abs() < 1e-4, "{}: {off}", text.name);
+                }
+            }
+        }
+    });
 }
 
 #[test]

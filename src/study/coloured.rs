@@ -19,7 +19,7 @@ const SHOWN: usize = 4;
 /// # Errors
 /// What a backend can fail at.
 pub(super) fn answers(study: &Study<'_>) -> Result<Exhibit> {
-    let steer = study.steer()?;
+    let layer = study.choice()?.layer;
     let Generations { plain, edited } = study.generations()?;
     let prompts = study.prompts(None);
     let shown = prompts.iter().enumerate();
@@ -30,11 +30,8 @@ pub(super) fn answers(study: &Study<'_>) -> Result<Exhibit> {
         .collect();
     let pick = |all: &'_ [Generated]| shown.iter().map(|&i| all[i].clone()).collect::<Vec<_>>();
     let (plain, edited) = (pick(plain), pick(edited));
-    let of_plain = projections(study, &plain, None)?;
-    let mut of_edited = projections(study, &edited, Some(steer))?;
-    for value in of_edited.iter_mut().flatten() {
-        *value -= f64::from(steer.c);
-    }
+    let [of_plain, of_edited] = [&plain, &edited].map(|answers| projections(study, answers));
+    let (of_plain, of_edited) = (of_plain?, of_edited?);
     let middle = mean(&of_plain.concat());
     let mut texts = Vec::new();
     for (i, &prompt) in shown.iter().enumerate() {
@@ -56,9 +53,8 @@ pub(super) fn answers(study: &Study<'_>) -> Result<Exhibit> {
     Ok(exhibit(
         "E2-tokens",
         format!(
-            "Answers to {} prompts of the report half token by token, by the projection of layer {}'s stream on the direction, the injection taken off, less the mean of the plain answers here.",
+            "Answers to {} prompts of the report half token by token, by the projection of layer {layer}'s stream on the direction as it is before anything is added, less the mean of the plain answers here.",
             shown.len(),
-            steer.layer
         ),
         Body::Tokens {
             value: Axis::new("projection on d, less the plain mean", ""),
@@ -67,19 +63,16 @@ pub(super) fn answers(study: &Study<'_>) -> Result<Exhibit> {
     ))
 }
 
-/// Of each answer's tokens, the projection of the stream at the edited layer.
-fn projections(
-    study: &Study<'_>,
-    answers: &[Generated],
-    steer: Option<Steer<'_>>,
-) -> Result<Vec<Vec<f64>>> {
+/// Of each answer's tokens, the projection of the stream at the edited layer. Up to there the plain and the edited run of the same tokens
+/// are one, so plain runs tell both.
+fn projections(study: &Study<'_>, answers: &[Generated]) -> Result<Vec<Vec<f64>>> {
     let Steer {
         layer, direction, ..
     } = study.steer()?;
     let tokens: Vec<&[u32]> = answers.iter().map(|a| &a.tokens[..]).collect();
     let positions = |a: &Generated| (a.prompt_len as u32..a.tokens.len() as u32).collect();
     let positions: Vec<Vec<u32>> = answers.iter().map(positions).collect();
-    let rows = study.rows(&[point(Site::ResidPost, layer)], &tokens, &positions, steer)?;
+    let rows = study.rows(&[point(Site::ResidPost, layer)], &tokens, &positions, None)?;
     let mut rows = rows[0].chunks_exact(direction.len());
     let of = |at: &Vec<u32>| {
         let here = rows.by_ref().take(at.len());
