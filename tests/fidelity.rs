@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use common::{PROJECTIONS, SKETCH_SLACK, groups, sketch};
 use safetensors::SafeTensors;
+use streamgauge::backend::cpu::Precision;
 use streamgauge::engine::dims;
 use streamgauge::hooks::HookPoint;
 use streamgauge::model::Model;
@@ -144,4 +145,39 @@ fn the_models_that_cuda_kernels_can_run_agree_with_hugging_face() {
 #[test]
 fn smollm2_agrees_with_hugging_face() {
     check("SmolLM2-135M-Instruct", &common::smollm2());
+}
+
+#[test]
+fn bf16_is_as_near_to_float64_as_hugging_face_at_every_hook_point() {
+    let dir = common::fixtures().join("models/mistral-bf16-h64");
+    check_bf16("mistral-bf16-h64", &dir);
+}
+
+#[test]
+fn smollm2_in_bf16_is_as_near_to_float64_as_hugging_face_at_every_hook_point() {
+    check_bf16("SmolLM2-135M-Instruct", &common::smollm2());
+}
+
+fn check_bf16(name: &str, dir: &std::path::Path) {
+    let model = Model::open(dir).unwrap();
+    let mut cpu = common::cpu_in(&model, Precision::Bf16 { f32_resid: false });
+    common::half::check_16_bits(name, &model, 2f64.powi(-8), |tokens, points| {
+        common::run(&mut cpu, &model, tokens, points)
+    });
+}
+
+#[test]
+fn a_residual_stream_in_f32_is_nearer_to_float64_than_one_in_bf16() {
+    let name = "mistral-bf16-h64";
+    let model = Model::open(&common::fixtures().join("models").join(name)).unwrap();
+    let [rounded, kept] = [false, true].map(|f32_resid| {
+        let mut cpu = common::cpu_in(&model, Precision::Bf16 { f32_resid });
+        common::half::root_mean_squares(name, &model, |tokens, points| {
+            common::run(&mut cpu, &model, tokens, points)
+        })
+    });
+    for site in ["blocks.L.hook_resid_mid", "blocks.L.hook_resid_post"] {
+        println!("{site} {} {}", kept[site], rounded[site]);
+        assert!(kept[site] < 0.95 * rounded[site], "{site}");
+    }
 }

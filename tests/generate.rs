@@ -644,9 +644,9 @@ fn what_generation_cannot_do_is_refused_in_one_line() {
             "--batch must be at least 1",
         ),
         (
-            &["--data", "D", "--device", "cpu", "--dtype", "bf16"],
+            &["--data", "D", "--device", "cpu", "--dtype", "f16"],
             1,
-            "--dtype bf16",
+            "--dtype f16",
         ),
         (&["--data", "D", "--tap", "hook_embed"], 2, "--out"),
         (

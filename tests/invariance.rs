@@ -3,13 +3,14 @@
 mod common;
 
 use proptest::prelude::*;
+use streamgauge::backend::cpu::{Cpu, Precision};
 use streamgauge::engine::dims;
 use streamgauge::hooks::HookPoint;
 use streamgauge::model::Model;
 
-/// Samples of a tiny model's ids, one-token samples and ones longer than an attention tile among them.
-fn samples(vocab: u32) -> impl Strategy<Value = Vec<Vec<u32>>> {
-    let length = prop_oneof![Just(1_usize), Just(2), Just(5), 3_usize..40, 60_usize..150];
+/// Samples of a tiny model's ids, one-token samples and ones longer than an attention tile, and than a run of `long` keys, among them.
+fn samples(vocab: u32, long: usize) -> impl Strategy<Value = Vec<Vec<u32>>> {
+    let length = prop_oneof![Just(1_usize), Just(2), Just(5), 3_usize..40, 60..long + 40];
     prop::collection::vec(
         length.prop_flat_map(move |n| prop::collection::vec(0..vocab, n)),
         2..7,
@@ -20,9 +21,9 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
-fn check(name: &str, samples: &[Vec<u32>], cuts: &[usize]) {
+fn check(name: &str, precision: Precision, samples: &[Vec<u32>], cuts: &[usize]) {
     let model = Model::open(&common::fixtures().join("models").join(name)).unwrap();
-    let mut cpu = common::cpu(&model);
+    let mut cpu = common::cpu_in(&model, precision);
     let points = HookPoint::all(&dims(&model.config));
     let all: Vec<&[u32]> = samples.iter().map(Vec::as_slice).collect();
     let together = common::run(&mut cpu, &model, &all, &points);
@@ -49,13 +50,18 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
-    fn packing_never_changes_a_bit_with_a_window(samples in samples(160), cuts in prop::collection::vec(0_usize..8, 0..4)) {
-        check("mistral-window4", &samples, &cuts);
+    fn packing_never_changes_a_bit_with_a_window(samples in samples(160, 112), cuts in prop::collection::vec(0_usize..8, 0..4)) {
+        check("mistral-window4", Precision::F32, &samples, &cuts);
     }
 
     #[test]
-    fn packing_never_changes_a_bit_with_full_attention(samples in samples(160), cuts in prop::collection::vec(0_usize..8, 0..4)) {
-        check("llama3-rope", &samples, &cuts);
+    fn packing_never_changes_a_bit_in_bf16(samples in samples(160, 224), cuts in prop::collection::vec(0_usize..8, 0..4), f32_resid in any::<bool>()) {
+        check("mistral-window4", Precision::Bf16 { f32_resid }, &samples, &cuts);
+    }
+
+    #[test]
+    fn packing_never_changes_a_bit_with_full_attention(samples in samples(160, 112), cuts in prop::collection::vec(0_usize..8, 0..4)) {
+        check("llama3-rope", Precision::F32, &samples, &cuts);
     }
 }
 
@@ -99,7 +105,12 @@ fn a_pass_from_a_later_block_on_gives_the_whole_passs_bits() {
 #[test]
 fn packing_never_changes_a_bit_of_a_real_model() {
     let model = Model::open(&common::smollm2()).unwrap();
-    let mut cpu = common::cpu(&model);
+    for precision in [Precision::F32, Precision::Bf16 { f32_resid: false }] {
+        check_real_model(&model, common::cpu_in(&model, precision));
+    }
+}
+
+fn check_real_model(model: &Model, mut cpu: Cpu<'_>) {
     let points: Vec<HookPoint> = [
         "blocks.2.hook_resid_post",
         "blocks.2.attn.hook_pattern",
@@ -112,9 +123,9 @@ fn packing_never_changes_a_bit_of_a_real_model() {
         .map(|&n| (0..n).map(|i| (i * 7919 + n) % 49_152).collect())
         .collect();
     let all: Vec<&[u32]> = samples.iter().map(Vec::as_slice).collect();
-    let together = common::run(&mut cpu, &model, &all, &points);
+    let together = common::run(&mut cpu, model, &all, &points);
     for (i, sample) in samples.iter().enumerate() {
-        let alone = common::run(&mut cpu, &model, &[sample], &points);
+        let alone = common::run(&mut cpu, model, &[sample], &points);
         for p in 0..points.len() {
             assert_eq!(
                 bits(&alone[p][0]),

@@ -7,7 +7,7 @@
         compares stores made before; MODEL is a folder in Hugging Face layout
 
 A *cell* is one hook point, layer, sample and group of rows (token 0, or the later ones). The gate, per cell: the
-relative L2 error is at most twice the largest that Hugging Face float32 shows there in several runs (float32_runs.py; or
+relative L2 error is at most twice the largest that Hugging Face float32 shows there in several runs (hf_runs.py; or
 1e-6, where that is less), and at most 1e-5. What Hugging Face shows is read from the goldens where the samples are theirs,
 and measured otherwise. One sample's activations are held at a time.
 """
@@ -25,8 +25,8 @@ import numpy as np
 import pyarrow.parquet as parquet
 import torch
 import transformers
-from float32_runs import RUNS, float32_errors, gate
 from hf_reference import Reference, groups, hook_points, is_ragged, relative_error
+from hf_runs import RUNS, errors_of_runs, gate
 from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ class Cell:
     @property
     def share(self):
         """Our error as a share of what the gate allows: above 1 it fails."""
-        return self.ours / float(gate(self.theirs))
+        return self.ours / float(gate("float32", self.theirs))
 
 
 class Store:
@@ -101,7 +101,7 @@ def float32_floor(folder, samples):
             if all(name in held and file.get_tensor(f"{name}/tokens").tolist() == ids for name, ids in samples.items()):
                 kinds = ("hf_float32", "hf_float32_one")
                 return {name: [file.get_tensor(f"{name}/{kind}").numpy() for kind in kinds] for name in samples}
-    runs = float32_errors(folder, samples)
+    runs = errors_of_runs("float32", folder, samples)
     return {name: [np.max([run[name] for run in runs.values()], axis=0), runs["plain"][name]] for name in samples}
 
 
@@ -201,7 +201,7 @@ How far every hook point is from a float64 reference, and how far Hugging Face f
 
 Errors are relative, in L2, over one *cell*: one hook point, layer, sample and group of rows. Token 0 is a group of its own, because
 it carries massive activations in real models. *HF float32* is one plain run; *HF, worst run* and *HF there* are the largest error of
-{len(RUNS)} runs whose libraries round differently (`scripts/reference/float32_runs.py`): where a single number is nearly the whole norm,
+{len(RUNS["float32"])} runs whose libraries round differently (`scripts/reference/hf_runs.py`): where a single number is nearly the whole norm,
 one run may be luckily close. The gate, cell by cell: at most twice *HF there* (or 1e-6, where that is less), and at most 1e-5. The last
 column is the nearest cell's share of what it may use, or how many cells fail. **{"All cells pass." if passed else "Some cells fail."}**
 

@@ -210,8 +210,8 @@ class Reference:
     def _half(self):
         return Recorder(self._load("auto"), torch.float32, sdpa=True)
 
-    def half(self, ids, wanted=lambda point: True):
-        return self._half.run(ids, wanted)
+    def half(self, ids, wanted=lambda point: True, padded=False):
+        return self._half.run(ids, wanted, padded)
 
 
 def groups(point, tensor):

@@ -15,10 +15,12 @@ and two groups of rows, token 0 and the later tokens:
                                        hook_pattern as [query token, head, key token] with all n keys), -inf as 0
     S/norm        F64 [points, 2]      L2 norm of the same elements
     S/hf_float32  F32 [points, 2]      relative L2 error of Hugging Face float32 against the reference, the largest over
-                                       the metadata's `float32_runs` (float32_runs.py; one name a line)
+                                       the metadata's `float32_runs` (hf_runs.py; one name a line)
     S/hf_float32_one  F32 [points, 2]  the same of the first run alone
     S/masked      I32 [points, 2]      how many elements were -inf
-    S/hf_half     F32 [points, 2]      for models with `half`: relative L2 error of Hugging Face in the dtype of the file, with SDPA
+    S/hf_half     F32 [points, 2]      for models with `half`: the same of Hugging Face in the dtype of the file, with SDPA
+                                       (the metadata's `half_runs`)
+    S/hf_half_one F32 [points, 2]      and of the first run alone
 """
 
 import json
@@ -27,8 +29,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from float32_runs import RUNS, failures, float32_errors
-from hf_reference import Reference, groups, hook_points, relative_error
+from hf_reference import Reference, groups, hook_points
+from hf_runs import RUNS, errors_of_runs, failures
 from samples import CHATS, SAMPLES, TOKENIZER_TEXTS
 from sketch import PROJECTIONS, sketch
 from tiny_models import MODELS, make, samples
@@ -43,40 +45,38 @@ FIXTURES = ROOT / "tests" / "fixtures"
 SMOLLM2 = ROOT / ".models" / "SmolLM2-135M-Instruct"
 
 
-def half_errors(reference, ids, truth):
-    """[points, 2], relative L2."""
-    found = reference.half(ids)
-    points = hook_points(reference.n_layers)
-    pairs = [zip(groups(point, found[point]), groups(point, truth[point])) for point in points]
-    return np.array([[relative_error(*pair) for pair in both] for both in pairs], np.float32)
+def hf_errors(kind, folder, inputs):
+    """({tensor name: tensor}, the table of failures): what several runs of Hugging Face are off by."""
+    runs = errors_of_runs(kind, folder, inputs)
+    tensors = {}
+    for sample in inputs:
+        tensors[f"{sample}/hf_{kind}"] = ("F32", np.max([run[sample] for run in runs.values()], axis=0))
+        tensors[f"{sample}/hf_{kind}_one"] = ("F32", next(iter(runs.values()))[sample])
+    return tensors, failures(kind, runs)
 
 
 def goldens(name, folder, inputs, half=False):
     """`inputs`: {sample name: token ids}; `half`: also what the model's own 16-bit dtype shows."""
-    runs = float32_errors(folder, inputs)
+    kinds = ["float32", "half"] if half else ["float32"]
+    shown = {kind: hf_errors(kind, folder, inputs) for kind in kinds}
+    tensors = {name: tensor for of_kind, _ in shown.values() for name, tensor in of_kind.items()}
+    worst = max(tensors[f"{sample}/hf_float32"][1].max() for sample in inputs)
     reference = Reference(folder)
     points = hook_points(reference.n_layers)
-    tensors, worst = {}, 0.0
     for sample, ids in inputs.items():
         truth = reference.truth(ids)
         sketches = np.zeros((len(points), 2, PROJECTIONS), np.float32)
         norms = np.zeros((len(points), 2), np.float64)
-        errors = np.max([run[sample] for run in runs.values()], axis=0)
         masked = np.zeros((len(points), 2), np.int32)
-        if half:
-            tensors[f"{sample}/hf_half"] = ("F32", half_errors(reference, ids, truth))
         for i, point in enumerate(points):
             for group, exact in enumerate(groups(point, truth.pop(point))):
                 s, norms[i, group], masked[i, group] = sketch(exact)
                 sketches[i, group] = s.numpy()
         assert not truth
-        worst = max(worst, errors.max())
         tensors |= {
             f"{sample}/tokens": ("I32", np.array(ids, np.int32)),
             f"{sample}/sketch": ("F32", sketches),
             f"{sample}/norm": ("F64", norms),
-            f"{sample}/hf_float32": ("F32", errors),
-            f"{sample}/hf_float32_one": ("F32", next(iter(runs.values()))[sample]),
             f"{sample}/masked": ("I32", masked),
         }
     path = FIXTURES / "goldens" / f"{name}.safetensors"
@@ -84,11 +84,11 @@ def goldens(name, folder, inputs, half=False):
     metadata = {
         "made_by": "scripts/reference/make_fixtures.py",
         "points": "\n".join(points),
-        "float32_runs": "\n".join(RUNS),
-    }
+    } | {f"{kind}_runs": "\n".join(RUNS[kind]) for kind in kinds}
     write_safetensors(path, tensors, metadata)
     print(f"{path.relative_to(ROOT)}: {len(inputs)} samples, Hugging Face float32 at worst {worst:.1e}", flush=True)
-    print(failures(runs), flush=True)
+    for _, table in shown.values():
+        print(table, flush=True)
 
 
 def smollm2_inputs():
@@ -134,7 +134,7 @@ def main():
     with open(FIXTURES / "smollm2_samples.jsonl", "w", encoding="utf-8") as file:
         for name, ids in inputs.items():
             file.write(json.dumps({"name": name, "tokens": ids}) + "\n")
-    goldens("SmolLM2-135M-Instruct", SMOLLM2, inputs)
+    goldens("SmolLM2-135M-Instruct", SMOLLM2, inputs, half=True)
 
 
 if __name__ == "__main__":

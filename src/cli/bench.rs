@@ -6,7 +6,7 @@ mod kernels;
 use clap::{Args, Subcommand};
 
 use super::{CliResult, format, out};
-use crate::backend::cpu::{GEMM, gemm_crate_gflops, instruction_set, product_gflops};
+use crate::backend::cpu::{Precision, gemm_crate_gflops, product_gflops};
 
 /// Measure what this machine reaches.
 ///
@@ -24,10 +24,10 @@ enum What {
     Ceilings(ceilings::CeilingsArgs),
 }
 
-/// The rate of f32 matrix products, which bounds how fast any model can run on the CPU.
+/// The rate of matrix products, which bounds how fast any model can run on the CPU.
 ///
-/// Two rates: that of the `gemm` crate, a general library, as a limit that is not of our making; and that of the product
-/// which this engine multiplies by, its weights packed beforehand, as an extraction has them. Each product is x[M, K] · w[N, K]ᵀ, as a linear layer over M tokens computes it. Without --n and --k the shapes are
+/// Two rates: that of the `gemm` crate in f32, a general library, as a limit that is not of our making; and that of the product
+/// which this engine multiplies by, in the dtype asked for, its weights packed beforehand, as an extraction has them. Each product is x[M, K] · w[N, K]ᵀ, as a linear layer over M tokens computes it. Without --n and --k the shapes are
 /// those of SmolLM2-135M's blocks: the query and output projections, keys and values, the MLP's way up and its way down.
 /// The overall rate is all their FLOPs over all their time.
 #[derive(Debug, Args)]
@@ -44,6 +44,9 @@ struct GemmArgs {
     /// Runs of each shape, each with a weight of its own; the median counts.
     #[arg(long, value_name = "R", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     repeats: u32,
+    /// Dtype of the engine's product.
+    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = ["f32", "bf16"])]
+    dtype: String,
     /// Print JSON: {"gflops" (the gemm crate's), "product_gflops" (ours), "shapes": [{"m", "n", "k", …}], …}.
     #[arg(long)]
     json: bool,
@@ -75,6 +78,10 @@ pub fn run(args: &BenchArgs) -> CliResult {
 
 fn gemm(args: &GemmArgs) {
     let m = args.m as usize;
+    let precision = match &args.dtype[..] {
+        "bf16" => Precision::Bf16 { f32_resid: false },
+        _ => Precision::F32,
+    };
     let shapes = match (args.n, args.k) {
         (Some(n), Some(k)) => vec![(n as usize, k as usize)],
         _ => SMOLLM2.to_vec(),
@@ -86,7 +93,7 @@ fn gemm(args: &GemmArgs) {
             n,
             k,
             gflops: gemm_crate_gflops(m, n, k, args.repeats as usize),
-            product_gflops: product_gflops(m, n, k, args.repeats as usize),
+            product_gflops: product_gflops(precision, m, n, k, args.repeats as usize),
         })
         .collect();
     let crate_overall = overall(&rates, |r| r.gflops);
@@ -96,14 +103,18 @@ fn gemm(args: &GemmArgs) {
             "gflops": crate_overall,
             "product_gflops": product_overall,
             "shapes": rates,
-            "instruction_set": instruction_set(),
+            "dtype": args.dtype,
+            "instruction_set": precision.instruction_set(),
             "threads": rayon::current_num_threads(),
-            "product": GEMM,
+            "product": precision.gemm(),
         });
         out(format_args!("{value}\n"));
         return;
     }
-    out("                                gemm crate   streamgauge\n");
+    out(format_args!(
+        "                           gemm crate, f32  streamgauge, {}\n",
+        args.dtype
+    ));
     for rate in &rates {
         let Rate { m, n, k, .. } = rate;
         let (theirs, ours) = (rate.gflops, rate.product_gflops);
@@ -113,8 +124,8 @@ fn gemm(args: &GemmArgs) {
     }
     let threads = format::counted(rayon::current_num_threads() as u64, "thread");
     out(format_args!(
-        "overall                         {crate_overall:10.1}    {product_overall:10.1}  GFLOP/s in f32 ({}, {threads})\n",
-        instruction_set()
+        "overall                         {crate_overall:10.1}    {product_overall:10.1}  GFLOP/s ({}, {threads})\n",
+        precision.instruction_set()
     ));
 }
 

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::Failure;
-use crate::backend::cpu::product_gflops;
+use crate::backend::cpu::{Precision, product_gflops};
 use crate::backend::cuda::ceilings::{self, DeviceCeilings};
 use crate::backend::cuda::{GemmChoice, LaunchError};
 use crate::engine::Device;
@@ -17,6 +17,8 @@ const FORMAT: u32 = 1;
 
 /// (M, N, K) of the CPU's product: the widest layer of a SmolLM2-135M block over 2,048 tokens.
 const PRODUCT: (usize, usize, usize) = (2048, 1536, 576);
+
+const BF16: Precision = Precision::Bf16 { f32_resid: false };
 
 /// What a machine reaches at most.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,6 +38,9 @@ pub struct CpuCeilings {
     pub processor: String,
     /// Of products in f32.
     pub gemm_flops: f64,
+    /// Of products in bf16; older files have none.
+    #[serde(default)]
+    pub gemm_flops_bf16: Option<f64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,7 +64,8 @@ impl Ceilings {
             measured_unix: now.map_or(0, |d| d.as_secs()),
             cpu: CpuCeilings {
                 processor: sys::cpu_name(),
-                gemm_flops: 1e9 * product_gflops(m, n, k, 5),
+                gemm_flops: 1e9 * product_gflops(Precision::F32, m, n, k, 5),
+                gemm_flops_bf16: Some(1e9 * product_gflops(BF16, m, n, k, 5)),
             },
             device: of_device(device, gemm)?,
             disk: sys::write_rate(dir).map(|write_bytes_per_s| DiskCeiling {

@@ -13,7 +13,7 @@ pub struct DeviceArgs {
     /// Where to run: auto, cpu, cuda or cuda:N. `auto` is the first GPU that can run the model, else the CPU.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
-    /// Compute dtype [default: f32 on the CPU, which has no other; the checkpoint's on a GPU].
+    /// Compute dtype [default: f32 on the CPU, which also has bf16; the checkpoint's on a GPU].
     #[arg(long, value_enum)]
     pub dtype: Option<DtypeArg>,
     /// Dtype that the residual stream is kept in; `same` is the compute dtype. With f32 beside 16 bits the error halves, and

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use self::cuda::Cuda;
 use super::{CliResult, format, out};
-use crate::backend::cpu::{instruction_set, product_gflops};
+use crate::backend::cpu::{Precision, instruction_set, product_gflops};
 use crate::model::HubEnv;
 use crate::sys;
 
@@ -107,7 +107,7 @@ impl Findings {
             threads: rayon::current_num_threads(),
             instruction_set: instruction_set(),
             free_memory_bytes: Some(sys::free_memory()).filter(|&bytes| bytes > 0),
-            gemm_gflops: product_gflops(m, n, k, 5),
+            gemm_gflops: product_gflops(Precision::F32, m, n, k, 5),
             disk: Disk::of(&dir),
             why_no_io_uring: sys::uring::why_not(),
             hub: Hub {

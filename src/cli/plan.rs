@@ -7,7 +7,7 @@ use clap::Args;
 use super::ceilings::{Ceilings, name_of, of_device};
 use super::job_args::JobArgs;
 use super::{CliResult, Failure, format, out};
-use crate::backend::cpu::product_gflops;
+use crate::backend::cpu::{Precision, product_gflops};
 use crate::backend::cuda::ceilings::DeviceCeilings;
 use crate::engine::{Device, Estimate, Place, Prepared, StatisticsPlan, estimate, plan_statistics};
 
@@ -96,7 +96,11 @@ fn rates_kept(place: &Place, args: &PlanArgs, kept: Option<&(Ceilings, PathBuf)>
     let from = path.display().to_string();
     if place.device == Device::Cpu {
         let here = args.ceilings.is_some() || kept.cpu.processor == crate::sys::cpu_name();
-        return here.then_some((kept.cpu.gemm_flops, None, from));
+        let rate = match place.precision() {
+            Precision::F32 => Some(kept.cpu.gemm_flops),
+            Precision::Bf16 { .. } => kept.cpu.gemm_flops_bf16,
+        };
+        return Some((rate.filter(|_| here)?, None, from));
     }
     let device = kept.device.as_ref()?;
     if args.ceilings.is_none() && name_of(place.device).as_ref() != Some(&device.device) {
@@ -114,7 +118,8 @@ fn rates_now(place: &Place, prepared: &Prepared) -> Result<Rates, Failure> {
             (flops, Some(out), from)
         }
         None => {
-            let gflops = product_gflops(512, prepared.dims.d_mlp, prepared.dims.d_model, 3);
+            let (n, k) = (prepared.dims.d_mlp, prepared.dims.d_model);
+            let gflops = product_gflops(place.precision(), 512, n, k, 3);
             (1e9 * gflops, None, from)
         }
     })

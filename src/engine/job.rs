@@ -12,7 +12,7 @@ use super::edits::{self, OpenEdit};
 use super::sample::{OnLong, Sample, Tokenising};
 use super::selected::{BatchRows, Part, SelectedSample};
 use super::{EditReceipt, Error, Memory, Plan, Result, Trace, dims, shape};
-use crate::backend::cpu::Cpu;
+use crate::backend::cpu::{Cpu, Precision};
 use crate::backend::cuda::Dtype;
 use crate::backend::{Edit, Receipt, Reduce, SinkDtype, SinkSpec};
 use crate::compact::WIDEST;
@@ -38,7 +38,7 @@ pub struct Job {
     /// Taps of an edited point take the value before its edits.
     #[serde(default)]
     pub tap_before_edits: bool,
-    /// What is computed in. The CPU computes in f32 whatever it is; rows are stored in it where `store_dtype` is `None`.
+    /// What is computed in. (The CPU computes in f32 where it is f16.) Rows are stored in it where `store_dtype` is `None`.
     #[serde(default = "f32_dtype")]
     pub dtype: Dtype,
     /// The residual stream is kept in f32 beside a 16-bit `dtype`.
@@ -533,11 +533,20 @@ impl Prepared {
             shape(&self.model.config),
             &self.model,
             crate::sys::free_memory(),
+            precision(self.job.dtype, self.job.f32_resid),
         )
     }
 
     fn is_mean(&self, tap: usize) -> bool {
         matches!(self.taps[tap].reduction, Reduction::Mean)
+    }
+}
+
+/// What the CPU computes in where a dtype is asked for. It has no f16: rows that a device made in it are computed again in f32.
+pub fn precision(dtype: Dtype, f32_resid: bool) -> Precision {
+    match dtype {
+        Dtype::BF16 => Precision::Bf16 { f32_resid },
+        Dtype::F32 | Dtype::F16 => Precision::F32,
     }
 }
 

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::{Plan, Result, forward, ranges, replay};
-use crate::backend::cpu::{ATTENTION_TILE, Cpu, GEMM, KvCache, instruction_set};
+use crate::backend::cpu::{ATTENTION_TILE, Cpu, KvCache, Precision};
 use crate::backend::cuda::driver::{Driver, Waited};
 use crate::backend::cuda::{Cuda, Pinner, Timed, images};
 use crate::backend::{Act, Batch, Edit, HeadRows, Landed, Ops, Receipt, Scores, Sink, Weight};
@@ -221,7 +221,7 @@ impl Machine for Cpu<'_> {
     }
 
     fn identity(&self) -> Identity {
-        Identity::cpu()
+        Identity::cpu(self.precision())
     }
 }
 
@@ -303,28 +303,39 @@ fn logits(cpu: &mut Cpu<'_>, rows: HeadRows<'_>) -> Result<Vec<f32>> {
 
 impl Identity {
     /// The CPU backend on this machine.
-    pub fn cpu() -> Self {
+    pub fn cpu(precision: Precision) -> Self {
         Identity {
             backend: "cpu".into(),
             device: crate::sys::cpu_name(),
             kernel_build: concat!("cpu ", env!("CARGO_PKG_VERSION")).into(),
-            compute_dtype: "f32".into(),
-            numeric_record: numeric_record(),
+            compute_dtype: compute_dtype(precision).into(),
+            numeric_record: numeric_record(precision),
         }
     }
 }
 
+fn compute_dtype(precision: Precision) -> &'static str {
+    match precision {
+        Precision::F32 => "f32",
+        Precision::Bf16 { .. } => "bf16",
+    }
+}
+
 /// The numeric record of the CPU backend.
-pub fn numeric_record() -> Value {
-    json!({
+fn numeric_record(precision: Precision) -> Value {
+    let mut record = json!({
         "backend": "cpu",
         "engine": env!("CARGO_PKG_VERSION"),
-        "isa": instruction_set(),
-        "compute": "f32",
-        "gemm": GEMM,
+        "isa": precision.instruction_set(),
+        "compute": compute_dtype(precision),
+        "gemm": precision.gemm(),
         "attention_tile": ATTENTION_TILE,
         "batch_invariant": true,
-    })
+    });
+    if let Precision::Bf16 { f32_resid } = precision {
+        record["residual"] = if f32_resid { "f32" } else { "bf16" }.into();
+    }
+    record
 }
 
 impl<D: Driver> Machine for Cuda<D> {

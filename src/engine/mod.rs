@@ -57,7 +57,7 @@ pub use generate_store::{GenerationBeginning, GenerationStore, PromptSource};
 pub use job::{InputKind, Job, Prepared};
 pub use lens::{LensRow, lens};
 pub use live::{Consumer, LiveBatch, LiveTap};
-pub use machine::{Decoder, Identity, Machine, Reader, SavedResidual, numeric_record};
+pub use machine::{Decoder, Identity, Machine, Reader, SavedResidual};
 pub use memory::Memory;
 #[cfg(feature = "interpreter")]
 pub use place::interpreter;

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::{Decoder, Error, Job, Prepared, Reader, Result, shape};
 use crate::backend::Reduce;
+use crate::backend::cpu::Precision;
 use crate::backend::cuda::driver::Driver;
 use crate::backend::cuda::{
     self, Cuda, CudaOptions, Dtype, GEMM_CHUNK, GemmChoice, GemmRecord, Gpu,
@@ -70,7 +71,7 @@ impl fmt::Display for Device {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Compute {
     pub device: Device,
-    /// `None`: f32 on the CPU, the checkpoint's on a GPU.
+    /// `None`: f32 on the CPU, the checkpoint's on a GPU. The CPU has f32 and bf16.
     pub dtype: Option<Dtype>,
     /// Keep the residual stream in f32 beside a 16-bit dtype.
     pub f32_resid: bool,
@@ -174,6 +175,11 @@ impl Place {
             },
             why_cpu,
         }
+    }
+
+    /// What the CPU computes in here.
+    pub fn precision(&self) -> Precision {
+        super::job::precision(self.dtype, self.f32_resid)
     }
 
     /// The most tokens of a batch where nothing else is asked for.
@@ -328,10 +334,10 @@ fn check_cpu(asked: &Compute, why_cpu: Option<&str>) -> Result<()> {
         let why = why_cpu.map_or(String::new(), |why| format!(" ({why})"));
         Err(Error::NotOnCpu { what, why, instead }.into())
     };
-    if let Some(dtype) = asked.dtype.filter(|&dtype| dtype != Dtype::F32) {
+    if asked.dtype == Some(Dtype::F16) {
         return refuse(
-            format!("--dtype {dtype}"),
-            format!("it computes in f32; --store-dtype {dtype} sets what is stored"),
+            "--dtype f16".into(),
+            "it computes in f32 or bf16; --store-dtype f16 sets what is stored".into(),
         );
     }
     if asked.gemm != GemmChoice::Auto {

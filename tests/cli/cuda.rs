@@ -116,7 +116,7 @@ fn verify_elsewhere_says_what_differs_and_which_gate_it_uses() {
     assert!(
         why.as_str()
             .unwrap()
-            .contains("compute bf16 there and f32 here"),
+            .contains("backend cuda there and cpu here"),
         "{why}"
     );
     assert!(gate.as_str().unwrap().contains("5.0e-2"), "{gate}");

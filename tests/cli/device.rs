@@ -1,6 +1,6 @@
 //! `--device` and its kin where there is no GPU to run on.
 
-use super::{Bench, refused, streamgauge};
+use super::{Bench, done, done_json, refused, streamgauge};
 
 #[test]
 fn what_the_cpu_does_not_do_is_refused_by_name_with_the_remedy() {
@@ -8,10 +8,9 @@ fn what_the_cpu_does_not_do_is_refused_by_name_with_the_remedy() {
     let out = bench.path("store");
     for (flags, says) in [
         (
-            &["--dtype", "bf16"][..],
-            &["--dtype bf16", "--store-dtype bf16"][..],
+            &["--dtype", "f16"][..],
+            &["--dtype f16", "f32 or bf16", "--store-dtype f16"][..],
         ),
-        (&["--dtype", "f16"], &["--dtype f16", "--store-dtype f16"]),
         (&["--gemm", "own"], &["--gemm own", "leave the flag out"]),
     ] {
         for command in ["extract", "plan"] {
@@ -30,6 +29,62 @@ fn what_the_cpu_does_not_do_is_refused_by_name_with_the_remedy() {
         }
     }
     assert!(!out.exists());
+}
+
+#[test]
+fn the_cpu_computes_in_bf16_and_says_so_and_makes_the_same_bits_again() {
+    let bench = Bench::new(6);
+    let taps = ["blocks.*.hook_resid_post", "blocks.1.attn.hook_pattern"];
+    for (name, flags, residual, stored) in [
+        ("plain", &[][..], "bf16", "bf16"),
+        ("wide", &["--residual", "f32"], "f32", "bf16"),
+        ("stored", &["--store-dtype", "f32"], "bf16", "f32"),
+    ] {
+        let store = bench.path(name);
+        done(
+            bench
+                .job("extract", &taps)
+                .arg("--out")
+                .arg(&store)
+                .args(["--device", "cpu", "--dtype", "bf16"])
+                .args(flags),
+        );
+        let held = done_json(streamgauge().arg("inspect").arg(&store).arg("--json"));
+        for (field, value) in [
+            ("backend", "cpu"),
+            ("compute_dtype", "bf16"),
+            ("store_dtype", stored),
+        ] {
+            assert_eq!(held[field], value, "{field} with {flags:?}");
+        }
+        let manifest = std::fs::read(store.join("manifest.json")).unwrap();
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        assert_eq!(manifest["numeric_record"]["compute"], "bf16");
+        assert_eq!(manifest["numeric_record"]["residual"], residual);
+        let checked =
+            done_json(
+                streamgauge()
+                    .arg("verify")
+                    .arg(&store)
+                    .args(["--recompute", "3", "--json"]),
+            );
+        assert_eq!(checked["recomputed"]["exact"], true, "{flags:?}");
+    }
+    // Rows that f32 would have made are not these.
+    let f32_store = bench.path("f32");
+    done(
+        bench
+            .job("extract", &taps)
+            .arg("--out")
+            .arg(&f32_store)
+            .args(["--device", "cpu", "--store-dtype", "f32"]),
+    );
+    let first = |store: &str| {
+        let folder = bench.path(store).join("blocks.0.hook_resid_post");
+        let shard = std::fs::read_dir(folder).unwrap().next().unwrap();
+        std::fs::read(shard.unwrap().path()).unwrap()
+    };
+    assert_ne!(first("f32"), first("stored"));
 }
 
 #[test]

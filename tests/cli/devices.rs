@@ -158,7 +158,8 @@ fn a_worker_that_is_killed_twice_ends_the_run_by_name_and_it_goes_on_on_other_de
         (&summary["slices"], &summary["workers"]),
         (&2.into(), &1.into())
     );
-    assert!(summary["resumed_samples"].as_u64().unwrap() > 300);
+    // The whole of slice 0, and of slice 1 what its workers had committed when they were killed: maybe nothing.
+    assert!(summary["resumed_samples"].as_u64().unwrap() >= 300);
     assert_eq!(rows(&store), rows(&whole));
 }
 
@@ -231,7 +232,7 @@ fn what_does_not_go_together_with_devices_is_refused_before_anything_is_made() {
         (&["--trace", "t.json"], 2, "--trace"),
         (&["--data", "-"], 2, "--data -"),
         (&["--tap", "blocks.77.hook_z"], 1, "blocks.77.hook_z"),
-        (&["--dtype", "bf16"], 1, "--dtype bf16"),
+        (&["--dtype", "f16"], 1, "--dtype f16"),
     ] {
         let message = refused(&mut job(&bench, &store, "2xcpu", more), status);
         assert!(message.contains(says), "{more:?}: {message}");

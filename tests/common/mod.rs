@@ -1,12 +1,13 @@
 //! What several tests share: the fixtures' place, and every hook point of a few samples in memory.
 #![allow(dead_code)] // each test binary uses a part
 
+pub mod half;
 pub mod tiny_chat;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use streamgauge::backend::cpu::Cpu;
+use streamgauge::backend::cpu::{Cpu, Precision};
 use streamgauge::backend::{Batch, Sink, SinkSpec};
 use streamgauge::engine::{Plan, dims, forward, shape};
 use streamgauge::hooks::{HookPoint, Tap, TapSpec};
@@ -93,7 +94,11 @@ pub fn run(
 }
 
 pub fn cpu(model: &Model) -> Cpu<'_> {
-    Cpu::new(shape(&model.config), model, 8 << 30)
+    cpu_in(model, Precision::F32)
+}
+
+pub fn cpu_in(model: &Model, precision: Precision) -> Cpu<'_> {
+    Cpu::new(shape(&model.config), model, 8 << 30, precision)
 }
 
 pub const PROJECTIONS: usize = 32;

@@ -5,6 +5,7 @@
 //! values. Tiles, and the runs of every sum, begin at the sample's first token, so a sample's bits do not depend on
 //! what else is in the batch.
 //! Window W keeps W keys, the query's own included: key j is visible to query i iff i − W < j ≤ i.
+//! In bf16, scores and softmax are f32; the pattern is rounded as it is packed to weigh the values, and so is their sum.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -15,10 +16,15 @@ use super::edit::{self, HeadRow, PatternEdits};
 use super::math::{exp, max, sum_by};
 use super::matmul::{Out, Rows, multiply_panel};
 use super::packing::{DEPTH, Lines, pack_panel, pack_rows};
+use super::pairs::pair_rows;
+use super::precision::{Precision, round_all};
 use super::ragged::RaggedSinks;
 use super::simd::vectorised;
 use super::tile::Tile;
 use crate::backend::{Edit, Sink};
+
+/// What stands beside the last of an odd number of keys; no tile has more columns.
+const NO_KEY: [f32; 64] = [0.0; 64];
 
 /// Queries per tile.
 pub const TILE: usize = 64;
@@ -30,6 +36,7 @@ pub(super) struct Heads {
     pub n_kv_heads: usize,
     pub head_dim: usize,
     pub window: Option<usize>,
+    pub precision: Precision,
 }
 
 impl Heads {
@@ -41,6 +48,25 @@ impl Heads {
     /// Query heads that share a key/value head.
     fn group(&self) -> usize {
         self.n_heads / self.n_kv_heads
+    }
+
+    /// What multiplies queries with keys.
+    fn key_tile(&self) -> &'static Tile {
+        self.precision.tile()
+    }
+
+    /// What multiplies patterns with values.
+    fn value_tile(&self) -> &'static Tile {
+        self.precision.tile().for_columns(self.head_dim)
+    }
+
+    /// Lanes that the packed keys, and the packed values, of one head of `n` keys take.
+    fn packed_sizes(&self, n: usize) -> [usize; 2] {
+        let (keys, values) = (self.key_tile(), self.value_tile());
+        [
+            n.next_multiple_of(keys.columns) * keys.lanes(self.head_dim),
+            values.lanes(n) * self.head_dim.next_multiple_of(values.columns),
+        ]
     }
 }
 
@@ -57,21 +83,10 @@ pub(super) struct PackedHeads {
     memory: Lines,
 }
 
-/// One head's keys, `[panel of keys][h][keys of a panel]`, and values, `[panel of h][keys][h of a panel]`.
+/// One head's keys, `[panel of keys][lanes of h][keys of a panel]`, and values, `[panel of h][lanes of keys][h of a panel]`.
 struct PackedHead<'a> {
     keys: &'a [f32],
     values: &'a [f32],
-    key_tile: &'static Tile,
-    value_tile: &'static Tile,
-}
-
-/// How one head of `n` keys is laid out: elements of the keys and of the values.
-fn packed_sizes(n: usize, head_dim: usize) -> [usize; 2] {
-    let (keys, values) = (Tile::best(), Tile::best().for_columns(head_dim));
-    [
-        n.next_multiple_of(keys.columns) * head_dim,
-        n * head_dim.next_multiple_of(values.columns),
-    ]
 }
 
 impl PackedHeads {
@@ -82,9 +97,7 @@ impl PackedHeads {
         for sample in samples {
             for _ in 0..heads.n_kv_heads {
                 begins.push(at);
-                at += packed_sizes(sample.len(), heads.head_dim)
-                    .iter()
-                    .sum::<usize>();
+                at += heads.packed_sizes(sample.len()).iter().sum::<usize>();
             }
         }
         self.memory.resize(at);
@@ -103,13 +116,11 @@ impl PackedHeads {
         begins
     }
 
-    fn head(&self, begin: usize, n: usize, head_dim: usize) -> PackedHead<'_> {
-        let [keys, values] = packed_sizes(n, head_dim);
+    fn head(&self, begin: usize, n: usize, heads: Heads) -> PackedHead<'_> {
+        let [keys, values] = heads.packed_sizes(n);
         PackedHead {
             keys: &self.memory[begin..begin + keys],
             values: &self.memory[begin + keys..begin + keys + values],
-            key_tile: Tile::best(),
-            value_tile: Tile::best().for_columns(head_dim),
         }
     }
 }
@@ -124,20 +135,28 @@ fn pack_head(
     let (n, h) = (rows.len(), heads.head_dim);
     let stride = heads.n_kv_heads * h;
     let at = |row: usize| (rows.start + row) * stride + kv_head * h;
-    let (key_out, value_out) = out.split_at_mut(packed_sizes(n, h)[0]);
-    let width = Tile::best().columns;
-    for (panel, out) in key_out.chunks_exact_mut(width * h).enumerate() {
-        let keys = panel * width..((panel + 1) * width).min(n);
-        pack_panel(keys, h, out, width, |key, first, out| {
+    let (key_out, value_out) = out.split_at_mut(heads.packed_sizes(n)[0]);
+    let tile = heads.key_tile();
+    let panels = key_out.chunks_exact_mut(tile.columns * tile.lanes(h));
+    for (panel, out) in panels.enumerate() {
+        let keys = panel * tile.columns..((panel + 1) * tile.columns).min(n);
+        pack_panel(tile, keys, h, out, |key, first, out| {
             out.copy_from_slice(&inputs.k[at(key) + first..][..out.len()]);
         });
     }
-    let width = Tile::best().for_columns(h).columns;
-    for (panel, out) in value_out.chunks_exact_mut(width * n).enumerate() {
-        let columns = panel * width..((panel + 1) * width).min(h);
-        for (key, out) in out.chunks_exact_mut(width).enumerate() {
-            out[..columns.len()].copy_from_slice(&inputs.v[at(key)..][columns.clone()]);
-            out[columns.len()..].fill(0.0);
+    let tile = heads.value_tile();
+    let panels = value_out.chunks_exact_mut(tile.columns * tile.lanes(n));
+    for (panel, out) in panels.enumerate() {
+        let columns = panel * tile.columns..((panel + 1) * tile.columns).min(h);
+        for (lane, out) in out.chunks_exact_mut(tile.columns).enumerate() {
+            let of_key = |key: usize| &inputs.v[at(key)..][columns.clone()];
+            let (out, padding) = out.split_at_mut(columns.len());
+            padding.fill(0.0);
+            match (tile.per_lane, 2 * lane + 1 < n) {
+                (1, _) => out.copy_from_slice(of_key(lane)),
+                (_, true) => pair_rows(of_key(2 * lane), of_key(2 * lane + 1), out),
+                (_, false) => pair_rows(of_key(2 * lane), &NO_KEY[..columns.len()], out),
+            }
         }
     }
 }
@@ -184,7 +203,7 @@ pub(super) fn attention(
             let ((sample, first), kv_head) = (tiles[i / heads.n_kv_heads], i % heads.n_kv_heads);
             let rows = samples[sample].clone();
             let begin = begins[sample * heads.n_kv_heads + kv_head];
-            let keys_and_values = packed.head(begin, rows.len(), heads.head_dim);
+            let keys_and_values = packed.head(begin, rows.len(), heads);
             (kv_head * heads.group()..(kv_head + 1) * heads.group())
                 .flat_map(|head| task.tile(sample, rows.clone(), head, first, &keys_and_values))
                 .collect()
@@ -229,7 +248,8 @@ impl Attention<'_> {
     ) -> Vec<HeadRow> {
         let queries = first..(first + TILE).min(rows.len());
         // Sums over keys begin where a run does, whatever the window leaves of it.
-        let keys = self.heads.visible(first).start / DEPTH * DEPTH..queries.end;
+        let run = DEPTH * self.heads.value_tile().per_lane;
+        let keys = self.heads.visible(first).start / run * run..queries.end;
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.pattern.resize(queries.len() * keys.len());
             self.scores_of(&rows, head, &queries, &keys, kv, scratch);
@@ -259,18 +279,18 @@ impl Attention<'_> {
         let Heads {
             n_heads, head_dim, ..
         } = self.heads;
-        let (m, tile) = (queries.len(), kv.key_tile);
+        let (m, tile) = (queries.len(), self.heads.key_tile());
         let scale = 1.0 / (head_dim as f32).sqrt();
         let q = Rows {
             data: &self.q[((rows.start + queries.start) * n_heads + head) * head_dim..],
             stride: n_heads * head_dim,
         };
-        pack_rows(tile.rows, q, m, 0..head_dim, &mut scratch.packed);
+        pack_rows(tile, q, m, 0..head_dim, &mut scratch.packed);
         scratch
             .sums
             .resize(m.next_multiple_of(tile.rows) * tile.columns);
         for panel in keys.start / tile.columns..keys.end.div_ceil(tile.columns) {
-            let size = tile.columns * head_dim;
+            let size = tile.columns * tile.lanes(head_dim);
             let panel_keys = &kv.keys[panel * size..(panel + 1) * size];
             multiply_panel(
                 tile,
@@ -347,18 +367,21 @@ impl Attention<'_> {
         scratch: &mut Scratch,
     ) {
         let head_dim = self.heads.head_dim;
-        let (m, tile) = (queries.len(), kv.value_tile);
+        let (m, tile) = (queries.len(), self.heads.value_tile());
         let pattern = Rows {
             data: &scratch.pattern,
             stride: keys.len(),
         };
-        pack_rows(tile.rows, pattern, m, 0..keys.len(), &mut scratch.packed);
+        pack_rows(tile, pattern, m, 0..keys.len(), &mut scratch.packed);
         scratch
             .sums
             .resize(m.next_multiple_of(tile.rows) * tile.columns);
-        let panels = kv.values.chunks_exact(rows.len() * tile.columns);
+        let panels = kv
+            .values
+            .chunks_exact(tile.lanes(rows.len()) * tile.columns);
+        let lanes = tile.lanes(keys.start)..tile.lanes(keys.end);
         for (panel, values) in panels.enumerate() {
-            let values = &values[keys.start * tile.columns..keys.end * tile.columns];
+            let values = &values[lanes.start * tile.columns..lanes.end * tile.columns];
             multiply_panel(
                 tile,
                 &scratch.packed,
@@ -373,6 +396,7 @@ impl Attention<'_> {
                 // SAFETY: z is borrowed for the whole of `attention`; this head of this row belongs to this task alone.
                 let z = unsafe { self.z.row(rows.start + i, at) };
                 z.copy_from_slice(&sums[..columns.len()]);
+                round_all(self.heads.precision.rounding(), z);
             }
         }
     }

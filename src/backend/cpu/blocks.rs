@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::elementwise::{add, norm_rows, rope_rows, swiglu};
 use super::matmul::{Fused, Out, Product, Rows, blocks, linear, multiply_rows};
 use super::packing::PackedMatrix;
-use super::tile::Tile;
+use super::precision::{Precision, Rounding};
 
 /// Fewest rows per thread that are worth a block; fewer are multiplied op by op, each thread taking some of the columns.
 const FEWEST_ROWS: usize = 32;
@@ -94,11 +94,13 @@ pub(super) enum RowOp {
         a: View,
         b: View,
         out: View,
+        rounding: Rounding,
     },
 }
 
 /// What ops need besides their rows.
 pub(super) struct Constants<'a> {
+    pub precision: Precision,
     pub eps: f32,
     pub head_dim: usize,
     pub positions: &'a [u32],
@@ -118,7 +120,7 @@ pub(super) unsafe fn run(ops: &[RowOp], rows: usize, constants: &Constants<'_>, 
         }
         return;
     }
-    let (blocks, size) = blocks(rows);
+    let (blocks, size) = blocks(constants.precision.tile(), rows);
     (0..blocks)
         .into_par_iter()
         .with_max_len(1)
@@ -129,7 +131,9 @@ pub(super) unsafe fn run(ops: &[RowOp], rows: usize, constants: &Constants<'_>, 
                 // SAFETY: a task uses the rows of its own block alone; the rest as the caller promises.
                 let done = unsafe {
                     match op {
-                        RowOp::Linear { x, .. } => products(rest, *x, rows.clone(), dead),
+                        RowOp::Linear { x, .. } => {
+                            products(rest, *x, rows.clone(), dead, constants.precision)
+                        }
                         _ => {
                             run_rowwise(op, rows.clone(), constants);
                             1
@@ -145,7 +149,13 @@ pub(super) unsafe fn run(ops: &[RowOp], rows: usize, constants: &Constants<'_>, 
 ///
 /// # Safety
 /// As [`run`], and these rows are this thread's.
-unsafe fn products(ops: &[RowOp], x: View, rows: Range<usize>, dead: &[View]) -> usize {
+unsafe fn products(
+    ops: &[RowOp],
+    x: View,
+    rows: Range<usize>,
+    dead: &[View],
+    precision: Precision,
+) -> usize {
     let mut fused = Vec::with_capacity(4);
     let mut rest = ops;
     // SAFETY: the rows are this thread's, as the caller promises.
@@ -159,7 +169,7 @@ unsafe fn products(ops: &[RowOp], x: View, rows: Range<usize>, dead: &[View]) ->
             data: x.rows(rows.clone()),
             stride: x.width,
         };
-        multiply_rows(Tile::best().rows, from, rows.len(), x.width, &fused);
+        multiply_rows(precision.tile(), from, rows.len(), x.width, &fused);
     }
     ops.len() - rest.len()
 }
@@ -191,7 +201,17 @@ unsafe fn fuse<'o>(
     };
     let (first, first_out) = product(ops.first()?)?;
     match ops.get(1..) {
-        Some([RowOp::Add { a, b, out }, ..]) if *b == first_out && *a != first_out => {
+        Some(
+            [
+                RowOp::Add {
+                    a,
+                    b,
+                    out,
+                    rounding,
+                },
+                ..,
+            ],
+        ) if *b == first_out && *a != first_out => {
             let a = Rows {
                 // SAFETY: a is not written by these ops.
                 data: unsafe { a.rows(rows.clone()) },
@@ -203,6 +223,7 @@ unsafe fn fuse<'o>(
                     product: first,
                     a,
                     out,
+                    rounding: *rounding,
                 },
                 2,
             ))
@@ -244,6 +265,7 @@ unsafe fn run_on_few_rows(op: &RowOp, rows: usize, constants: &Constants<'_>) {
 /// As [`run`], and these rows are this thread's.
 unsafe fn run_rowwise(op: &RowOp, rows: Range<usize>, constants: &Constants<'_>) {
     let r = || rows.clone();
+    let rounding = constants.precision.rounding();
     // SAFETY: an op's output is none of its inputs, and the rows are this thread's, as the caller promises.
     unsafe {
         match op {
@@ -254,6 +276,7 @@ unsafe fn run_rowwise(op: &RowOp, rows: Range<usize>, constants: &Constants<'_>)
                 normalized,
                 out,
             } => norm_rows(
+                rounding,
                 x.rows(r()),
                 gain,
                 constants.eps,
@@ -262,6 +285,7 @@ unsafe fn run_rowwise(op: &RowOp, rows: Range<usize>, constants: &Constants<'_>)
                 out.rows_mut(r()),
             ),
             RowOp::Rope { x, out } => rope_rows(
+                rounding,
                 x.rows(r()),
                 &constants.positions[r()],
                 constants.cos,
@@ -270,9 +294,14 @@ unsafe fn run_rowwise(op: &RowOp, rows: Range<usize>, constants: &Constants<'_>)
                 out.rows_mut(r()),
             ),
             RowOp::SwiGlu { gate, up, out } => {
-                swiglu(gate.rows(r()), up.rows(r()), out.rows_mut(r()));
+                swiglu(rounding, gate.rows(r()), up.rows(r()), out.rows_mut(r()));
             }
-            RowOp::Add { a, b, out } => add(a.rows(r()), b.rows(r()), out.rows_mut(r())),
+            RowOp::Add {
+                a,
+                b,
+                out,
+                rounding,
+            } => add(*rounding, a.rows(r()), b.rows(r()), out.rows_mut(r())),
             RowOp::Linear { .. } => unreachable!("products are run by `linears` or `linear`"),
         }
     }

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::attention::{Heads, softmax};
 use super::edit::{self, HeadRow, PatternEdits};
 use super::math::sum_of_products;
+use super::precision::round_all;
 use super::simd::vectorised;
 use crate::backend::Edit;
 
@@ -121,6 +122,7 @@ impl<'a> Keys<'a> {
     ) -> Vec<HeadRow> {
         let h = self.heads.head_dim;
         let scale = 1.0 / (h as f32).sqrt();
+        let rounding = self.heads.precision.rounding();
         let first_head = self.kv_head * (self.heads.n_heads / self.heads.n_kv_heads);
         let mut pattern = vec![0.0; self.visible.len()];
         let mut done = Vec::new();
@@ -139,10 +141,12 @@ impl<'a> Keys<'a> {
                 &mut pattern,
                 &mut done,
             );
+            round_all(rounding, &mut pattern);
             z.fill(0.0);
             for (&p, at) in pattern.iter().zip(self.places()) {
                 add_scaled(z, &self.cache.v[at..at + h], p);
             }
+            round_all(rounding, z);
         }
         done
     }
@@ -182,6 +186,7 @@ fn add_scaled_loop(z: &mut [f32], v: &[f32], p: f32) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::precision::Precision;
     use super::*;
 
     #[test]
@@ -191,6 +196,7 @@ mod tests {
             n_kv_heads: 1,
             head_dim: 2,
             window: Some(3),
+            precision: Precision::F32,
         };
         let mut cache = KvCache::new(1);
         let rows: Vec<f32> = (0..10).map(|i| i as f32).collect();

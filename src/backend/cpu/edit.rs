@@ -3,14 +3,22 @@
 
 use rayon::prelude::*;
 
+use super::precision::{Rounding, round_all};
 use super::simd::vectorised;
 use crate::backend::{Change, Edit, EditSpec};
 
 /// L2 norms of what was edited, before and after.
 type Norms = (f64, f64);
 
-/// Edits rows of `act` `[.., width]`: `which` says, rising, the place of a row among the edit's and its place in `act`.
-pub(super) fn edit(edit: &mut Edit, act: &mut [f32], width: usize, which: &[(usize, usize)]) {
+/// Edits rows of `act` `[.., width]`: `which` says, rising, the place of a row among the edit's and its place in `act`. What comes of
+/// it is rounded.
+pub(super) fn edit(
+    edit: &mut Edit,
+    act: &mut [f32],
+    width: usize,
+    which: &[(usize, usize)],
+    rounding: Rounding,
+) {
     let spec = &*edit.spec;
     let edited = spec.edited_width(width);
     let replacement = &edit.replacement[..];
@@ -25,7 +33,9 @@ pub(super) fn edit(edit: &mut Edit, act: &mut [f32], width: usize, which: &[(usi
         .into_par_iter()
         .map(|(row, x)| {
             let new = replacement.get(row * edited..(row + 1) * edited);
-            edit_row(spec, x, new.unwrap_or_default())
+            let norms = edit_row(spec, x, new.unwrap_or_default());
+            round_all(rounding, x);
+            norms
         })
         .collect();
     for (before, after) in norms {
@@ -242,7 +252,7 @@ mod tests {
             vec![],
         );
         let which: Vec<_> = rows.iter().map(|&r| r as usize).enumerate().collect();
-        edit(&mut one, &mut act, width, &which);
+        edit(&mut one, &mut act, width, &which, Rounding::Exact);
         (act, one.receipt)
     }
 
@@ -303,8 +313,14 @@ mod tests {
         let mut act = vec![0.0; 8];
         let spec = Arc::new(whole(Change::Replace));
         let mut one = Edit::new(spec, vec![1, 4, 6], vec![3], vec![1., 2., 3., 4., 5., 6.]);
-        edit(&mut one, &mut act[..4], 2, &[(0, 1)]);
-        edit(&mut one, &mut act[4..], 2, &[(1, 0), (2, 1)]);
+        edit(&mut one, &mut act[..4], 2, &[(0, 1)], Rounding::Exact);
+        edit(
+            &mut one,
+            &mut act[4..],
+            2,
+            &[(1, 0), (2, 1)],
+            Rounding::Exact,
+        );
         assert_eq!(act, [0., 0., 1., 2., 3., 4., 5., 6.]);
     }
 }

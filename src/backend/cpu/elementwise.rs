@@ -1,16 +1,16 @@
-//! RMSNorm, RoPE, SwiGLU and the residual add, over some rows.
+//! RMSNorm, RoPE, SwiGLU and the residual add, over some rows; rounded to bf16 where Hugging Face rounds, if at all.
 
 use super::math::{silu, squares};
-use super::simd::vectorised;
+use super::precision::{Round, rounded};
 
-vectorised! {
+rounded! {
     /// scale = sqrt(mean(x²) + eps) `[rows]`, normalized = x / scale and out = normalized · gain `[rows, d]`.
     /// (Zhang & Sennrich 2019, as `MistralRMSNorm` computes it.)
     pub(super) fn norm_rows(x: &[f32], gain: &[f32], eps: f32, scale: &mut [f32], normalized: Option<&mut [f32]>, out: &mut [f32]) = norm_loop;
 }
 
 #[inline(always)]
-fn norm_loop(
+fn norm_loop<R: Round>(
     x: &[f32],
     gain: &[f32],
     eps: f32,
@@ -27,23 +27,23 @@ fn norm_loop(
         let inverse = 1.0 / exact;
         if let Some(normalized) = normalized.as_deref_mut() {
             for (n, &v) in normalized[r * d..(r + 1) * d].iter_mut().zip(x) {
-                *n = (v as f64 * inverse) as f32;
+                *n = R::round((v as f64 * inverse) as f32);
             }
         }
         for ((o, &v), &g) in out[r * d..(r + 1) * d].iter_mut().zip(x).zip(gain) {
-            *o = (v as f64 * inverse) as f32 * g;
+            *o = R::round(R::round((v as f64 * inverse) as f32) * g);
         }
     }
 }
 
-vectorised! {
+rounded! {
     /// Rotate-half RoPE (Su et al. 2021, in Hugging Face's layout: element i pairs with i + h/2):
     /// out = x·cos + rotate_half(x)·sin, per head. `x`, `out` are `[rows, heads, h]`; `cos`, `sin` `[positions, h/2]`.
     pub(super) fn rope_rows(x: &[f32], positions: &[u32], cos: &[f32], sin: &[f32], head_dim: usize, out: &mut [f32]) = rope_loop;
 }
 
 #[inline(always)]
-fn rope_loop(
+fn rope_loop<R: Round>(
     x: &[f32],
     positions: &[u32],
     cos: &[f32],
@@ -62,39 +62,40 @@ fn rope_loop(
             let (x1, x2) = x.split_at(half);
             let (out1, out2) = out.split_at_mut(half);
             for i in 0..half {
-                out1[i] = x1[i] * cos[i] - x2[i] * sin[i];
-                out2[i] = x2[i] * cos[i] + x1[i] * sin[i];
+                out1[i] = R::round(R::round(x1[i] * cos[i]) - R::round(x2[i] * sin[i]));
+                out2[i] = R::round(R::round(x2[i] * cos[i]) + R::round(x1[i] * sin[i]));
             }
         }
     }
 }
 
-vectorised! {
+rounded! {
     /// out = silu(gate) · up (Shazeer 2020).
     pub(super) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) = swiglu_loop;
 }
 
 #[inline(always)]
-fn swiglu_loop(gate: &[f32], up: &[f32], out: &mut [f32]) {
+fn swiglu_loop<R: Round>(gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((o, &g), &u) in out.iter_mut().zip(gate).zip(up) {
-        *o = silu(g) * u;
+        *o = R::round(R::round(silu(g)) * u);
     }
 }
 
-vectorised! {
+rounded! {
     /// out = a + b
     pub(super) fn add(a: &[f32], b: &[f32], out: &mut [f32]) = add_loop;
 }
 
 #[inline(always)]
-fn add_loop(a: &[f32], b: &[f32], out: &mut [f32]) {
+fn add_loop<R: Round>(a: &[f32], b: &[f32], out: &mut [f32]) {
     for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
-        *o = a + b;
+        *o = R::round(a + b);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::precision::Rounding;
     use super::*;
 
     fn wave(len: usize, step: f32) -> Vec<f32> {
@@ -107,7 +108,15 @@ mod tests {
         let (x, gain) = (wave(rows * d, 0.37), wave(d, 1.1));
         let (mut scale, mut normalized, mut out) =
             (vec![0.0; rows], vec![0.0; rows * d], vec![0.0; rows * d]);
-        norm_rows(&x, &gain, 1e-5, &mut scale, Some(&mut normalized), &mut out);
+        norm_rows(
+            Rounding::Exact,
+            &x,
+            &gain,
+            1e-5,
+            &mut scale,
+            Some(&mut normalized),
+            &mut out,
+        );
         for r in 0..rows {
             let row = &x[r * d..(r + 1) * d];
             let truth =
@@ -133,7 +142,15 @@ mod tests {
         let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
         let x = wave(3 * width, 0.9);
         let mut out = vec![0.0; x.len()];
-        rope_rows(&x, &positions, &cos, &sin, head_dim, &mut out);
+        rope_rows(
+            Rounding::Exact,
+            &x,
+            &positions,
+            &cos,
+            &sin,
+            head_dim,
+            &mut out,
+        );
         assert_eq!(out[..width], x[..width], "position 0 is not rotated");
         for (r, &p) in positions.iter().enumerate() {
             for i in 0..4 {

@@ -1,4 +1,4 @@
-//! What this machine reaches in f32 matrix products: the `gemm` crate's rate, as a limit that is not of our making, and ours.
+//! What this machine reaches in matrix products: the `gemm` crate's rate in f32, as a limit that is not of our making, and ours.
 //!
 //! Each repeat multiplies by a weight of its own, as each layer does, so that the caches hold no more of it than in a real
 //! pass; the median repeat counts.
@@ -9,7 +9,7 @@ use gemm::Parallelism;
 
 use super::matmul::{Rows, linear};
 use super::packing::{Lines, PackedMatrix};
-use super::tile::Tile;
+use super::precision::Precision;
 use super::weights::{StoredDtype, StoredTensor};
 
 /// Bytes of distinct weights at most.
@@ -17,8 +17,8 @@ const WEIGHTS: usize = 256 << 20;
 
 const WARM_UP: Duration = Duration::from_millis(100);
 
-/// GFLOP/s of x`[m, k]` · w`[n, k]`ᵀ on all cores, as an extraction multiplies: w packed beforehand.
-pub fn product_gflops(m: usize, n: usize, k: usize, repeats: usize) -> f64 {
+/// GFLOP/s of x`[m, k]` · w`[n, k]`ᵀ on all cores, as an extraction in that precision multiplies: w packed beforehand.
+pub fn product_gflops(precision: Precision, m: usize, n: usize, k: usize, repeats: usize) -> f64 {
     let x = wave(m * k, 37, 101);
     let stored = wave(n * k, 53, 103);
     let stored = StoredTensor {
@@ -26,7 +26,7 @@ pub fn product_gflops(m: usize, n: usize, k: usize, repeats: usize) -> f64 {
         bytes: bytemuck::cast_slice(&stored),
     };
     let weights: Vec<PackedMatrix> = (0..distinct(n, k, repeats))
-        .map(|_| PackedMatrix::pack(Tile::best(), &stored, n, Lines::default()))
+        .map(|_| PackedMatrix::pack(precision.tile(), &stored, n, Lines::default()))
         .collect();
     let mut out = vec![0.0; m * n];
     let seconds = median_seconds(repeats, |i| {

@@ -1,7 +1,8 @@
 //! Matrix products: x `[m, k]` · (w `[n, k]`)ᵀ, by tiles of packed memory.
 //!
 //! Every element is the same sum whatever the number of rows, threads or tiles: runs of [`DEPTH`] products, each run one
-//! chain of fused multiply-adds from zero in the order of k, added up in order. So a row's bits depend on the row alone.
+//! chain of fused multiply-adds from zero in the order of k, added up in order. So a row's bits depend on the row alone. Of bf16
+//! the same holds with [`DEPTH`] pairs (`pairs.rs` has their order), and the sum is rounded once, when it is whole.
 //!
 //! A thread packs a block of rows once for all products that read them, and takes the panels of w one after the
 //! other: a run of a panel stays in the first-level cache while the block's tiles pass, the block in the second.
@@ -13,17 +14,21 @@ use rayon::prelude::*;
 
 use super::elementwise::{add, swiglu};
 use super::packing::{DEPTH, Lines, PackedMatrix, pack_rows, runs};
+use super::precision::{Rounding, round_all};
 use super::tile::{FETCHED, Tile};
 
 /// The matrix product, for the numeric record: another way to sum gives other bits.
 pub const GEMM: &str = "streamgauge 1, fused multiply-adds in runs of 112";
-const _: () = assert!(DEPTH == 112, "GEMM says how long a run is");
+/// The same of bf16.
+pub const GEMM_BF16: &str =
+    "streamgauge 1, bf16 pairs in fused multiply-adds, odd first, in runs of 112 pairs";
+const _: () = assert!(DEPTH == 112, "both say how long a run is");
 
 /// Rows that a thread multiplies at a time: enough to pay for reading the weights.
 pub(super) const BLOCK: usize = 128;
 
-/// Most of k that is packed at a time: a block then takes 0.8 MB of the second-level cache.
-const PACKED_K: usize = 14 * DEPTH;
+/// Most lanes of k that are packed at a time: a block then takes 0.8 MB of the second-level cache.
+const PACKED_LANES: usize = 14 * DEPTH;
 
 /// A row-major matrix in memory: element (r, c) is `data[r · stride + c]`.
 #[derive(Clone, Copy)]
@@ -106,11 +111,12 @@ pub(super) struct Product<'a> {
 #[derive(Clone)]
 pub(super) enum Fused<'a> {
     Plain(Product<'a>),
-    /// out = a + product
+    /// out = a + product, rounded
     Add {
         product: Product<'a>,
         a: Rows<'a>,
         out: Out,
+        rounding: Rounding,
     },
     /// out = silu(gate) · up
     SwiGlu {
@@ -125,12 +131,13 @@ thread_local! {
     static SUMS: RefCell<[Lines; 2]> = RefCell::default();
 }
 
-/// out\[r, c\] = Σ x\[r, i\] · w\[c, first_k + i\] over i < k, for `m` rows of x and each product, on this thread.
+/// out\[r, c\] = Σ x\[r, i\] · w\[c, first_k + i\] over i < k, for `m` rows of x and each product, on this thread. Every w is
+/// packed for tiles of that many rows and numbers a lane.
 ///
 /// # Safety
 /// The products' outputs are alive, and nobody else uses the `m` rows of their panels' columns meanwhile.
 pub(super) unsafe fn multiply_rows(
-    tile_rows: usize,
+    tile: &Tile,
     x: Rows<'_>,
     m: usize,
     k: usize,
@@ -138,13 +145,14 @@ pub(super) unsafe fn multiply_rows(
 ) {
     PACKED_X.with_borrow_mut(|packed| {
         SUMS.with_borrow_mut(|sums| {
-            for first in (0..k).step_by(PACKED_K) {
+            let packed_k = PACKED_LANES * tile.per_lane;
+            for first in (0..k).step_by(packed_k) {
                 let part = Part {
                     m,
-                    k: first..(first + PACKED_K).min(k),
-                    last: first + PACKED_K >= k,
+                    k: first..(first + packed_k).min(k),
+                    last: first + packed_k >= k,
                 };
-                pack_rows(tile_rows, x, m, part.k.clone(), packed);
+                pack_rows(tile, x, m, part.k.clone(), packed);
                 for product in products {
                     // SAFETY: as the caller promises.
                     unsafe { part.fused(packed, product, sums) };
@@ -174,7 +182,12 @@ impl Part {
                         self.store(product, panel, one);
                     }
                 }
-                Fused::Add { product, a, out } => {
+                Fused::Add {
+                    product,
+                    a,
+                    out,
+                    rounding,
+                } => {
                     for panel in product.panels.clone() {
                         self.panel(x, product, panel, *out, one);
                         if product.keep || !self.last {
@@ -184,7 +197,8 @@ impl Part {
                             let columns = product.columns(panel);
                             for (r, sums) in product.rows_of(one, self.m).enumerate() {
                                 let a = &a.data[r * a.stride..][columns.clone()];
-                                add(a, &sums[..columns.len()], out.row(r, columns.clone()));
+                                let out = out.row(r, columns.clone());
+                                add(*rounding, a, &sums[..columns.len()], out);
                             }
                         }
                     }
@@ -204,7 +218,8 @@ impl Part {
                             for (r, (gates, ups)) in gate.rows_of(one, self.m).zip(ups).enumerate()
                             {
                                 let out = out.row(r, columns.clone());
-                                swiglu(&gates[..columns.len()], &ups[..columns.len()], out);
+                                let (gates, ups) = (&gates[..columns.len()], &ups[..columns.len()]);
+                                swiglu(gate.w.rounding(), gates, ups, out);
                             }
                         }
                     }
@@ -240,6 +255,9 @@ impl Part {
             let rows = i * tile.rows..((i + 1) * tile.rows).min(self.m);
             rows.for_each(|r| to.will_write(r, columns.clone()));
         });
+        if self.last {
+            round_all(w.rounding(), sums);
+        }
     }
 
     /// # Safety
@@ -278,19 +296,19 @@ pub(super) fn multiply_panel(
 ) {
     let area = tile.rows * tile.columns;
     let tiles = sums.len() / area;
-    let k = panel.len() / tile.columns;
+    let lanes = panel.len() / tile.columns;
     assert_eq!(
         x.len(),
-        tiles * tile.rows * k,
+        tiles * tile.rows * lanes,
         "x holds the tiles' rows of k"
     );
     let mut at = 0;
-    for run in runs(0..k) {
+    for run in runs(lanes) {
         let w = &panel[run.start * tile.columns..run.end * tile.columns];
         // Weights are read from memory once per block of rows, in one long sweep: fetch what follows.
         let mut soon = w.as_ptr_range().end;
         for (i, sums) in sums.chunks_exact_mut(area).enumerate() {
-            if run.end == k {
+            if run.end == lanes {
                 finishing(i);
             }
             let length = run.len() * tile.rows;
@@ -302,10 +320,10 @@ pub(super) fn multiply_panel(
 }
 
 /// How many tasks rows are cut into, and of how many rows each is at most: about [`BLOCK`], and as many for every thread.
-pub(super) fn blocks(rows: usize) -> (usize, usize) {
+pub(super) fn blocks(tile: &Tile, rows: usize) -> (usize, usize) {
     let threads = rayon::current_num_threads();
     let blocks = rows.div_ceil(BLOCK).next_multiple_of(threads);
-    let size = rows.div_ceil(blocks).next_multiple_of(Tile::best().rows);
+    let size = rows.div_ceil(blocks).next_multiple_of(tile.rows);
     (rows.div_ceil(size), size)
 }
 
@@ -327,7 +345,7 @@ pub(super) fn linear(
         "out holds m rows of n"
     );
     let threads = rayon::current_num_threads();
-    let (row_tasks, size) = blocks(m);
+    let (row_tasks, size) = blocks(w.tile, m);
     let groups = (4 * threads).div_ceil(row_tasks).clamp(1, w.panels());
     let groups = if row_tasks >= 2 * threads { 1 } else { groups };
     let out = Out::new(out, out_stride);
@@ -349,12 +367,13 @@ pub(super) fn linear(
                 keep: true,
             };
             // SAFETY: `out` is borrowed mutably for the whole call, and tasks differ in rows or in panels.
-            unsafe { multiply_rows(w.tile.rows, x, rows.len(), k, &[Fused::Plain(product)]) };
+            unsafe { multiply_rows(w.tile, x, rows.len(), k, &[Fused::Plain(product)]) };
         });
 }
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
     use proptest::prelude::*;
 
     use super::super::testing::noise;
@@ -384,14 +403,25 @@ mod tests {
             .collect()
     }
 
-    /// Element by element, as `GEMM` says.
-    fn by_definition(x: &[f32], w: &[f32]) -> f32 {
+    /// Element by element, as `GEMM` and `GEMM_BF16` say.
+    fn by_definition(tile: &Tile, x: &[f32], w: &[f32]) -> f32 {
+        let round = |v| match tile.per_lane {
+            1 => v,
+            _ => bf16::from_f32(v).to_f32(),
+        };
+        let run_of = tile.per_lane * DEPTH;
         let mut sum: Option<f32> = None;
-        for (x, w) in x.chunks(DEPTH).zip(w.chunks(DEPTH)) {
-            let run = x.iter().zip(w).fold(0.0_f32, |s, (&x, &w)| x.mul_add(w, s));
+        for (x, w) in x.chunks(run_of).zip(w.chunks(run_of)) {
+            let lanes = x.chunks(tile.per_lane).zip(w.chunks(tile.per_lane));
+            let products = lanes.flat_map(|(x, w)| x.iter().zip(w).rev());
+            let run = products.fold(0.0_f32, |s, (&x, &w)| round(x).mul_add(round(w), s));
             sum = Some(sum.map_or(run, |s| s + run));
         }
-        sum.unwrap_or(0.0)
+        round(sum.unwrap_or(0.0))
+    }
+
+    fn every_tile() -> Vec<&'static Tile> {
+        [Tile::available(), Tile::available_of_pairs()].concat()
     }
 
     proptest! {
@@ -399,17 +429,17 @@ mod tests {
         #[test]
         fn every_row_has_the_bits_of_the_definition_whatever_shares_the_product(
             n in prop_oneof![1_usize..100, Just(192_usize), Just(576)],
-            k in prop_oneof![1_usize..200, Just(576_usize), Just(PACKED_K), Just(PACKED_K + 70)],
+            k in prop_oneof![1_usize..200, Just(576_usize), Just(PACKED_LANES), Just(2 * PACKED_LANES + 71)],
             m in prop_oneof![1_usize..20, 60_usize..300], padding in 0_usize..3, seed in any::<u64>(),
         ) {
             let stride = k + padding;
             let (x, w) = (noise(m * stride, seed), noise(n * k, seed ^ 1));
-            for tile in Tile::available() {
+            for tile in every_tile() {
                 let found = product(m, Rows { data: &x, stride }, &packed(tile, &w, n));
                 // All of a few columns, and a few of all.
                 for r in 0..m {
                     for c in (0..n).filter(|c| c % 17 == r % 17 || *c == n - 1) {
-                        let truth = by_definition(&x[r * stride..][..k], &w[c * k..][..k]);
+                        let truth = by_definition(tile, &x[r * stride..][..k], &w[c * k..][..k]);
                         prop_assert_eq!(found[r * n + c].to_bits(), truth.to_bits());
                     }
                 }
@@ -417,15 +447,19 @@ mod tests {
         }
 
         #[test]
-        fn the_product_is_the_sum_over_k(m in 1_usize..9, n in 1_usize..60, k in 1_usize..400, seed in any::<u64>()) {
-            let (x, w) = (noise(m * k, seed), noise(n * k, seed ^ 1));
-            let found = product(m, Rows { data: &x, stride: k }, &packed(Tile::best(), &w, n));
+        fn the_product_is_the_sum_over_k(in_pairs in any::<bool>(), m in 1_usize..9, n in 1_usize..60, k in 1_usize..400, seed in any::<u64>()) {
+            // Numbers that bf16 holds; its sum is rounded to one of 8 bits.
+            let numbers = |len, seed| noise(len, seed).into_iter().map(|v| bf16::from_f32(v).to_f32()).collect::<Vec<f32>>();
+            let (x, w) = (numbers(m * k, seed), numbers(n * k, seed ^ 1));
+            let tile = if in_pairs { Tile::best_of_pairs() } else { Tile::best() };
+            let found = product(m, Rows { data: &x, stride: k }, &packed(tile, &w, n));
             for r in 0..m {
                 for c in 0..n {
                     let products = (0..k).map(|i| x[r * k + i] as f64 * w[c * k + i] as f64);
                     let truth: f64 = products.clone().sum();
                     let size: f64 = products.map(f64::abs).sum();
-                    prop_assert!((found[r * n + c] as f64 - truth).abs() <= 2e-6 * size + 1e-30);
+                    let rounding = if in_pairs { truth.abs() / 256.0 } else { 0.0 };
+                    prop_assert!((found[r * n + c] as f64 - truth).abs() <= 2e-6 * size + rounding + 1e-30);
                 }
             }
         }
@@ -474,9 +508,11 @@ mod tests {
             data: &x,
             stride: 48,
         };
-        let expected = product(m, x, &packed(Tile::best(), &part, n));
-        let mut out = vec![0.0; m * n];
-        linear(m, 48, x, &packed(Tile::best(), &w, n), first, &mut out, n);
-        assert_eq!(out, expected);
+        for tile in [Tile::best(), Tile::best_of_pairs()] {
+            let expected = product(m, x, &packed(tile, &part, n));
+            let mut out = vec![0.0; m * n];
+            linear(m, 48, x, &packed(tile, &w, n), first, &mut out, n);
+            assert_eq!(out, expected);
+        }
     }
 }

@@ -1,7 +1,7 @@
-//! The CPU backend: f32 ops on all cores, from weights as the checkpoint stores them.
+//! The CPU backend: ops in f32 or bf16 on all cores, from weights as the checkpoint stores them.
 //!
 //! Each row's arithmetic is in an order that depends on nothing but the row's own sample, so packing samples into batches
-//! never changes a bit. `tile` is the innermost loop of the products, `packing` the memory it reads, `matmul` what stands
+//! never changes a bit. `precision` says what is rounded; `tile` is the innermost loop of the products (`pairs` that of bf16), `packing` the memory it reads, `matmul` what stands
 //! between them and a whole product; `blocks` runs the ops of many rows block by block. The rest is one op family per
 //! file. `Cpu` owns the scratch that lives from batch to batch, `Pass` is one batch under way.
 
@@ -16,7 +16,9 @@ mod math;
 mod matmul;
 mod moments;
 mod packing;
+mod pairs;
 mod pass;
+mod precision;
 mod ragged;
 mod simd;
 #[cfg(test)]
@@ -30,5 +32,6 @@ pub use gemm_rate::{gemm_crate_gflops, product_gflops};
 pub use matmul::GEMM;
 pub use moments::{MOMENT_ROWS, add_moments};
 pub use pass::{Cpu, Pass, Shape};
+pub use precision::Precision;
 pub use simd::instruction_set;
 pub use weights::{StoredDtype, StoredTensor, StoredWeights};

@@ -131,7 +131,7 @@ fn add_outer(spread: &Spread, outer: &mut [f64]) {
                 stride: n,
             };
             // SAFETY: `products` is this task's own, and holds m rows of the panels' columns.
-            unsafe { multiply_rows(tile.rows, x, m, n, &[Fused::Plain(product)]) };
+            unsafe { multiply_rows(tile, x, m, n, &[Fused::Plain(product)]) };
             for (r, (to, products)) in outer
                 .chunks_exact_mut(width)
                 .zip(products.chunks_exact(stride))

@@ -5,18 +5,20 @@ use std::ops::{Deref, DerefMut, Range};
 use rayon::prelude::*;
 
 use super::matmul::Rows;
+use super::pairs::pair;
+use super::precision::Rounding;
 use super::tile::Tile;
 use super::weights::StoredTensor;
 
-/// Longest run of products that is summed in one register before it is added to the rest: docs/architecture.md has what was
+/// Longest run of lanes that is summed in one register before it is added to the rest: docs/architecture.md has what was
 /// measured of others. Shorter ones cost more additions (48 makes the AVX-512 tile 2 % slower).
 pub const DEPTH: usize = 112;
 
-/// The runs that a sum over `k` is made of.
-pub(super) fn runs(k: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    k.clone()
+/// The runs that a sum over so many lanes is made of.
+pub(super) fn runs(lanes: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..lanes)
         .step_by(DEPTH)
-        .map(move |first| first..(first + DEPTH).min(k.end))
+        .map(move |first| first..(first + DEPTH).min(lanes))
 }
 
 /// f32 memory that begins at a cache line and costs nothing until it is touched.
@@ -61,29 +63,59 @@ impl DerefMut for Lines {
     }
 }
 
-/// Interleaves `m` rows of x for tiles of `tile_rows`: `[run of k][tile][depth of the run][tile_rows]`, rows past the last as zeros.
-pub(super) fn pack_rows(tile_rows: usize, x: Rows<'_>, m: usize, k: Range<usize>, out: &mut Lines) {
-    let tiles = m.div_ceil(tile_rows);
-    out.resize(tiles * tile_rows * k.len());
+/// Lanes of a row that are laid side by side at a time.
+const AT_ONCE: usize = 64;
+
+/// Interleaves `m` rows of x for a tile: `[run of k][tile][depth of the run][tile's rows]`, rows past the last as zeros. Bf16 lies
+/// there in pairs, and is rounded on its way.
+pub(super) fn pack_rows(tile: &Tile, x: Rows<'_>, m: usize, k: Range<usize>, out: &mut Lines) {
+    let lanes = tile.lanes(k.len());
+    out.resize(m.div_ceil(tile.rows) * tile.rows * lanes);
     let mut rest = &mut out[..];
-    for run in runs(k) {
-        for first in (0..m).step_by(tile_rows) {
-            let (tile, others) = rest.split_at_mut(run.len() * tile_rows);
-            let rows = tile_rows.min(m - first);
+    for run in runs(lanes) {
+        for first in (0..m).step_by(tile.rows) {
+            let (packed, others) = rest.split_at_mut(run.len() * tile.rows);
+            rest = others;
+            let rows = tile.rows.min(m - first);
+            if rows < tile.rows {
+                packed.fill(0.0);
+            }
+            let begin = k.start + run.start * tile.per_lane;
             let x = Rows {
-                data: &x.data[first * x.stride + run.start..],
+                data: &x.data[first * x.stride + begin..],
                 stride: x.stride,
             };
-            if rows < tile_rows {
-                tile.fill(0.0);
+            if tile.per_lane == 1 {
+                interleave(x, rows, run.len(), packed, tile.rows);
+            } else {
+                interleave_pairs(x, rows, k.end - begin, packed, tile.rows);
             }
-            interleave(x, rows, run.len(), tile, tile_rows);
-            rest = others;
         }
     }
 }
 
-/// A weight `[n, k]` in panels of a tile's columns: `[panel][k][columns]`, columns past the last as zeros.
+/// As [`interleave`], each two of the `k` numbers of a row in a lane; as many as `out` has room for.
+fn interleave_pairs(x: Rows<'_>, rows: usize, k: usize, out: &mut [f32], width: usize) {
+    let mut staged = [0.0_f32; 8 * AT_ONCE];
+    for (first, out) in (0..)
+        .step_by(2 * AT_ONCE)
+        .zip(out.chunks_mut(AT_ONCE * width))
+    {
+        let depth = out.len() / width;
+        let numbers = first..k.min(first + 2 * depth);
+        for (r, staged) in staged.chunks_exact_mut(AT_ONCE).take(rows).enumerate() {
+            let row = &x.data[r * x.stride..][numbers.clone()];
+            pair(row, &mut staged[..depth]);
+        }
+        let x = Rows {
+            data: &staged,
+            stride: AT_ONCE,
+        };
+        interleave(x, rows, depth, out, width);
+    }
+}
+
+/// A weight `[n, k]` in panels of a tile's columns: `[panel][lanes of k][columns]`, columns past the last as zeros.
 #[derive(Debug)]
 pub(super) struct PackedMatrix {
     pub tile: &'static Tile,
@@ -93,15 +125,16 @@ pub(super) struct PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// Widens and packs a stored `[n, k]`, on all cores, into the memory of `old`.
+    /// Packs a stored `[n, k]`, on all cores, into the memory of `old`: as f32, or rounded to bf16, as the tile takes it.
     pub fn pack(tile: &'static Tile, tensor: &StoredTensor<'_>, n: usize, mut old: Lines) -> Self {
         let k = tensor.len() / n;
-        old.resize(n.next_multiple_of(tile.columns) * k);
-        old.par_chunks_mut(tile.columns * k)
+        let lanes = tile.lanes(k);
+        old.resize(n.next_multiple_of(tile.columns) * lanes);
+        old.par_chunks_mut(tile.columns * lanes)
             .enumerate()
             .for_each(|(panel, out)| {
                 let columns = panel * tile.columns..((panel + 1) * tile.columns).min(n);
-                pack_panel(columns, k, out, tile.columns, |row, first, out| {
+                pack_panel(tile, columns, k, out, |row, first, out| {
                     tensor.widen(row * k + first, out);
                 });
             });
@@ -113,9 +146,9 @@ impl PackedMatrix {
         }
     }
 
-    /// Bytes of a packed `[n, k]`.
-    pub fn bytes(n: usize, k: usize) -> usize {
-        4 * n.next_multiple_of(Tile::best().columns) * k
+    /// Bytes of a `[n, k]` packed for that tile.
+    pub fn bytes(tile: &Tile, n: usize, k: usize) -> usize {
+        4 * n.next_multiple_of(tile.columns) * tile.lanes(k)
     }
 
     /// Number of panels.
@@ -123,10 +156,25 @@ impl PackedMatrix {
         self.n.div_ceil(self.tile.columns)
     }
 
-    /// Rows `k` of a panel, `[k, columns]`.
+    /// Rows `k` of a panel, `[lanes of k, columns]`; they begin with a lane, and end with one or the weight's last.
     pub fn panel(&self, panel: usize, k: Range<usize>) -> &[f32] {
-        let first = panel * self.k;
-        &self.elements[(first + k.start) * self.tile.columns..(first + k.end) * self.tile.columns]
+        let tile = self.tile;
+        assert!(
+            k.start.is_multiple_of(tile.per_lane)
+                && (k.end.is_multiple_of(tile.per_lane) || k.end == self.k),
+            "{k:?} are whole lanes"
+        );
+        let first = panel * tile.lanes(self.k);
+        let lanes = first + tile.lanes(k.start)..first + tile.lanes(k.end);
+        &self.elements[lanes.start * tile.columns..lanes.end * tile.columns]
+    }
+
+    /// What its products are rounded to.
+    pub fn rounding(&self) -> Rounding {
+        match self.tile.per_lane {
+            1 => Rounding::Exact,
+            _ => Rounding::Bf16,
+        }
     }
 
     /// The memory, to use again.
@@ -135,25 +183,35 @@ impl PackedMatrix {
     }
 }
 
-/// Packs some rows of w as the `width` columns of one panel `[k, width]`; `read(row, first, out)` reads a row's elements from `first` on.
+/// Packs some rows of w as the columns of one panel `[lanes of k, columns]`; `read(row, first, out)` reads a row's numbers from
+/// `first` on.
 pub(super) fn pack_panel(
+    tile: &Tile,
     rows: Range<usize>,
     k: usize,
     out: &mut [f32],
-    width: usize,
     read: impl Fn(usize, usize, &mut [f32]),
 ) {
-    const AT_ONCE: usize = 64;
+    let width = tile.columns;
     if rows.len() < width {
         out.fill(0.0);
     }
+    let mut numbers = [0.0_f32; 2 * AT_ONCE];
     let mut staged = [0.0_f32; 8 * AT_ONCE];
-    for first in (0..k).step_by(AT_ONCE) {
-        let depth = AT_ONCE.min(k - first);
+    for first in (0..tile.lanes(k)).step_by(AT_ONCE) {
+        let depth = AT_ONCE.min(tile.lanes(k) - first);
+        let begin = first * tile.per_lane;
+        let numbers = &mut numbers[..(depth * tile.per_lane).min(k - begin)];
         for column in (0..rows.len()).step_by(8) {
             let count = 8.min(rows.len() - column);
             for (r, staged) in staged.chunks_exact_mut(AT_ONCE).take(count).enumerate() {
-                read(rows.start + column + r, first, &mut staged[..depth]);
+                let row = rows.start + column + r;
+                if tile.per_lane == 1 {
+                    read(row, begin, &mut staged[..depth]);
+                } else {
+                    read(row, begin, numbers);
+                    pair(numbers, &mut staged[..depth]);
+                }
             }
             let x = Rows {
                 data: &staged,
@@ -279,62 +337,83 @@ mod tests {
     use super::super::weights::StoredDtype;
     use super::*;
 
+    /// Lane `lane` of some numbers, as the tile takes them.
+    fn lane_of(tile: &Tile, numbers: &[f32], lane: usize) -> u32 {
+        if tile.per_lane == 1 {
+            return numbers[lane].to_bits();
+        }
+        let half = |i: usize| bf16::from_f32(numbers.get(i).copied().unwrap_or(0.0)).to_bits();
+        u32::from(half(2 * lane + 1)) << 16 | u32::from(half(2 * lane))
+    }
+
+    fn every_tile() -> Vec<&'static Tile> {
+        [Tile::available(), Tile::available_of_pairs()].concat()
+    }
+
     #[test]
     fn packed_rows_are_interleaved_by_run_and_tile() {
-        for (tile_rows, m, k) in [(8, 19, 150), (6, 13, 64), (8, 8, 9), (6, 1, 1)] {
-            let stride = k + 3;
-            let data = noise(m * stride, 5);
-            let mut packed = Lines::default();
-            pack_rows(
-                tile_rows,
-                Rows {
-                    data: &data,
-                    stride,
-                },
-                m,
-                2.min(k - 1)..k,
-                &mut packed,
-            );
-            let mut at = 0;
-            for run in runs(2.min(k - 1)..k) {
-                for tile in 0..m.div_ceil(tile_rows) {
-                    for k in run.clone() {
-                        for row in tile * tile_rows..(tile + 1) * tile_rows {
-                            let expected = if row < m { data[row * stride + k] } else { 0.0 };
-                            assert_eq!(packed[at], expected, "row {row}, k {k}");
-                            at += 1;
+        for tile in every_tile() {
+            for (m, k) in [(19, 150), (13, 64), (8, 9), (1, 1), (9, 2 * DEPTH + 131)] {
+                let stride = k + 3;
+                let data = noise(m * stride, 5);
+                let mut packed = Lines::default();
+                let (range, x) = (
+                    2.min(k - 1)..k,
+                    Rows {
+                        data: &data,
+                        stride,
+                    },
+                );
+                pack_rows(tile, x, m, range.clone(), &mut packed);
+                let mut at = 0;
+                for run in runs(tile.lanes(range.len())) {
+                    for first in (0..m).step_by(tile.rows) {
+                        for lane in run.clone() {
+                            for row in first..first + tile.rows {
+                                let expected = if row < m {
+                                    let numbers = &data[row * stride..][range.clone()];
+                                    lane_of(tile, numbers, lane)
+                                } else {
+                                    0
+                                };
+                                assert_eq!(
+                                    packed[at].to_bits(),
+                                    expected,
+                                    "row {row}, lane {lane}"
+                                );
+                                at += 1;
+                            }
                         }
                     }
                 }
+                assert_eq!(at, packed.len());
             }
-            assert_eq!(at, packed.len());
         }
     }
 
     #[test]
-    fn a_packed_weight_holds_every_element_widened_and_zeros_after_the_last_column() {
-        for tile in Tile::available() {
-            for (n, k) in [(1, 1), (tile.columns + 5, 70), (2 * tile.columns, 64)] {
+    fn a_packed_weight_holds_every_element_and_zeros_after_the_last_column() {
+        for tile in every_tile() {
+            for (n, k) in [(1, 1), (tile.columns + 5, 171), (2 * tile.columns, 64)] {
                 let stored: Vec<bf16> = noise(n * k, 6).into_iter().map(bf16::from_f32).collect();
                 let tensor = StoredTensor {
                     dtype: StoredDtype::BF16,
                     bytes: bytemuck::cast_slice(&stored),
                 };
+                let wide: Vec<f32> = stored.iter().map(|v| v.to_f32()).collect();
                 let packed = PackedMatrix::pack(tile, &tensor, n, Lines::default());
                 for panel in 0..packed.panels() {
-                    for (k, row) in packed
-                        .panel(panel, 0..k)
-                        .chunks_exact(tile.columns)
-                        .enumerate()
-                    {
+                    let rows = packed.panel(panel, 0..k).chunks_exact(tile.columns);
+                    assert_eq!(rows.len(), tile.lanes(k));
+                    for (lane, row) in rows.enumerate() {
                         for (c, &value) in row.iter().enumerate() {
                             let column = panel * tile.columns + c;
                             let expected = if column < n {
-                                stored[column * packed.k + k].to_f32()
+                                lane_of(tile, &wide[column * k..][..k], lane)
                             } else {
-                                0.0
+                                0
                             };
-                            assert_eq!(value, expected);
+                            assert_eq!(value.to_bits(), expected);
                         }
                     }
                 }

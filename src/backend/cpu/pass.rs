@@ -11,6 +11,7 @@ use super::blocks::{self, Constants, RowOp, View};
 use super::decode::{self, KvCache};
 use super::matmul::{self, Rows};
 use super::packing::{Lines, PackedMatrix};
+use super::precision::{Precision, Rounding, round_all};
 use super::weights::{PackedWeights, StoredWeights};
 use super::{edit, emit};
 use crate::backend::{
@@ -55,7 +56,7 @@ impl Shape {
     }
 
     /// Bytes of every matrix when packed, without the embedding and the LM head.
-    fn packed_bytes(&self) -> u64 {
+    fn packed_bytes(&self, precision: Precision) -> u64 {
         let (d, qz, kv, f) = (
             self.d_model,
             self.n_heads * self.head_dim,
@@ -63,7 +64,8 @@ impl Shape {
             self.d_mlp,
         );
         let layer = [(qz, d), (kv, d), (kv, d), (d, qz), (f, d), (f, d), (d, f)];
-        let bytes = layer.map(|(n, k)| PackedMatrix::bytes(n, k) as u64);
+        let tile = precision.tile();
+        let bytes = layer.map(|(n, k)| PackedMatrix::bytes(tile, n, k) as u64);
         self.n_layers as u64 * bytes.iter().sum::<u64>()
     }
 }
@@ -71,6 +73,7 @@ impl Shape {
 /// The CPU backend: the model's weights, and memory that is reused from batch to batch.
 pub struct Cpu<'m> {
     shape: Shape,
+    precision: Precision,
     weights: PackedWeights<'m>,
     scratch: Vec<Lines>,
     packed_heads: PackedHeads,
@@ -83,10 +86,16 @@ pub struct Cpu<'m> {
 
 impl<'m> Cpu<'m> {
     /// `free_memory` in bytes decides whether packed weights are kept.
-    pub fn new(shape: Shape, weights: &'m dyn StoredWeights, free_memory: u64) -> Self {
-        let keep = shape.packed_bytes() <= free_memory / 2;
+    pub fn new(
+        shape: Shape,
+        weights: &'m dyn StoredWeights,
+        free_memory: u64,
+        precision: Precision,
+    ) -> Self {
+        let keep = shape.packed_bytes(precision) <= free_memory / 2;
         Cpu {
-            weights: PackedWeights::new(weights, keep),
+            precision,
+            weights: PackedWeights::new(weights, precision, keep),
             scratch: (0..Act::COUNT).map(|_| Lines::default()).collect(),
             packed_heads: PackedHeads::default(),
             cos: Vec::new(),
@@ -99,6 +108,11 @@ impl<'m> Cpu<'m> {
     /// The model's sizes.
     pub fn shape(&self) -> &Shape {
         &self.shape
+    }
+
+    /// What it computes in.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Takes up a batch; `sinks` are named by their index from here on.
@@ -126,15 +140,18 @@ impl<'m> Cpu<'m> {
         })
     }
 
-    /// Angles, cos and sin in f32, as Hugging Face computes its tables.
+    /// Angles, cos and sin in f32, as Hugging Face computes its tables; then rounded, as it casts them.
     fn extend_rope_tables(&mut self, positions: usize) {
-        let half = self.shape.inv_freq.len();
-        for position in self.cos.len() / half.max(1)..positions {
+        let (half, known) = (self.shape.inv_freq.len(), self.cos.len());
+        for position in known / half.max(1)..positions {
             for &f in &self.shape.inv_freq {
                 let (sin, cos) = (position as f32 * f).sin_cos();
                 self.cos.push(cos);
                 self.sin.push(sin);
             }
+        }
+        for table in [&mut self.cos, &mut self.sin] {
+            round_all(self.precision.rounding(), &mut table[known..]);
         }
     }
 }
@@ -200,6 +217,15 @@ impl<'c, 's> Pass<'c, '_, 's> {
         self.cpu.shape.width(act)
     }
 
+    /// What an op rounds the activation to when it writes it.
+    fn rounding(&self, act: Act) -> Rounding {
+        match act {
+            Act::NormScale => Rounding::Exact,
+            Act::ResidPre | Act::ResidMid | Act::ResidPost => self.cpu.precision.resid_rounding(),
+            _ => self.cpu.precision.rounding(),
+        }
+    }
+
     /// Where the activation is, with room for `rows` rows.
     fn view(&mut self, act: Act, rows: usize) -> View {
         if let Some((_, view)) = self.bound[act as usize] {
@@ -234,6 +260,7 @@ impl<'c, 's> Pass<'c, '_, 's> {
         let scratch: Vec<Act> = scratch.copied().collect();
         let dead: Vec<View> = scratch.into_iter().map(|act| self.all(act)).collect();
         let constants = Constants {
+            precision: self.cpu.precision,
             eps: self.cpu.shape.rms_norm_eps,
             head_dim: self.cpu.shape.head_dim,
             positions: &self.batch.positions,
@@ -298,11 +325,11 @@ impl<'c, 's> Pass<'c, '_, 's> {
                 .filter_map(|(place, r)| Some((one.rows.binary_search(r).ok()?, place)))
                 .collect(),
         };
-        let width = self.width(act);
+        let (width, rounding) = (self.width(act), self.rounding(act));
         let view = self.view(act, rows.map_or(self.rows(), <[u32]>::len));
         // SAFETY: the memory is this pass's, and nothing is put off.
         let memory = unsafe { view.rows_mut(view.all()) };
-        edit::edit(&mut one, memory, width, &which);
+        edit::edit(&mut one, memory, width, &which, rounding);
         self.edits[id] = one;
     }
 
@@ -386,11 +413,15 @@ impl Ops for Pass<'_, '_, '_> {
         self.run_put_off();
         let (d, to) = (self.cpu.shape.d_model, self.all(out));
         let embedding = self.cpu.weights.stored().embed();
+        let rounding = self.cpu.precision.rounding();
         // SAFETY: the memory is this pass's, and nothing is put off.
         unsafe { to.rows_mut(to.all()) }
             .par_chunks_mut(d)
             .zip(&self.batch.tokens)
-            .for_each(|(row, &token)| embedding.widen(token as usize * d, row));
+            .for_each(|(row, &token)| {
+                embedding.widen(token as usize * d, row);
+                round_all(rounding, row);
+            });
     }
 
     fn rms_norm(&mut self, x: Act, gain: Weight, normalized: bool, out: Act) {
@@ -450,6 +481,7 @@ impl Ops for Pass<'_, '_, '_> {
             n_kv_heads: shape.n_kv_heads,
             head_dim: shape.head_dim,
             window: shape.window,
+            precision: self.cpu.precision,
         };
         // SAFETY: the memory is this pass's and of four activations; nothing is put off.
         let (inputs, z) = unsafe {
@@ -522,6 +554,7 @@ impl Ops for Pass<'_, '_, '_> {
             a: self.all(a),
             b: self.all(b),
             out: self.all(out),
+            rounding: self.rounding(out),
         };
         self.put_off.push(op);
     }

@@ -3,11 +3,13 @@
 //! A tile reads packed memory only (`packing.rs`): for each k the tile's rows of x side by side, and its columns of w
 //! side by side. Each element is one chain of fused multiply-adds in the order of k, whatever the instruction set,
 //! so every instance gives the same bits; tiles at an edge multiply padding and throw it away.
+//!
+//! The instances here multiply f32; those of `pairs.rs` two bf16 in each lane of the same memory.
 
 use super::packing::DEPTH;
 
 /// Steps of k after which another cache line is fetched ahead.
-const FETCH_EVERY: usize = 4;
+pub(super) const FETCH_EVERY: usize = 4;
 
 /// Elements that one call over a whole run fetches ahead.
 pub(super) const FETCHED: usize = DEPTH / FETCH_EVERY * 16;
@@ -18,42 +20,56 @@ pub(super) struct Tile {
     /// Rows of x, and columns of w, that one call multiplies.
     pub rows: usize,
     pub columns: usize,
-    multiply: unsafe fn(usize, *const f32, *const f32, *mut f32, bool, *const f32),
+    /// Numbers of k in a lane of the packed memory: one f32, or two bf16.
+    pub per_lane: usize,
+    multiply: Loop,
 }
+
+/// Depth, x, w, c, whether to add, and what is fetched meanwhile: see [`Tile::multiply`].
+type Loop = unsafe fn(usize, *const f32, *const f32, *mut f32, bool, *const f32);
 
 /// For AVX-512: 24 accumulators of 16 lanes; a row of x is read by broadcast. On Sapphire Rapids within 5 % of the peak.
 #[cfg(target_arch = "x86_64")]
-static AVX512: Tile = Tile {
-    rows: 8,
-    columns: 48,
-    multiply: x86::avx512::<8, 3>,
-};
+static AVX512: Tile = Tile::of_f32(8, 48, x86::avx512::<8, 3>);
 
 /// As [`AVX512`], for few columns: 64, say, are two of these and no padding.
 #[cfg(target_arch = "x86_64")]
-static AVX512_NARROW: Tile = Tile {
-    rows: 8,
-    columns: 32,
-    multiply: x86::avx512::<8, 2>,
-};
+static AVX512_NARROW: Tile = Tile::of_f32(8, 32, x86::avx512::<8, 2>);
 
 /// For AVX2 and FMA: 12 accumulators of 8 lanes, which leaves 4 of the 16 registers for x and w.
 #[cfg(target_arch = "x86_64")]
-static AVX2: Tile = Tile {
-    rows: 6,
-    columns: 16,
-    multiply: x86::avx2::<6, 2>,
-};
+static AVX2: Tile = Tile::of_f32(6, 16, x86::avx2::<6, 2>);
 
 /// For any processor; LLVM makes what vector code it can of it.
-static PORTABLE: Tile = Tile {
-    rows: 6,
-    columns: 16,
-    multiply: portable::<6, 16>,
-};
+static PORTABLE: Tile = Tile::of_f32(6, 16, portable::<6, 16>);
 
 impl Tile {
-    /// The fastest instance here.
+    const fn of_f32(rows: usize, columns: usize, multiply: Loop) -> Self {
+        let per_lane = 1;
+        Tile {
+            rows,
+            columns,
+            per_lane,
+            multiply,
+        }
+    }
+
+    pub(super) const fn of_pairs(rows: usize, columns: usize, multiply: Loop) -> Self {
+        let per_lane = 2;
+        Tile {
+            rows,
+            columns,
+            per_lane,
+            multiply,
+        }
+    }
+
+    /// Lanes that `k` numbers take.
+    pub fn lanes(&self, k: usize) -> usize {
+        k.div_ceil(self.per_lane)
+    }
+
+    /// The fastest instance for f32 here.
     pub fn best() -> &'static Tile {
         #[cfg(target_arch = "x86_64")]
         {
@@ -69,17 +85,23 @@ impl Tile {
 
     /// The instance of the same instruction set, and of as many rows, that multiplies the fewest padding columns onto `n`.
     pub fn for_columns(&'static self, n: usize) -> &'static Tile {
-        #[cfg(target_arch = "x86_64")]
-        if std::ptr::eq(self, &AVX512)
-            && n.next_multiple_of(AVX512_NARROW.columns) < n.next_multiple_of(AVX512.columns)
-            && n < 10 * AVX512.columns
-        {
-            return &AVX512_NARROW;
+        let padded = |tile: &Tile| n.next_multiple_of(tile.columns);
+        match self.narrow() {
+            Some(narrow) if padded(narrow) < padded(self) && n < 10 * self.columns => narrow,
+            _ => self,
         }
-        self
     }
 
-    /// Every instance that runs here.
+    /// The instance of fewer columns beside this one, if it has one.
+    fn narrow(&'static self) -> Option<&'static Tile> {
+        #[cfg(target_arch = "x86_64")]
+        if std::ptr::eq(self, &AVX512) {
+            return Some(&AVX512_NARROW);
+        }
+        self.narrow_of_pairs()
+    }
+
+    /// Every instance for f32 that runs here.
     #[cfg(test)]
     pub fn available() -> Vec<&'static Tile> {
         let mut tiles = vec![&PORTABLE];
@@ -95,7 +117,7 @@ impl Tile {
         tiles
     }
 
-    /// c\[r, j\] (+)= Σ_k x\[k, r\] · w\[k, j\], over one run of at most [`DEPTH`]; `x` is `[depth, rows]`, `w` `[depth, columns]`, `c`
+    /// c\[r, j\] (+)= Σ_k x\[k, r\] · w\[k, j\], over one run of at most [`DEPTH`] lanes; `x` is `[depth, rows]`, `w` `[depth, columns]`, `c`
     /// `[rows, columns]`. The run's sum is made from zero, then added to `c` (or stored, if not `add`). Meanwhile the cache
     /// lines from `soon` on are fetched, one every [`FETCH_EVERY`] steps.
     #[inline]
@@ -145,7 +167,7 @@ unsafe fn portable<const ROWS: usize, const COLUMNS: usize>(
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+pub(super) mod x86 {
     use std::arch::x86_64::*;
 
     use super::FETCH_EVERY;
@@ -184,8 +206,19 @@ mod x86 {
                 w = w.add(VECTORS * 16);
             }
         }
-        for (i, &sum) in sums.as_flattened().iter().enumerate() {
-            // SAFETY: `i` is below ROWS · VECTORS.
+        // SAFETY: c holds ROWS · VECTORS · 16 elements.
+        unsafe { store(sums.as_flattened(), c, add) };
+    }
+
+    /// Adds the sums to `c`, or stores them there.
+    ///
+    /// # Safety
+    /// AVX-512F is there; `c` holds 16 elements for each of `sums`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn store(sums: &[__m512], c: *mut f32, add: bool) {
+        for (i, &sum) in sums.iter().enumerate() {
+            // SAFETY: `i` is below the number of sums.
             unsafe {
                 let at = c.add(i * 16);
                 let whole = if add {

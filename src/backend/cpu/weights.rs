@@ -1,4 +1,4 @@
-//! Weights as the checkpoint stores them, widened to f32 and packed for the matrix products.
+//! Weights as the checkpoint stores them, packed as f32 or bf16 for the matrix products.
 //!
 //! A matrix is packed when first used, and kept only if all of them together fit in half of the memory that was
 //! free at the start; otherwise each role has one scratch that the next layer overwrites.
@@ -10,8 +10,8 @@ use std::sync::Arc;
 use half::{bf16, f16};
 
 use super::packing::{Lines, PackedMatrix};
+use super::precision::{Precision, round_all};
 use super::simd::vectorised;
-use super::tile::Tile;
 use crate::backend::Weight;
 
 /// How a checkpoint stores a tensor.
@@ -84,6 +84,7 @@ pub trait StoredWeights: Sync {
 /// Packed weights, made when first asked for.
 pub(super) struct PackedWeights<'m> {
     stored: &'m dyn StoredWeights,
+    precision: Precision,
     keep: bool,
     vectors: HashMap<Weight, Arc<[f32]>>,
     kept: HashMap<Weight, Arc<PackedMatrix>>,
@@ -93,9 +94,10 @@ pub(super) struct PackedWeights<'m> {
 
 impl<'m> PackedWeights<'m> {
     /// `keep`: hold every packed matrix instead of one layer's.
-    pub fn new(stored: &'m dyn StoredWeights, keep: bool) -> Self {
+    pub fn new(stored: &'m dyn StoredWeights, precision: Precision, keep: bool) -> Self {
         PackedWeights {
             stored,
+            precision,
             keep,
             vectors: HashMap::new(),
             kept: HashMap::new(),
@@ -110,26 +112,20 @@ impl<'m> PackedWeights<'m> {
 
     /// A norm's gain.
     pub fn vector(&mut self, weight: Weight) -> Arc<[f32]> {
-        let stored = self.stored;
+        let (stored, rounding) = (self.stored, self.precision.rounding());
         Arc::clone(self.vectors.entry(weight).or_insert_with(|| {
             let tensor = stored.tensor(weight);
             let mut wide = vec![0.0; tensor.len()];
             tensor.widen(0, &mut wide);
+            round_all(rounding, &mut wide);
             wide.into()
         }))
     }
 
     /// A matrix with `n` outputs.
     pub fn matrix(&mut self, weight: Weight, n: usize) -> Arc<PackedMatrix> {
-        let stored = self.stored;
-        let pack = |old| {
-            Arc::new(PackedMatrix::pack(
-                Tile::best(),
-                &stored.tensor(weight),
-                n,
-                old,
-            ))
-        };
+        let (stored, tile) = (self.stored, self.precision.tile());
+        let pack = |old| Arc::new(PackedMatrix::pack(tile, &stored.tensor(weight), n, old));
         if self.keep {
             let kept = self.kept.entry(weight);
             return Arc::clone(kept.or_insert_with(|| pack(Lines::default())));
@@ -181,7 +177,7 @@ mod tests {
         };
         let stored = TwoLayers(bytes(&[1.0, -2.5]), bytes(&[3.0, 0.125]));
         for keep in [false, true] {
-            let mut packed = PackedWeights::new(&stored, keep);
+            let mut packed = PackedWeights::new(&stored, Precision::F32, keep);
             for _ in 0..2 {
                 for (layer, expected) in [[1.0, -2.5], [3.0, 0.125]].into_iter().enumerate() {
                     let matrix = packed.matrix(Weight::Q(layer), 2);

@@ -12,7 +12,7 @@ use crate::engine::Device;
 /// What this machine reaches at most: matrix products, copies within the GPU and to and from it, the disk.
 ///
 /// They are kept as JSON, and `plan` reads them there. On a GPU products of 8,192³ in 16 bits and 4,096³ in f32 (without TF32) and
-/// copies of 512 MiB are timed; on the CPU an f32 product; on the disk 64 MiB that are written, made durable and removed again.
+/// copies of 512 MiB are timed; on the CPU a product in f32 and in bf16; on the disk 64 MiB that are written, made durable and removed again.
 #[derive(Debug, Args)]
 pub struct CeilingsArgs {
     /// auto, cpu, cuda or cuda:N. `auto` is the first GPU, where there is one.
@@ -54,8 +54,11 @@ pub fn run(args: &CeilingsArgs) -> CliResult {
 
 fn text(found: &Ceilings) -> String {
     let per_s = |rate: f64| format!("{}/s", format::bytes(rate as u64));
+    let bf16 = found.cpu.gemm_flops_bf16.map_or(String::new(), |rate| {
+        format!(", {} in bf16", format::scaled(rate, "FLOP/s"))
+    });
     let mut lines = vec![format!(
-        "CPU      {} in f32 ({})",
+        "CPU      {} in f32{bf16} ({})",
         format::scaled(found.cpu.gemm_flops, "FLOP/s"),
         found.cpu.processor
     )];
