@@ -201,11 +201,17 @@ impl<'s> Sink<'s> {
 
     /// True if an op may write into the sink's memory itself: every row of the batch, whole and as f32.
     pub fn is_direct(&self, batch_rows: usize) -> bool {
+        self.takes_all_whole(batch_rows)
+            && self.spec.dtype == SinkDtype::F32
+            && self.bytes.as_ptr().addr().is_multiple_of(align_of::<f32>())
+    }
+
+    /// True if it takes every row of the batch, and of each every number, as its dtype rounds it.
+    pub fn takes_all_whole(&self, batch_rows: usize) -> bool {
         self.rows.len() == batch_rows
             && self.spec.columns.is_empty()
-            && self.spec.dtype == SinkDtype::F32
+            && self.index.is_none()
             && matches!(self.spec.reduce, Reduce::None)
-            && self.bytes.as_ptr().addr().is_multiple_of(align_of::<f32>())
     }
 }
 

@@ -9,9 +9,11 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::elementwise::{add, norm_rows, rope_rows, swiglu};
+use super::emit::store_row;
 use super::matmul::{Fused, Out, Product, Rows, blocks, linear, multiply_rows};
 use super::packing::PackedMatrix;
 use super::precision::{Precision, Rounding};
+use crate::backend::SinkDtype;
 
 /// Fewest rows per thread that are worth a block; fewer are multiplied op by op, each thread taking some of the columns.
 const FEWEST_ROWS: usize = 32;
@@ -67,6 +69,45 @@ impl View {
     }
 }
 
+/// The memory of a sink that takes every row of a batch, each in `stride` bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SinkView {
+    at: *mut u8,
+    rows: usize,
+    stride: usize,
+    dtype: SinkDtype,
+}
+
+// SAFETY: as of a `View`.
+unsafe impl Send for SinkView {}
+// SAFETY: as above.
+unsafe impl Sync for SinkView {}
+
+impl SinkView {
+    /// # Safety
+    /// The memory stays where it is for as long as the view is used.
+    pub unsafe fn new(bytes: &mut [u8], rows: usize, dtype: SinkDtype) -> Self {
+        SinkView {
+            at: bytes.as_mut_ptr(),
+            rows,
+            stride: bytes.len() / rows.max(1),
+            dtype,
+        }
+    }
+
+    /// # Safety
+    /// The memory is there, and nobody else uses these rows meanwhile.
+    unsafe fn store(&self, x: &[f32], rows: Range<usize>) {
+        assert!(rows.end <= self.rows);
+        // SAFETY: in bounds by the assert; the rest as the caller promises.
+        let out = unsafe {
+            let first = self.at.add(rows.start * self.stride);
+            std::slice::from_raw_parts_mut(first, rows.len() * self.stride)
+        };
+        store_row(x, self.dtype, out);
+    }
+}
+
 /// An op on rows. Its output is none of its inputs.
 pub(super) enum RowOp {
     Norm {
@@ -95,6 +136,11 @@ pub(super) enum RowOp {
         b: View,
         out: View,
         rounding: Rounding,
+    },
+    /// The tap of every row, as `to` stores it.
+    Emit {
+        x: View,
+        to: SinkView,
     },
 }
 
@@ -302,6 +348,7 @@ unsafe fn run_rowwise(op: &RowOp, rows: Range<usize>, constants: &Constants<'_>)
                 out,
                 rounding,
             } => add(*rounding, a.rows(r()), b.rows(r()), out.rows_mut(r())),
+            RowOp::Emit { x, to } => to.store(x.rows(r()), r()),
             RowOp::Linear { .. } => unreachable!("products are run by `linears` or `linear`"),
         }
     }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::attention::{self, Heads, Inputs, PackedHeads};
-use super::blocks::{self, Constants, RowOp, View};
+use super::blocks::{self, Constants, RowOp, SinkView, View};
 use super::decode::{self, KvCache};
 use super::matmul::{self, Rows};
 use super::packing::{Lines, PackedMatrix};
@@ -258,7 +258,12 @@ impl<'c, 's> Pass<'c, '_, 's> {
             .iter()
             .filter(|&&act| self.bound[act as usize].is_none());
         let scratch: Vec<Act> = scratch.copied().collect();
-        let dead: Vec<View> = scratch.into_iter().map(|act| self.all(act)).collect();
+        let mut dead: Vec<View> = scratch.into_iter().map(|act| self.all(act)).collect();
+        for op in &self.put_off {
+            if let RowOp::Emit { x, .. } = op {
+                dead.retain(|view| view != x);
+            }
+        }
         let constants = Constants {
             precision: self.cpu.precision,
             eps: self.cpu.shape.rms_norm_eps,
@@ -333,10 +338,28 @@ impl<'c, 's> Pass<'c, '_, 's> {
         self.edits[id] = one;
     }
 
+    /// Has the sink's rows written with the ops on rows, if it takes all of them as they are; says whether it does.
+    fn put_off_emit(&mut self, act: Act, id: SinkId) -> bool {
+        let n = self.rows();
+        let taken = self.sinks[id].as_mut();
+        let Some(sink) = taken.filter(|sink| sink.seen == 0 && sink.takes_all_whole(n)) else {
+            return false;
+        };
+        sink.seen = n;
+        // SAFETY: the sink's memory is borrowed for longer than this pass, and used through the view alone until it has run.
+        let to = unsafe { SinkView::new(&mut sink.bytes, n, sink.spec.dtype) };
+        let x = self.all(act);
+        self.put_off.push(RowOp::Emit { x, to });
+        true
+    }
+
     /// Emits the rows whose batch index is in `rows` (all when `None`).
     fn emit_some(&mut self, act: Act, rows: Option<&[u32]>, id: SinkId) {
         if self.bound[act as usize].is_some_and(|(bound, _)| bound == id) {
             return; // the op writes the sink itself
+        }
+        if rows.is_none() && self.put_off_emit(act, id) {
+            return;
         }
         self.run_put_off();
         let Some(mut sink) = self.sinks[id].take() else {
