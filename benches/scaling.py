@@ -3,8 +3,9 @@
     .venv-reference/bin/python benches/scaling.py --out runs/scaling
     cargo run --release --example 08_report -- runs/scaling runs/scaling    draws it: runs/scaling/exhibits/*.svg
 
-Every point is the median of --repeats runs, which go round all points in turn, with the smallest and the largest as its interval. The
-rows are pieces of one text; what is not varied is 512 tokens a sample, 8,192 tokens, all residual streams, 4,096 tokens a batch.
+Every point is the median of --repeats runs, which go round all points in turn, with the smallest and the largest as its interval; once
+computing and storing in f32, once in bf16. The rows are pieces of one text; what is not varied is 512 tokens a sample, 8,192 tokens,
+all residual streams, 4,096 tokens a batch.
 """
 
 import argparse
@@ -23,6 +24,7 @@ sys.path.insert(0, str(HERE / "peers"))
 import texts  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 
+DTYPES = ("f32", "bf16")
 USUAL = {"length": 512, "tokens": 8192, "batch": 4096, "taps": 30, "threads": 2}
 SWEEPS = {
     "length": ("tokens of a sample", [32, 64, 128, 256, 512, 1024, 2048, 4096]),
@@ -47,6 +49,7 @@ def run(args, stream, layers, point):
     texts.write(folder / "data.jsonl", rows)
     command = [args.binary, "extract", "--model", args.model, "--data", folder / "data.jsonl", "--tokens-field", "tokens"]
     command += ["--out", folder / "store", "--device", "cpu", "--quiet", "--batch-tokens", point["batch"]]
+    command += ["--dtype", point["dtype"]]
     for tap in taps(point["taps"], layers):
         command += ["--tap", tap]
     environment = os.environ | {"RAYON_NUM_THREADS": str(point["threads"])}
@@ -72,7 +75,10 @@ def exhibit(name, title, points, of, unit):
             "kind": "lines",
             "x": {"name": title, "unit": ""},
             "y": {"name": what, "unit": unit},
-            "series": [{"name": "streamgauge", "control": False, "points": [at(value, runs) for value, runs in points]}],
+            "series": [
+                {"name": dtype, "control": False, "points": [at(value, runs) for value, runs in points[dtype]]}
+                for dtype in DTYPES
+            ],
         },
     }
 
@@ -88,15 +94,16 @@ def main():
     layers = config["num_hidden_layers"]
     tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
     stream = [token for text in texts.sections(args.out / "data") for token in tokenizer.encode(text).ids]
-    points = [(name, value) for name, (_, values) in SWEEPS.items() for value in values]
+    points = [(name, value, dtype) for name, (_, values) in SWEEPS.items() for value in values for dtype in DTYPES]
     found = {point: [] for point in points}
     for repeat in range(args.repeats):
-        for name, value in points:
-            found[name, value].append(run(args, stream, layers, USUAL | {name: value}))
-            print(f"{repeat + 1} {name} {value}: {found[name, value][-1][0]:.0f} tokens/s", file=sys.stderr, flush=True)
+        for point in points:
+            name, value, dtype = point
+            found[point].append(run(args, stream, layers, USUAL | {name: value, "dtype": dtype}))
+            print(f"{repeat + 1} {name} {value} {dtype}: {found[point][-1][0]:.0f} tokens/s", file=sys.stderr, flush=True)
     exhibits = []
     for name, (title, values) in SWEEPS.items():
-        of_sweep = [(value, found[name, value]) for value in values]
+        of_sweep = {dtype: [(value, found[name, value, dtype]) for value in values] for dtype in DTYPES}
         exhibits.append(exhibit(name, title, of_sweep, 0, "tokens/s"))
         exhibits.append(exhibit(name, title, of_sweep, 1, "MB"))
     finding = {
@@ -113,10 +120,10 @@ def main():
     (args.out / "findings").mkdir(parents=True, exist_ok=True)
     (args.out / "findings" / "scaling.json").write_text(json.dumps(finding, indent=1), encoding="utf-8")
     shutil.rmtree(args.out / "scratch")
-    print("| | | tokens/s | resident, MB |\n|---|---|---|---|")
-    for (name, value), runs in found.items():
+    print("| | | dtype | tokens/s | resident, MB |\n|---|---|---|---|---|")
+    for (name, value, dtype), runs in found.items():
         speed, memory = (statistics.median(run[of] for run in runs) for of in (0, 1))
-        print(f"| {SWEEPS[name][0]} | {value} | {speed:.0f} ({min(r[0] for r in runs):.0f}–{max(r[0] for r in runs):.0f}) | {memory:.0f} |")
+        print(f"| {SWEEPS[name][0]} | {value} | {dtype} | {speed:.0f} ({min(r[0] for r in runs):.0f}–{max(r[0] for r in runs):.0f}) | {memory:.0f} |")
 
 
 if __name__ == "__main__":

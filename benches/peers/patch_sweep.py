@@ -8,7 +8,7 @@ the stream's). The measure is recovery: 1 - KL(p_edited || p_x) / KL(p_edited ||
 
 The peer is as favourable as it can be while staying a loop of hooks: float32, all prompts in one batch (of one length, so that
 none is padded), the two runs' activations kept once, logits at the last position only, no KV cache, and KL, in float64 as
-ours, for all prompts at once. Both are timed from token ids to numbers, without loading the model.
+ours, for all prompts at once. Both are timed from token ids to numbers, without loading the model; they take turns, --repeats times.
 """
 
 import argparse
@@ -17,6 +17,8 @@ import itertools
 import json
 import math
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -151,9 +153,10 @@ def main():
     parser.add_argument("--first-layer", type=int, help="first patched layer [default: the last 16]; the edit is one before it")
     parser.add_argument("--strength", type=float, default=0.3, help="of the edit, as a share of the stream's mean norm at the last position")
     parser.add_argument("--sample", type=int, help="time and compare only every n-th of the peer's patches, and scale its time up")
+    parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    with torch.inference_mode():
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, local_files_only=True).eval()
         n_layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
         first = args.first_layer if args.first_layer is not None else max(n_layers - 16, 1)
@@ -168,13 +171,18 @@ def main():
         peer = Peer(model, ids, first - 1, direction)
         peer.sweep(layers, patches[:1])  # first-call costs
         chosen = patches[:: args.sample] if args.sample else patches
-        start = time.perf_counter()
-        theirs, base = peer.sweep(layers, chosen)
-        seconds = (time.perf_counter() - start) * len(patches) / len(chosen)
-    with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         save_file({"v": direction.contiguous()}, folder / "direction.safetensors")
-        summary, found = ours(args, folder, ids, first - 1, layers, heads)
+        peer_seconds, our_seconds = [], []
+        for _ in range(args.repeats):
+            start = time.perf_counter()
+            theirs, base = peer.sweep(layers, chosen)
+            peer_seconds.append((time.perf_counter() - start) * len(patches) / len(chosen))
+            shutil.rmtree(folder / "out", ignore_errors=True)
+            summary, found = ours(args, folder, ids, first - 1, layers, heads)
+            our_seconds.append(summary["wall_s"])
+            print(f"peer {peer_seconds[-1]:.1f} s, streamgauge {our_seconds[-1]:.1f} s", file=sys.stderr, flush=True)
+    ratios = [peers / mine for peers, mine in zip(peer_seconds, our_seconds)]
     differences = [abs(a - b) for key, values in theirs.items() for a, b in zip(values, found[key], strict=True)]
     result = {
         "model": Path(args.model).name,
@@ -185,9 +193,9 @@ def main():
         "ways": len(WAYS),
         "kl_between_runs": base,
         "peer_patches_timed": len(chosen),
-        "peer_seconds": seconds,
-        "streamgauge_seconds": summary["wall_s"],
-        "times_faster": seconds / summary["wall_s"],
+        "peer_seconds": peer_seconds,
+        "streamgauge_seconds": our_seconds,
+        "times_faster": {"median": statistics.median(ratios), "smallest": min(ratios), "largest": max(ratios)},
         "layer_runs": summary["layer_runs"],
         "naive_layer_runs": summary["naive_layer_runs"],
         "largest_difference": max(differences),

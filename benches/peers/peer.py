@@ -3,7 +3,7 @@
     peer.py --peer nnsight --workload residuals --model M --data F.jsonl --out DIR --batch-size 4 --threads 2
     peer.py ... --tune        tries each batch size on every fourth sample, prints all
 
-Each peer runs as its documentation has it, at the setting that was fastest: float32, no gradients, samples sorted by length and padded
+Each peer runs as its documentation has it, at the setting that was fastest: no gradients, samples sorted by length and padded
 on the right (generation: on the left), no mask where a batch needs none, and no layer after the last one that is read. Rows go to
 safetensors, a file per batch, with a tensor `SAMPLE.NAME` of the sample's real rows. `seconds` covers the loop from token ids to closed
 files, not imports or loading; nothing waits for the disk.
@@ -237,7 +237,8 @@ def timed(peer, args, samples, numbers, size):
 
     def run(samples, numbers):
         if args.workload == "steered":
-            generate(peer, samples, numbers, n_layers // 2, vector_of(config["hidden_size"]), size, args.out)
+            vector = vector_of(config["hidden_size"]).to(getattr(torch, args.dtype))
+            generate(peer, samples, numbers, n_layers // 2, vector, size, args.out)
         else:
             names = taps(args.workload, n_layers)
             extract(peer, samples, numbers, names, args.workload == "last-token", size, args.out)
@@ -264,7 +265,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--only", type=lambda text: list(map(int, text.split(","))), help="samples, by number")
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float64"), default="float32")
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args()

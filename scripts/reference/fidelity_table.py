@@ -2,13 +2,14 @@
 
     fidelity_table.py --binary target/release/streamgauge --machine "…" --commit HASH
         extracts every hook point of the golden samples of all golden models (tests/fixtures/goldens, SmolLM2 among
-        them) to a temporary folder (1.5 GB) and compares those
+        them) to a temporary folder (1.5 GB) and compares those; those of models in bf16 once more in bf16
     fidelity_table.py --machine "…" --commit HASH MODEL=STORE …
         compares stores made before; MODEL is a folder in Hugging Face layout
 
 A *cell* is one hook point, layer, sample and group of rows (token 0, or the later ones). The gate, per cell: the
 relative L2 error is at most twice the largest that Hugging Face float32 shows there in several runs (hf_runs.py; or
-1e-6, where that is less), and at most 1e-5. What Hugging Face shows is read from the goldens where the samples are theirs,
+1e-6, where that is less), and at most 1e-5. In bf16 it is at most 2.5 times that of Hugging Face's bf16 (or 2^-8), and the root mean
+square over a hook point's cells at most 1.1 times that of its plain run. What Hugging Face shows is read from the goldens where the samples are theirs,
 and measured otherwise. One sample's activations are held at a time.
 """
 
@@ -42,11 +43,12 @@ class Cell:
     ours: float
     theirs: float  # the largest of several runs
     theirs_once: float  # the plain run's
+    kind: str = "float32"
 
     @property
     def share(self):
         """Our error as a share of what the gate allows: above 1 it fails."""
-        return self.ours / float(gate("float32", self.theirs))
+        return self.ours / float(gate(self.kind, self.theirs))
 
 
 class Store:
@@ -92,22 +94,34 @@ def split(point):
     return name, layer
 
 
-def float32_floor(folder, samples):
-    """{sample: ([points, 2] largest error of all runs, [points, 2] of the plain run)} of Hugging Face float32."""
+def floor_of(kind, folder, samples):
+    """{sample: ([points, 2] largest error of all runs, [points, 2] of the plain run)} of Hugging Face."""
     golden = GOLDENS / f"{folder.name}.safetensors"
     if golden.is_file():
         with safe_open(golden, "pt") as file:
             held = {key.removesuffix("/tokens") for key in file.keys() if key.endswith("/tokens")}
             if all(name in held and file.get_tensor(f"{name}/tokens").tolist() == ids for name, ids in samples.items()):
-                kinds = ("hf_float32", "hf_float32_one")
+                kinds = (f"hf_{kind}", f"hf_{kind}_one")
                 return {name: [file.get_tensor(f"{name}/{kind}").numpy() for kind in kinds] for name in samples}
-    runs = errors_of_runs("float32", folder, samples)
+    runs = errors_of_runs(kind, folder, samples)
     return {name: [np.max([run[name] for run in runs.values()], axis=0), runs["plain"][name]] for name in samples}
 
 
-def compare(folder, store):
+def share_first_tokens(floor, samples):
+    """What token 0 holds depends on that token alone: samples that begin alike are runs of one computation, and each gets their largest."""
+    for name, ids in samples.items():
+        alike = [floor[other][0][:, 0] for other, theirs in samples.items() if theirs[0] == ids[0]]
+        floor[name] = [floor[name][0].copy(), floor[name][1]]
+        floor[name][0][:, 0] = np.max(alike, axis=0)
+    return floor
+
+
+def compare(folder, store, kind):
     """{hook point without its layer: [Cell]} in forward order."""
-    floor = float32_floor(folder, dict(store.samples.values()))
+    samples = dict(store.samples.values())
+    floor = floor_of(kind, folder, samples)
+    if kind == "half":
+        floor = share_first_tokens(floor, samples)
     reference = Reference(folder)
     index = {point: i for i, point in enumerate(hook_points(reference.n_layers))}
     cells = defaultdict(list)
@@ -121,7 +135,7 @@ def compare(folder, store):
             for group, (our_part, part) in enumerate(zip(groups(point, ours), groups(point, exact))):
                 if part.numel():
                     theirs = [float(errors[index[point], group]) for errors in floor[name]]
-                    cells[key].append(Cell(layer, name, GROUPS[group], relative_error(our_part, part), *theirs))
+                    cells[key].append(Cell(layer, name, GROUPS[group], relative_error(our_part, part), *theirs, kind))
         print(f"  {name}: {len(ids)} tokens", file=sys.stderr, flush=True)
     return cells
 
@@ -148,23 +162,54 @@ def markdown(name, cells):
     return "\n".join(lines) + "\n", all(cell.share <= 1 for entries in cells.values() for cell in entries)
 
 
-def extract(binary, name, folder):
-    """Runs `streamgauge extract` over the golden samples of a model; gives (model folder, store)."""
+def markdown_16_bits(name, cells):
+    """One model's table in bf16, and whether it passes."""
+    lines = [
+        f"## {name} in bf16",
+        "",
+        "| hook point | cells | ours, root mean square | HF | ratio | nearest to the gate | share of the gate |",
+        "|---|---:|---:|---:|---:|---|---|",
+    ]
+    good = True
+    for point, entries in cells.items():
+        ours, theirs = (np.sqrt(np.mean([getattr(cell, of) ** 2 for cell in entries])) for of in ("ours", "theirs_once"))
+        nearest = max(entries, key=lambda cell: cell.share)
+        place = ", ".join(filter(None, [nearest.layer and f"layer {nearest.layer}", nearest.sample, nearest.group]))
+        good &= ours <= max(1.1 * theirs, 2**-8) and nearest.share <= 1
+        ratio = f"{ours / theirs:.2f}" if theirs else ""
+        lines.append(f"| `{point}` | {len(entries)} | {ours:.1e} | {theirs:.1e} | {ratio} | {place} | {nearest.share:.0%} |")
+    return "\n".join(lines) + "\n", good
+
+
+def folder_of(name):
     fixture = ROOT / "tests" / "fixtures" / "models" / name
-    model = fixture if fixture.is_dir() else ROOT / ".models" / name
-    data, store = folder / f"{name}.jsonl", folder / name
+    return fixture if fixture.is_dir() else ROOT / ".models" / name
+
+
+def extract(binary, name, folder, kind):
+    """Runs `streamgauge extract` over the golden samples of a model; gives (model folder, store, kind)."""
+    model = folder_of(name)
+    data, store = folder / f"{name}.jsonl", folder / f"{name}-{kind}"
     with safe_open(GOLDENS / f"{name}.safetensors", "pt") as golden, open(data, "w", encoding="utf-8") as file:
         points = dict.fromkeys(split(point) for point in golden.metadata()["points"].split("\n"))
         for key in golden.keys():
-            sample, kind = key.rsplit("/", 1)
-            if kind == "tokens":
+            sample, what = key.rsplit("/", 1)
+            if what == "tokens":
                 file.write(json.dumps({"name": sample, "tokens": golden.get_tensor(key).tolist()}) + "\n")
     taps = dict.fromkeys(f"blocks.*.{point}" if layer else point for point, layer in points)
     command = [binary, "extract", "--model", model, "--data", data, "--tokens-field", "tokens", "--keep", "name"]
     command += ["--device", "cpu", "--quiet", "--out", store]
+    command += ["--dtype", "bf16", "--store-dtype", "f32"] if kind == "half" else []
     command += [word for tap in taps for word in ("--tap", tap)]
     subprocess.run(command, check=True)
-    return model, store
+    return model, store, kind
+
+
+def in_bf16(name):
+    """Whether the golden file says what Hugging Face shows in bf16."""
+    config = json.loads((folder_of(name) / "config.json").read_text(encoding="utf-8"))
+    with safe_open(GOLDENS / f"{name}.safetensors", "pt") as golden:
+        return "half_runs" in golden.metadata() and "bfloat16" in (config.get("dtype"), config.get("torch_dtype"))
 
 
 def main():
@@ -181,16 +226,18 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         if args.binary:
             names = sorted(path.stem for path in GOLDENS.glob("*.safetensors"))
-            pairs = [extract(args.binary.resolve(), name, Path(scratch)) for name in names]
+            binary = args.binary.resolve()
+            stores = [extract(binary, name, Path(scratch), "float32") for name in names]
+            stores += [extract(binary, name, Path(scratch), "half") for name in filter(in_bf16, names)]
         else:
-            pairs = [tuple(map(Path, pair.split("=", 1))) for pair in args.pairs]
+            stores = [(*map(Path, pair.split("=", 1)), "float32") for pair in args.pairs]
         tables, passed, by_model = [], True, defaultdict(lambda: defaultdict(list))
-        for model, store in pairs:
-            print(f"{model.name}:", file=sys.stderr)
-            for point, cells in compare(model, Store(store)).items():
-                by_model[model.name][point] += cells
-    for name, cells in by_model.items():
-        table, good = markdown(name, cells)
+        for model, store, kind in stores:
+            print(f"{model.name}, {kind}:", file=sys.stderr)
+            for point, cells in compare(model, Store(store), kind).items():
+                by_model[model.name, kind][point] += cells
+    for (name, kind), cells in by_model.items():
+        table, good = (markdown if kind == "float32" else markdown_16_bits)(name, cells)
         tables.append(table)
         passed &= good
     text = f"""# Fidelity
@@ -203,7 +250,10 @@ Errors are relative, in L2, over one *cell*: one hook point, layer, sample and g
 it carries massive activations in real models. *HF float32* is one plain run; *HF, worst run* and *HF there* are the largest error of
 {len(RUNS["float32"])} runs whose libraries round differently (`scripts/reference/hf_runs.py`): where a single number is nearly the whole norm,
 one run may be luckily close. The gate, cell by cell: at most twice *HF there* (or 1e-6, where that is less), and at most 1e-5. The last
-column is the nearest cell's share of what it may use, or how many cells fail. **{"All cells pass." if passed else "Some cells fail."}**
+column is the nearest cell's share of what it may use, or how many cells fail.
+
+The last tables are of bf16: root mean squares over a hook point's cells beside those of Hugging Face in bf16 with SDPA (its plain run; the gate is 1.1 ×, or 2⁻⁸), and the cell nearest to its own
+gate, 2.5 × the largest of {len(RUNS["half"])} runs, or 2⁻⁸. Samples that begin with the same token share what Hugging Face shows in it. **{"All cells pass." if passed else "Some cells fail."}**
 
 """
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,7 @@ struct Findings {
     instruction_set: &'static str,
     free_memory_bytes: Option<u64>,
     gemm_gflops: f64,
+    gemm_gflops_bf16: f64,
     disk: Disk,
     /// `None`: there is.
     why_no_io_uring: Option<String>,
@@ -108,6 +109,7 @@ impl Findings {
             instruction_set: instruction_set(),
             free_memory_bytes: Some(sys::free_memory()).filter(|&bytes| bytes > 0),
             gemm_gflops: product_gflops(Precision::F32, m, n, k, 5),
+            gemm_gflops_bf16: product_gflops(Precision::Bf16 { f32_resid: false }, m, n, k, 5),
             disk: Disk::of(&dir),
             why_no_io_uring: sys::uring::why_not(),
             hub: Hub {
@@ -235,8 +237,8 @@ fn text(f: &Findings) -> String {
         ),
         format!("memory       {} free", or_unknown(f.free_memory_bytes)),
         format!(
-            "products     {:.0} GFLOP/s in f32, measured now",
-            f.gemm_gflops
+            "products     {:.0} GFLOP/s in f32, {:.0} in bf16 (--dtype bf16), measured now",
+            f.gemm_gflops, f.gemm_gflops_bf16
         ),
         format!(
             "disk         {}: {} free, {}, {}",

@@ -25,6 +25,7 @@ fn doctor_names_what_is_missing_with_the_remedy() {
         assert!(said.contains(word), "'{word}' in {said}");
     }
     let found = done_json(streamgauge().args(["doctor", "--json"]));
+    assert!(found["gemm_gflops_bf16"].as_f64().unwrap() > 0.0);
     assert!(found["gemm_gflops"].as_f64().unwrap() > 0.0 && found["threads"].as_u64().unwrap() > 0);
     let computes =
         found["cuda"]["why_no_kernels"].is_null() && found["cuda"]["why_no_gpu"].is_null();
