@@ -1,7 +1,8 @@
 """How the cost of an extraction grows: tokens/s and resident memory over sequence length, batch tokens, taps, dataset size and threads.
 
-    .venv-reference/bin/python benches/scaling.py --out runs/scaling
-    cargo run --release --example 08_report -- runs/scaling runs/scaling    draws it: runs/scaling/exhibits/*.svg
+    .venv-reference/bin/python -m pip install matplotlib
+    .venv-reference/bin/python benches/scaling.py --out runs/scaling        measures, and draws runs/scaling/scaling.svg
+    .venv-reference/bin/python benches/scaling.py --out runs/scaling --draw draws what was measured again
 
 Every point is the median of --repeats runs, which go round all points in turn, with the smallest and the largest as its interval; once
 computing and storing in f32, once in bf16. The rows are pieces of one text; what is not varied is 512 tokens a sample, 8,192 tokens,
@@ -62,25 +63,35 @@ def run(args, stream, layers, point):
     return sum(map(len, rows)) / manifest["timing"]["wall_s"], usage.ru_maxrss / 1024
 
 
-def exhibit(name, title, points, of, unit):
-    def at(value, runs):
-        found = [run[of] for run in runs]
-        return {"x": value, "y": statistics.median(found), "low": min(found), "high": max(found), "label": ""}
+def summary(values):
+    return {"median": statistics.median(values), "smallest": min(values), "largest": max(values)}
 
-    what = ("speed", "resident memory")[of]
-    return {
-        "name": f"scaling-{name}-{('speed', 'memory')[of]}",
-        "caption": f"{what.capitalize()} over {title}: median, smallest and largest.",
-        "body": {
-            "kind": "lines",
-            "x": {"name": title, "unit": ""},
-            "y": {"name": what, "unit": unit},
-            "series": [
-                {"name": dtype, "control": False, "points": [at(value, runs) for value, runs in points[dtype]]}
-                for dtype in DTYPES
-            ],
-        },
-    }
+
+def draw(points, path):
+    """A row of panels for speed and one for memory: median, and from the smallest to the largest as a band."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "scaling", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
+    from matplotlib import pyplot
+
+    rows = (("tokens_per_s", "tokens/s"), ("resident_mb", "largest resident memory, MB"))
+    figure, panels = pyplot.subplots(2, len(SWEEPS), figsize=(14, 5), layout="constrained", sharey="row")
+    for line, (measure, label) in zip(panels, rows):
+        for panel, (name, (title, values)) in zip(line, SWEEPS.items()):
+            for dtype, colour, mark in zip(DTYPES, ("#0072b2", "#d55e00"), "os"):
+                of = [point[measure] for value in values for point in points if (point["sweep"], point["value"], point["dtype"]) == (name, value, dtype)]
+                panel.plot(values, [one["median"] for one in of], color=colour, marker=mark, markersize=3, label=dtype)
+                panel.fill_between(values, [one["smallest"] for one in of], [one["largest"] for one in of], color=colour, alpha=0.2, linewidth=0)
+            panel.set_xscale("log", base=2)
+            panel.set_xticks(values, map(str, values), rotation=45 if len(values) > 2 else 0)
+            panel.minorticks_off()
+            panel.grid(axis="y", color="#e4e4e4")
+            panel.set_xlabel(title)
+        line[0].set_ylim(bottom=0)
+        line[0].set_ylabel(label)
+    panels[0][0].legend(loc="lower left")
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main():
@@ -89,7 +100,11 @@ def main():
     parser.add_argument("--model", type=Path, default=ROOT / ".models" / "SmolLM2-135M-Instruct")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "scaling")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--draw", action="store_true", help="measure nothing, draw what is there")
     args = parser.parse_args()
+    if args.draw:
+        draw(json.loads((args.out / "scaling.json").read_text(encoding="utf-8")), args.out / "scaling.svg")
+        return
     config = json.loads((args.model / "config.json").read_text(encoding="utf-8"))
     layers = config["num_hidden_layers"]
     tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
@@ -101,29 +116,20 @@ def main():
             name, value, dtype = point
             found[point].append(run(args, stream, layers, USUAL | {name: value, "dtype": dtype}))
             print(f"{repeat + 1} {name} {value} {dtype}: {found[point][-1][0]:.0f} tokens/s", file=sys.stderr, flush=True)
-    exhibits = []
-    for name, (title, values) in SWEEPS.items():
-        of_sweep = {dtype: [(value, found[name, value, dtype]) for value in values] for dtype in DTYPES}
-        exhibits.append(exhibit(name, title, of_sweep, 0, "tokens/s"))
-        exhibits.append(exhibit(name, title, of_sweep, 1, "MB"))
-    finding = {
-        "id": "scaling",
-        "title": "How the cost of an extraction grows",
-        "question": "How do speed and memory change with the data, the batch, the taps and the threads?",
-        "answer": [],
-        "numbers": [],
-        "exhibits": exhibits,
-        "command": "benches/scaling.py",
-        "manifests": [],
-        "seconds": 0.0,
-    }
-    (args.out / "findings").mkdir(parents=True, exist_ok=True)
-    (args.out / "findings" / "scaling.json").write_text(json.dumps(finding, indent=1), encoding="utf-8")
+    points = [
+        {
+            "sweep": name,
+            "value": value,
+            "dtype": dtype,
+            "tokens_per_s": summary([run[0] for run in runs]),
+            "resident_mb": summary([run[1] for run in runs]),
+        }
+        for (name, value, dtype), runs in found.items()
+    ]
+    (args.out / "scaling.json").write_text(json.dumps(points, indent=1), encoding="utf-8")
     shutil.rmtree(args.out / "scratch")
-    print("| | | dtype | tokens/s | resident, MB |\n|---|---|---|---|---|")
-    for (name, value, dtype), runs in found.items():
-        speed, memory = (statistics.median(run[of] for run in runs) for of in (0, 1))
-        print(f"| {SWEEPS[name][0]} | {value} | {dtype} | {speed:.0f} ({min(r[0] for r in runs):.0f}–{max(r[0] for r in runs):.0f}) | {memory:.0f} |")
+    draw(points, args.out / "scaling.svg")
+    print(f"{args.out / 'scaling.json'} and .svg", file=sys.stderr)
 
 
 if __name__ == "__main__":
