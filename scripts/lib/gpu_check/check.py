@@ -50,6 +50,10 @@ class Check:
         self.root, self.args, self.dry = root, args, args.dry_run
         self.device = "interpreter" if self.dry else args.device
         self.sizes = TINY if self.dry else MISTRAL_7B
+        # Commands run in the root, whatever these were told from.
+        for name in ("bin", "kernel_tests", "out", "work", "disk"):
+            path = getattr(args, name)
+            setattr(args, name, path and path.resolve())
         if self.dry:
             # Nothing of a dry run may stand among what was measured.
             args.out, args.work, args.disk = (pathlib.Path(str(p) + "-dry") for p in (args.out, args.work, args.disk))

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 
+from . import aims, timeline as own
 from . import fidelity as compare
 from .check import Skipped
 
@@ -30,8 +31,28 @@ def machine(check, found):
     for what in ("copy", "upload", "copy_out", "copy_out_registered"):
         rate = device[f"{what}_bytes_per_s"]
         found["table"].append(f"{what:20} {(rate or 0) / 1e9:8.1f} GB/s")
+    found["ceilings"]["fio_bytes_per_s"] = fio(check)
+    found["table"] += [f"registers {r['memory']}: {r['why_not'] or 'yes'}" for r in found["doctor"]["cuda"]["registers"]]
     if not check.dry and not found["doctor"]["backends"]["cuda"]:
         found["failures"] = [str(found["doctor"]["cuda"]["why_no_gpu"] or "no kernels")]
+
+
+def fio(check):
+    """Bytes a second that fio writes as the engine does: io_uring, past the page cache, 1 MiB at a time, 64 at once; None without it."""
+    program = shutil.which("fio")
+    if not program:
+        return None
+    file = check.args.disk / "fio"
+    job = ["--name=disk", f"--filename={file}", "--rw=write", "--direct=1", "--ioengine=io_uring", "--bs=1M", "--iodepth=64"]
+    size = "16M" if check.dry else "4G"
+    try:
+        said = check.run(program, *job, f"--size={size}", "--end_fsync=1", "--output-format=json")
+    except RuntimeError as error:  # its own affair: an old one without io_uring, a disk without direct I/O
+        print(f"fio: {error}")
+        return None
+    finally:
+        file.unlink(missing_ok=True)
+    return json.loads(said)["jobs"][0]["write"]["bw_bytes"]
 
 
 def kernel_tests(check):
@@ -51,8 +72,9 @@ def kernels(check, found):
     if check.dry:
         env.pop("STREAMGAUGE_TEST_DEVICE")
     few = ["add::", "rope::"]
-    # On a GPU one at a time: each test opens it.
-    said = check.run(tests, *(few if check.dry else ["--test-threads", "1"]), env=env)
+    # On a GPU one at a time: each test opens it. What is said of the compiled code needs the compiler and the sources, and no GPU.
+    every = ["--skip", "report::", "--test-threads", "1"]
+    said = check.run(tests, *(few if check.dry else every), env=env)
     passed = re.search(r"test result: ok\. (\d+) passed", said)
     found["passed"] = int(passed[1]) if passed else 0
     if not found["passed"]:
@@ -126,7 +148,9 @@ def throughput(check, found):
             found["runs"].append(run)
             line = f"{length:5} {taps:>4} taps to {place:5} {run['tokens_per_s']:10.0f} tokens/s"
             found["table"].append(f"{line}  {run['share_of_limit']:.3f} of the limit")
+    aims.of_runs(found, found["runs"], check.kept(1).get("ceilings", {}))
     beside_hf(check, found, model, where["tmpfs"])
+    found["table"] += aims.table(found)
 
 
 def measure(check, model, data, taps, store, ceilings):
@@ -174,23 +198,43 @@ def beside_hf(check, found, model, store):
         shutil.rmtree(saved)
         found[f"beside_hf_{name}"] = {"tokens_per_s": ours, "hf_tokens_per_s": theirs, "ratio": ours / theirs}
         found["table"].append(f"ragged, {name} taps to tmpfs: {ours:.0f} tokens/s, Hugging Face {theirs:.0f}: {ours / theirs:.2f} times")
+        aims.aim(found, f"ragged text, {name} taps to tmpfs, times Hugging Face's rate", ours / theirs, aims.BESIDE_HF[name])
 
 
 def timeline(check, found):
-    """nsys's timeline of a run with 33 taps, where nsys is there, and which kernels and copies took its time."""
+    """A run with 33 taps: our own timeline of it, and nsys's where that is there."""
+    model, store = check.model(), check.args.work / "store"
+    data = check.tokens("timeline", [16] * 3 if check.dry else [2048] * 16)
+    trace = check.args.out / "timeline.json"
+    done = check.extract(model, data, RESIDUALS, store, "--trace", trace)
+    shutil.rmtree(store)
+    found["own"] = seen = own.summary(trace, done["activation_bytes"])
+    ops = ", ".join(f"{name} {share:.0%}" for name, share in list(seen["ops"].items())[:6])
+    found["table"] = [
+        f"launches cover {seen['launches_busy']:.1%} of {seen['device_s']:.2f} s; {ops}",
+        f"{seen['copies']} copies out at {seen['copied_bytes_per_s'] / 1e9:.2f} GB/s, {seen['copies_beside_launches']:.0%} of them beside launches",
+    ]
+    registered = check.kept(1).get("ceilings", {}).get("device", {}).get("copy_out_registered_bytes_per_s")
+    share = seen["copied_bytes_per_s"] / registered if registered else None
+    aims.aim(found, "copies out, share of the rate to registered memory", share, aims.COPIES)
+    found["table"] += aims.table(found)
+    by_nsys(check, found, model, data, store)
+
+
+def by_nsys(check, found, model, data, store):
+    """Which kernels and copies took the time of the same run, as nsys tells it."""
     nsys = shutil.which("nsys")
     if check.dry or not nsys:
-        raise Skipped("there is no nsys" if not nsys else "a dry run has no timeline")
-    model, store, report = check.model(), check.args.work / "store", check.args.out / "timeline"
-    data = check.tokens("timeline", [2048] * 16)
-    check.run("rm", "-rf", store)
+        found["nsys"] = "not there" if not nsys else "not in a dry run"
+        return
+    report = check.args.out / "timeline"
     taps = [word for tap in RESIDUALS for word in ("--tap", tap)]
     job = ["extract", "--quiet", "--model", model, "--data", data, "--tokens-field", "tokens", "--device", check.device]
-    profile = [nsys, "profile", "--trace", "cuda,osrt", "--force-overwrite", "true", "-o", report]
+    profile = [nsys, "profile", "--trace", "cuda,nvtx,osrt", "--force-overwrite", "true", "-o", report]
     check.run(*profile, check.args.bin, *job, *taps, "--out", store)
     shutil.rmtree(store)
     for table in ("cuda_gpu_kern_sum", "cuda_gpu_mem_time_sum"):
         said = check.run(nsys, "stats", "--force-export", "true", "--format", "csv", "--report", table, f"{report}.nsys-rep")
         lines = said[said.index("Time (%)") :].splitlines()
         found[table] = [dict(zip(lines[0].split(","), line.split(","))) for line in lines[1:] if line]
-        found.setdefault("table", []).append(f"{table}: {lines[1] if len(lines) > 1 else 'nothing'}"[:120])
+        found["table"].append(f"{table}: {lines[1] if len(lines) > 1 else 'nothing'}"[:120])
