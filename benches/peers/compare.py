@@ -33,11 +33,12 @@ WORKLOADS = {
     "e": ("steered", "prompts", f"steered greedy generation, {NEW_TOKENS} tokens"),
 }
 PEERS = {
-    "residuals": ("hf-hidden-states", "hf-hooks", "transformer-lens", "nnsight"),
-    "last-token": ("hf-hooks", "transformer-lens", "nnsight"),
-    "hook-points": ("hf-hooks", "transformer-lens", "nnsight"),
-    "steered": ("hf-hooks", "transformer-lens", "nnsight"),
+    "residuals": ("hf-hidden-states", "hf-hooks", "transformer-lens", "nnsight", "candle-mi"),
+    "last-token": ("hf-hooks", "transformer-lens", "nnsight", "candle-mi"),
+    "hook-points": ("hf-hooks", "transformer-lens", "nnsight"),  # candle-mi has not all of them
+    "steered": ("hf-hooks", "transformer-lens", "nnsight", "candle-mi"),
 }
+CANDLE_MI = ROOT / "target" / "peers" / "release" / "candle-mi-peer"
 # Relative L2 difference to float64 beyond which a side did not do the work. (That of bf16 is of the order of 1e-2, docs/fidelity.md; of a
 # sample whose massive numbers are luckily or unluckily rounded it is more.)
 NEAR = {"float32": 1e-4, "bfloat16": 0.2}
@@ -147,7 +148,8 @@ class Peer(Side):
         self.name, self.size = name, {}
 
     def command(self, workload, data, *more, dtype=None):
-        command = [sys.executable, HERE / "peer.py", "--peer", self.name, "--workload", workload, "--model", self.args.model]
+        program = [CANDLE_MI] if self.name == "candle-mi" else [sys.executable, HERE / "peer.py", "--peer", self.name]
+        command = [*program, "--workload", workload, "--model", self.args.model]
         command += ["--dtype", dtype or self.args.dtype]
         return [*command, "--data", data, "--out", self.folder(), "--threads", self.args.threads, *more]
 

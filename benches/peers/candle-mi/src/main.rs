@@ -80,7 +80,10 @@ impl Peer {
             } else {
                 self.extract(batch)?
             };
-            candle_core::safetensors::save(&rows, self.out.join(format!("{number:05}.safetensors")))?;
+            candle_core::safetensors::save(
+                &rows,
+                self.out.join(format!("{number:05}.safetensors")),
+            )?;
         }
         Ok(())
     }
@@ -95,7 +98,11 @@ impl Peer {
         for layer in layers.clone() {
             hooks.capture(HookPoint::ResidPost(layer));
         }
-        let longest = batch.iter().map(|(_, tokens)| tokens.len()).max().unwrap_or(0);
+        let longest = batch
+            .iter()
+            .map(|(_, tokens)| tokens.len())
+            .max()
+            .unwrap_or(0);
         let mut ids = Vec::with_capacity(batch.len() * longest);
         for (_, tokens) in batch {
             ids.extend(tokens);
@@ -108,7 +115,11 @@ impl Peer {
             let found = cache.require(&HookPoint::ResidPost(layer))?;
             for (row, (number, tokens)) in batch.iter().enumerate() {
                 let n = tokens.len();
-                let first = if self.workload == "last-token" { n - 1 } else { 0 };
+                let first = if self.workload == "last-token" {
+                    n - 1
+                } else {
+                    0
+                };
                 let name = format!("{number}.blocks.{layer}.hook_resid_post");
                 rows.insert(name, found.i((row, first..n))?.contiguous()?);
             }
@@ -123,7 +134,10 @@ impl Peer {
         let vector: Vec<f32> = wave.iter().map(|x| (20.0 * x / norm) as f32).collect();
         let vector = Tensor::from_vec(vector, (1, 1, self.width), &Device::Cpu)?;
         let mut hooks = HookSpec::new();
-        hooks.intervene(HookPoint::ResidPost(self.n_layers / 2), Intervention::Add(vector));
+        hooks.intervene(
+            HookPoint::ResidPost(self.n_layers / 2),
+            Intervention::Add(vector),
+        );
         let mut rows = HashMap::new();
         for (number, prompt) in batch {
             let mut tokens = prompt.clone();
@@ -134,7 +148,10 @@ impl Peer {
                 tokens.push(last.argmax(0)?.to_scalar::<u32>()?);
             }
             let new: Vec<i64> = tokens[prompt.len()..].iter().map(|&t| t.into()).collect();
-            rows.insert(format!("{number}.generated"), Tensor::new(new, &Device::Cpu)?);
+            rows.insert(
+                format!("{number}.generated"),
+                Tensor::new(new, &Device::Cpu)?,
+            );
         }
         Ok(rows)
     }
@@ -154,7 +171,10 @@ fn main() -> Result<()> {
     let args = Args::read();
     let peer = Peer::open(&args)?;
     let mut samples = Vec::new();
-    for (number, line) in std::fs::read_to_string(args.get("data")?)?.lines().enumerate() {
+    for (number, line) in std::fs::read_to_string(args.get("data")?)?
+        .lines()
+        .enumerate()
+    {
         let line: Value = serde_json::from_str(line)?;
         samples.push((number, serde_json::from_value(line["tokens"].clone())?));
     }
@@ -164,7 +184,10 @@ fn main() -> Result<()> {
         let ways: Result<Vec<Value>> = sizes.map(|&size| peer.timed(&few, size)).collect();
         println!("{}", Value::Array(ways?));
     } else {
-        println!("{}", peer.timed(&samples, args.get("batch-size")?.parse()?)?);
+        println!(
+            "{}",
+            peer.timed(&samples, args.get("batch-size")?.parse()?)?
+        );
     }
     Ok(())
 }
