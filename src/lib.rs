@@ -14,4 +14,5 @@ pub mod study;
 pub mod sys;
 
 mod error;
+mod permutation;
 pub use error::{Error, Result};

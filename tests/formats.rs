@@ -263,6 +263,28 @@ fn a_seed_gives_one_order_and_samples_keep_their_numbers() {
         sorted("shuffled") == sorted("plain"),
         "a row does not depend on the order"
     );
+    let orders = |name: &str| {
+        let store = Store::open(&dir.path().join(name)).unwrap();
+        let shards: Vec<_> = store.tap_at(0).shards().map(Result::unwrap).collect();
+        let seed = store.taps()[0].order_seed;
+        (
+            seed,
+            shards
+                .iter()
+                .map(|s| s.order().unwrap())
+                .collect::<Vec<_>>(),
+        )
+    };
+    assert_eq!(orders("plain"), (None, vec![None; orders("plain").1.len()]));
+    let (seed, mixed) = orders("shuffled");
+    assert_eq!(seed, Some(7));
+    let rises = |order: &[i32]| order.windows(2).filter(|w| w[1] == w[0] + 1).count();
+    for order in mixed.iter().map(|order| order.as_ref().unwrap()) {
+        assert!(
+            rises(order) * 4 < order.len() + 8,
+            "neighbours stay neighbours: {order:?}"
+        );
+    }
     let left: Vec<_> = std::fs::read_dir(dir.path())
         .unwrap()
         .map(|e| e.unwrap().file_name())

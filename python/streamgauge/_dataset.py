@@ -6,7 +6,7 @@ are permuted, dealt out to workers, and some blocks at a time are read and their
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Literal, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -32,6 +32,8 @@ class RowDataset(IterableDataset):  # type: ignore[type-arg, misc, unused-ignore
 
     `shuffle`: the order is drawn from `seed` and the epoch (`set_epoch`); it also depends on how many workers there are. Rows are mixed
     within `mix` blocks of `block` rows (32 times 1024), the blocks being chosen at random: `block=1` mixes perfectly, and reads row by row.
+    `shuffle="stored"` gives rows in the order that `extract --shuffle SEED` drew, shard after shard: the same in every epoch, whatever the
+    number of workers, and with several ranks by turns.
     `dtype` converts, for example to torch.float32; without it rows have their tap's.
     `rank` and `world_size` deal rows out to processes; every process has its own rows.
     """
@@ -40,7 +42,7 @@ class RowDataset(IterableDataset):  # type: ignore[type-arg, misc, unused-ignore
         self,
         taps: Union[Tap, Sequence[Tap]],
         batch_size: int = 1024,
-        shuffle: bool = True,
+        shuffle: Union[bool, Literal["stored"]] = True,
         seed: int = 0,
         block: int = 1024,
         mix: int = 32,
@@ -57,6 +59,11 @@ class RowDataset(IterableDataset):  # type: ignore[type-arg, misc, unused-ignore
                 raise ValueError(f"{name} is at least 1, not {value}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size}: ranks count from 0")
+        if isinstance(shuffle, str):
+            if shuffle != "stored":
+                raise ValueError(f'shuffle is True, False or "stored", not {shuffle!r}')
+            for tap in self.taps:
+                tap.order(slice(0, 1))
         self.batch_size, self.shuffle, self.seed, self.block, self.mix = batch_size, shuffle, seed, block, mix
         self.drop_last, self.dtype, self.rank, self.world_size = drop_last, dtype, rank, world_size
         self.epoch = 0
@@ -75,9 +82,13 @@ class RowDataset(IterableDataset):  # type: ignore[type-arg, misc, unused-ignore
 
         info = data.get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        part, parts = self.rank * workers + worker, self.world_size * workers
+        parts = self.world_size * workers
+        if self.shuffle == "stored":
+            groups = self._stored(worker * self.world_size + self.rank, parts)
+        else:
+            groups = self._groups(self.rank * workers + worker, parts)
         left: Optional[Array] = None
-        for numbers in self._groups(part, parts):
+        for numbers in groups:
             if left is not None:
                 numbers = np.concatenate([left, numbers])
             whole = len(numbers) // self.batch_size * self.batch_size
@@ -102,6 +113,11 @@ class RowDataset(IterableDataset):  # type: ignore[type-arg, misc, unused-ignore
             if self.shuffle:
                 own.shuffle(numbers)
             yield numbers
+
+    def _stored(self, part: int, parts: int) -> Iterator[Array]:
+        """Every `parts`-th batch of the order in the store. A DataLoader takes its workers' batches by turns, and so all in this order."""
+        for begin in range(part * self.batch_size, self.rows, parts * self.batch_size):
+            yield self.taps[0].order(slice(begin, begin + self.batch_size))
 
     def _batch(self, numbers: Array) -> Dict[str, "torch.Tensor"]:
         torch = import_torch()

@@ -41,6 +41,8 @@ class TapInfo:
     ragged: bool
     #: K of `|top:K` and `|logprob:K`.
     top_k: Optional[int]
+    #: The seed that the order of each shard's rows was drawn by (`Shard.order`); None unless the run was shuffled.
+    order_seed: Optional[int] = None
 
     @property
     def compact(self) -> Optional[Compact]:
@@ -139,7 +141,7 @@ def _tap(node: Node) -> TapInfo:
     dtype = node["dtype"].text()
     if dtype not in DTYPE_BYTES:
         node.fail(f"rows of {dtype!r}; this version of the package reads {', '.join(DTYPE_BYTES)}")
-    ragged, reduction, heads, top_k = (node.get(key) for key in ("ragged", "reduction", "heads", "top_k"))
+    ragged, reduction, heads, top_k, seed = (node.get(key) for key in ("ragged", "reduction", "heads", "top_k", "order_seed"))
     tap = TapInfo(
         hook=node["hook"].text(),
         folder=folder,
@@ -150,7 +152,10 @@ def _tap(node: Node) -> TapInfo:
         row_shape=tuple(size.count() for size in node["row_shape"].items()),
         ragged=ragged is not None and ragged.flag(),
         top_k=top_k.count() if top_k else None,
+        order_seed=_seed(seed) if seed else None,
     )
+    if tap.ragged and tap.order_seed is not None:
+        node.fail("a ragged tap has a tensor per sample and no order of rows")
     if tap.ragged and (len(tap.row_shape) != 1 or tap.top_k is not None):
         node.fail("a ragged tap has the row shape [heads] and no reduction")
     if tap.top_k is not None and tap.row_shape != (tap.top_k,):
@@ -160,6 +165,14 @@ def _tap(node: Node) -> TapInfo:
     if tap.compact and (tap.ragged or tap.top_k is not None or not 1 <= tap.compact.width <= WIDEST):
         node.fail(f"{dtype} is for rows of 1 to {WIDEST} numbers")
     return tap
+
+
+def _seed(node: Node) -> int:
+    """Any whole number of 64 bits, also one too large for a count."""
+    seed = node.value
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
+        node.fail("a seed of 64 bits belongs here")
+    return seed
 
 
 def _shards(node: Node, taps: Tuple[TapInfo, ...]) -> Tuple[ShardEntry, ...]:

@@ -41,10 +41,13 @@ class Shard:
     def _file(self) -> TensorFile:
         """The file, mapped: exactly the tensors that the manifest promises."""
         file, info, rows = TensorFile(self._root, self._listed), self.info, self.rows
-        index = ("sample", "position", "token")
+        index: Tuple[str, ...] = ("sample", "position", "token")
         file.expect("sample", "I64", (rows,))
         file.expect("position", "I32", (rows,))
         file.expect("token", "I32", (rows,))
+        if info.order_seed is not None:
+            index += ("order",)
+            file.expect("order", "I32", (rows,))
         known = len(index)
         if info.top_k is not None:
             file.expect("index", "I32", (rows, info.top_k))
@@ -154,6 +157,16 @@ class Shard:
         if self.info.top_k is None:
             raise StoreError(f"tap {self.info.folder} has no `|top:K` or `|logprob:K`, and so no index")
         return self._index("index", "<i4")
+
+    @cached_property
+    def order(self) -> Array:
+        """int32 [rows]: the shard's rows in the random order that `--shuffle` drew, each by its number in the shard."""
+        if self.info.order_seed is None:
+            raise StoreError(f"tap {self.info.folder} has no order of rows: it is written under --shuffle SEED, but not for ragged taps")
+        order = self._index("order", "<i4")
+        if not np.array_equal(np.sort(order), np.arange(self.rows)):
+            self._file.wrong(f"`order` is no order of its {self.rows} rows")
+        return order
 
     def _index(self, name: str, dtype: str) -> Array:
         return self._file.view(self._file.tensors[name], dtype)
@@ -272,6 +285,11 @@ class Tap:
     def index(self, rows: Rows = slice(None)) -> Array:
         """int32 […, K] of a top-K tap: which components the K values are."""
         return self._take(rows, lambda shard: shard.index, "<i4", (self.info.top_k or 0,))
+
+    def order(self, places: Rows = slice(None)) -> Array:
+        """int64: the numbers of the rows that stand at these places of the random order that `--shuffle` drew, shard after shard. So
+        `tap[tap.order(slice(0, 1024))]` are its first 1,024 rows."""
+        return self._take(places, lambda shard: shard.order.astype(np.int64) + shard.first_row, "<i8", ())
 
     def rows_of(self, sample: int) -> Array:
         """The numbers of the rows of a sample (of all its chunks), in order; none if the tap has none of it."""

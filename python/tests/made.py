@@ -27,11 +27,15 @@ class Made:
     top_k: Optional[int] = None
     ragged: bool = False
     folder: str = ""
+    order_seed: Optional[int] = None
     #: Filled while the store is made: all rows as numpy has them, and the samples' tensors of a ragged tap.
     values: List[Any] = field(default_factory=list)
     sample: List[int] = field(default_factory=list)
     position: List[int] = field(default_factory=list)
     token: List[int] = field(default_factory=list)
+    #: The rows in stored order, numbered over all shards; and how many there are by now.
+    order: List[int] = field(default_factory=list)
+    rows_before: int = 0
 
     def positions(self, n: int) -> List[int]:
         if self.mean:
@@ -138,6 +142,11 @@ def make_store(
             tensors.update(
                 sample=np.array(sample, "<i8"), position=np.array(position, "<i4"), token=np.array(token, "<i4")
             )
+            if tap.order_seed is not None:
+                kinds["order"] = "I32"
+                tensors["order"] = random.permutation(len(sample)).astype("<i4")
+                tap.order += (tensors["order"].astype(int) + tap.rows_before).tolist()
+                tap.rows_before += len(sample)
             tap.values.append(ragged if tap.ragged else tensors["activations"] if rows is None else rows)
             tap.sample += sample
             tap.position += position
@@ -175,6 +184,7 @@ def make_store(
                 "row_shape": tap.row_shape,
                 "ragged": tap.ragged,
                 "top_k": tap.top_k,
+                **({} if tap.order_seed is None else {"order_seed": tap.order_seed}),
             }
             for tap in taps
         ],

@@ -90,3 +90,31 @@ def test_what_cannot_be_is_refused(tmp_path):
     for wrong in ({"batch_size": 0}, {"block": 0}, {"rank": 2, "world_size": 2}):
         with pytest.raises(ValueError):
             streamgauge.RowDataset(store["a"], **wrong)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_the_stored_order_comes_as_it_is_whatever_the_workers_and_ranks(tmp_path, workers):
+    a = Made("a", "bf16", order_seed=2**64 - 1)
+    store = made(tmp_path, a)
+    expected = [truth(store)[row] for row in a.order]
+    assert expected != truth(store)
+
+    def batches(**more):
+        dataset = streamgauge.RowDataset(store["a"], batch_size=16, shuffle="stored", **more)
+        return list(DataLoader(dataset, batch_size=None, num_workers=workers))
+
+    assert rows(batches()) == expected
+    whole = batches(drop_last=True)
+    assert rows(whole) == expected[: 16 * len(whole)] and {len(b["a"]) for b in whole} == {16}
+    by_rank = [batches(rank=rank, world_size=2) for rank in range(2)]
+    turns = [batch for pair in zip(*by_rank) for batch in pair]
+    assert rows(turns) == expected[: sum(len(b["a"]) for b in turns)]
+    assert sorted(rows(sum(by_rank, []))) == sorted(expected)
+
+
+def test_a_stored_order_that_is_not_there_is_refused(tmp_path):
+    store = made(tmp_path, Made("a"))
+    with pytest.raises(streamgauge.StoreError, match="--shuffle SEED"):
+        streamgauge.RowDataset(store["a"], shuffle="stored")
+    with pytest.raises(ValueError, match="stored"):
+        streamgauge.RowDataset(store["a"], shuffle="storred")

@@ -74,6 +74,25 @@ def test_any_way_of_naming_rows_gives_them_in_the_order_named(tmp_path):
         tap[mask[:5]]
 
 
+def test_a_stored_order_names_rows_over_all_shards_and_a_forged_one_is_damage(tmp_path):
+    made, plain = Made("a", order_seed=7), Made("b")
+    make_store(tmp_path / "s", [made, plain], [(4,), (), (3, 6)])
+    store = streamgauge.open(tmp_path / "s")
+    tap = store["a"]
+    assert tap.info.order_seed == 7 and store["b"].info.order_seed is None
+    assert tap.order().tolist() == made.order and sorted(made.order) == list(range(13))
+    assert tap.order(slice(3, 6)).tolist() == made.order[3:6] and tap.order(-1) == made.order[-1]
+    assert np.array_equal(tap[tap.order()], np.concatenate(made.values)[made.order])
+    assert tap.shards[2].order.dtype == np.int32 and (tap.shards[2].order + 4).tolist() == made.order[4:]
+    with pytest.raises(streamgauge.StoreError, match="--shuffle SEED"):
+        store["b"].order()
+    file = tmp_path / "s/a/00000.safetensors"
+    for forged in ([0, 1, 2, 2], [0, 1, 2, 4], [0, 1, 2, -1]):
+        file.write_bytes(file.read_bytes()[:-16] + np.array(forged, "<i4").tobytes())
+        with pytest.raises(streamgauge.DamagedStoreError, match="`order` is no order of its 4 rows"):
+            streamgauge.open(tmp_path / "s")["a"].order()
+
+
 def test_the_rows_of_a_sample_are_found_and_none_are_of_one_that_is_not_there(tmp_path):
     made = Made("a")
     make_store(tmp_path / "s", [made])

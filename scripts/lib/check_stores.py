@@ -63,6 +63,8 @@ def check_file(path, tap, rows, samples):
     assert sample.shape == position.shape == token.shape == (rows,)
     for s, p, t in zip(sample.tolist(), position.tolist(), token.tolist()):
         assert (p, t) == (-1, -1) if tap["reduction"] == "mean" else samples["tokens"][s][p] == t, (path, s, p)
+    if tap.get("order_seed") is not None:
+        assert sorted(tensors.pop("order").tolist()) == list(range(rows)), path
     if tap["top_k"]:
         index = tensors.pop("index")
         assert index.dtype == torch.int32 and index.shape == (rows, tap["top_k"])

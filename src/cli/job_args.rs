@@ -94,7 +94,8 @@ pub struct JobArgs {
     /// Of these, take about the share F, drawn at random by SEED (0 if none is given), as in 0.1#7.
     #[arg(long, value_name = "F[#SEED]")]
     pub sample_fraction: Option<Fraction>,
-    /// Read them in random order. A sample keeps the number of its place in the dataset.
+    /// Read them in random order, and name the rows of each shard in a random order too (`order` in its files). A sample keeps the number
+    /// of its place in the dataset.
     #[arg(long, value_name = "SEED")]
     pub shuffle: Option<u64>,
     /// Bytes of a shard, summed over taps.

@@ -3,7 +3,7 @@
 
 use super::Record;
 use super::error::{Error, Result};
-use super::order::Permutation;
+use crate::permutation::Permutation;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};

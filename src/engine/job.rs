@@ -323,7 +323,7 @@ impl Prepared {
             Use::Generate => super::generate::check(&taps, &edits, &selections)?,
         }
         let store_dtype = job.stored();
-        let (infos, specs) = describe(&taps, &dims, store_dtype, &model.fingerprint)?;
+        let (infos, specs) = describe(&taps, &dims, store_dtype, job.shuffle, &model.fingerprint)?;
         Ok(Prepared {
             plan,
             job,
@@ -675,6 +675,7 @@ fn describe(
     taps: &[Tap],
     dims: &Dims,
     dtype: StoreDtype,
+    shuffle: Option<u64>,
     model: &str,
 ) -> Result<(Vec<TapInfo>, Vec<Arc<SinkSpec>>)> {
     let mut folders: BTreeMap<String, usize> = BTreeMap::new();
@@ -733,6 +734,7 @@ fn describe(
             },
             ragged,
             top_k,
+            order_seed: shuffle.filter(|_| !ragged),
         });
         specs.push(Arc::new(spec));
     }

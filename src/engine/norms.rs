@@ -68,6 +68,7 @@ mod tests {
             row_shape: vec![width],
             ragged,
             top_k: None,
+            order_seed: None,
         }
     }
 

@@ -182,7 +182,7 @@ impl Header {
         }
         // Tensors without bytes may share an offset; the index tensors are written last.
         let last = |name: &str| {
-            ["sample", "position", "token"]
+            ["sample", "position", "token", "order"]
                 .iter()
                 .position(|&n| n == name)
                 .map_or(0, |i| i + 1)

@@ -11,6 +11,7 @@ use super::format::{TensorSpec, encode_header};
 use super::manifest::{FORMAT_VERSION, TapInfo};
 use super::samples::SampleRow;
 use crate::compact::SidePart;
+use crate::permutation::{Permutation, mix};
 
 /// The rows that one sample has in one tap.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -81,12 +82,24 @@ pub fn sample_bytes(tap: &TapInfo, n_tokens: u64, rows: u64) -> u64 {
     let wide = if tap.ragged { n_tokens } else { 1 };
     let row = (row_bytes(tap) as u64)
         .saturating_mul(wide)
-        .saturating_add(side_row_bytes(tap) as u64 + INDEX_BYTES);
+        .saturating_add(side_row_bytes(tap) as u64 + index_bytes(tap) as u64);
     rows.saturating_mul(row)
 }
 
-/// `sample` (I64), `position` and `token` (I32) of one row.
-const INDEX_BYTES: u64 = 16;
+/// Name, dtype and bytes per row of the tensors that tell where rows come from.
+const INDEX_TENSORS: [(&str, Dtype, usize); 3] = [
+    ("sample", Dtype::I64, 8),
+    ("position", Dtype::I32, 4),
+    ("token", Dtype::I32, 4),
+];
+
+/// The same of the tensor that names the rows in random order.
+const ORDER: (&str, Dtype, usize) = ("order", Dtype::I32, 4);
+
+/// Bytes of one row in the index tensors: `sample` (I64), `position` and `token` (I32), and `order` (I32) where a tap has one.
+fn index_bytes(tap: &TapInfo) -> usize {
+    if tap.order_seed.is_some() { 20 } else { 16 }
+}
 
 /// Bytes of one row of `activations`; for a ragged tap, of one row against one token.
 pub(crate) fn row_bytes(tap: &TapInfo) -> usize {
@@ -136,6 +149,8 @@ pub(crate) struct TapLayout {
     /// The tensors between `activations` and `sample`.
     pub sides: Vec<SideLayout>,
     pub sample_start: usize,
+    /// The random order of the rows, where the tap has one.
+    pub order: Option<Permutation>,
     pub file_bytes: usize,
 }
 
@@ -189,15 +204,17 @@ impl TapLayout {
         }
     }
 
-    /// The parts of `sample`, `position` and `token`, in the order of their bytes.
-    pub fn index_tensors(&self) -> [(&'static str, Range<usize>); 3] {
+    /// The parts of `sample`, `position`, `token` and, where there is one, `order`, in the order of their bytes.
+    pub fn index_tensors(&self) -> impl Iterator<Item = (&'static str, Range<usize>)> + use<> {
         let n = self.rows();
-        let (a, b) = (self.sample_start, self.sample_start + 8 * n);
-        [
-            ("sample", a..b),
-            ("position", b..b + 4 * n),
-            ("token", b + 4 * n..self.file_bytes),
-        ]
+        let mut start = self.sample_start;
+        let mut tensors = INDEX_TENSORS.to_vec();
+        tensors.extend(self.order.map(|_| ORDER));
+        tensors.into_iter().map(move |(name, _, size)| {
+            let begin = start;
+            start += n * size;
+            (name, begin..start)
+        })
     }
 }
 
@@ -374,24 +391,26 @@ fn plan_tap(
             bytes: bytes as u64,
         });
     }
-    for (name, dtype, size) in [
-        ("sample", Dtype::I64, 8),
-        ("position", Dtype::I32, 4),
-        ("token", Dtype::I32, 4),
-    ] {
+    let ordered = tap.order_seed.map(|_| ORDER);
+    for (name, dtype, size) in INDEX_TENSORS.into_iter().chain(ordered) {
         tensors.push(TensorSpec {
             name: name.into(),
             dtype,
             shape: vec![rows64],
-            bytes: rows64 * size,
+            bytes: rows64.saturating_mul(size as u64),
         });
     }
     // Offsets must also fit the i64 that files are addressed by, with the header still to come.
     let all = n_rows
-        .checked_mul(INDEX_BYTES as usize)
+        .checked_mul(index_bytes(tap))
         .and_then(|x| x.checked_add(data)?.checked_add(side_bytes));
     all.filter(|&x| x < i64::MAX as usize - (1 << 32))
         .ok_or_else(too_large)?;
+    let order = tap.order_seed.map(|seed| {
+        i32::try_from(n_rows)
+            .map(|_| row_order(seed, samples, rows64))
+            .map_err(|_| too_large())
+    });
 
     let header = encode_header(&file_metadata(tap, model_fingerprint), &tensors)?;
     let mut sample_start = header.len() + data;
@@ -411,9 +430,18 @@ fn plan_tap(
         data_starts: data_ends.iter().map(|d| header.len() + d).collect(),
         sides,
         sample_start,
-        file_bytes: sample_start + n_rows * INDEX_BYTES as usize,
+        file_bytes: sample_start + n_rows * index_bytes(tap),
+        order: order.transpose()?,
         header,
     })
+}
+
+/// The order of a shard's rows. It hangs on the seed, the shard's first sample and the number of rows alone: taps with the same rows have
+/// the same order, shards have orders of their own, and a slice that is merged keeps its.
+fn row_order(seed: u64, samples: &[SampleRow], rows: u64) -> Permutation {
+    let first = samples.first().map_or((0, 0), |s| (s.sample, s.chunk));
+    let of_sample = mix(mix(seed).wrapping_add(first.0));
+    Permutation::new(rows, of_sample.wrapping_add(u64::from(first.1)))
 }
 
 /// What a lone file needs to be understood. Safetensors allows strings only.
@@ -432,7 +460,7 @@ fn file_metadata(tap: &TapInfo, model_fingerprint: &str) -> BTreeMap<String, Str
     .collect()
 }
 
-/// Writes the header and the three index tensors of a tap's file into its mapping; the rest is zero until its rows come.
+/// Writes the header and the index tensors of a tap's file into its mapping; the rest is zero until its rows come.
 pub(crate) fn write_fixed(
     layout: &TapLayout,
     file: &mut [u8],
@@ -441,8 +469,9 @@ pub(crate) fn write_fixed(
     tap: usize,
 ) {
     file[..layout.header.len()].copy_from_slice(&layout.header);
-    let [(_, sample), (_, position), (_, token)] = layout.index_tensors();
-    let (mut s, mut p, mut t) = (sample.start, position.start, token.start);
+    let mut starts = layout.index_tensors().map(|(_, bytes)| bytes.start);
+    let mut next = || starts.next().unwrap_or(layout.file_bytes);
+    let (mut s, mut p, mut t, order) = (next(), next(), next(), next());
     for (row, rows) in samples.iter().zip(rows) {
         for (&pos, &tok) in rows[tap].positions.iter().zip(rows[tap].tokens.iter()) {
             file[s..s + 8].copy_from_slice(&row.sample.to_le_bytes());
@@ -450,6 +479,13 @@ pub(crate) fn write_fixed(
             file[t..t + 4].copy_from_slice(&tok.to_le_bytes());
             (s, p, t) = (s + 8, p + 4, t + 4);
         }
+    }
+    let places = layout.order.iter().flat_map(|order| {
+        let rows = layout.rows() as u64;
+        (0..rows).map(|place| order.at(place) as u32)
+    });
+    for (to, row) in file[order..].chunks_exact_mut(4).zip(places) {
+        to.copy_from_slice(&row.to_le_bytes());
     }
 }
 

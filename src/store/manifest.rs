@@ -107,6 +107,10 @@ pub struct TapInfo {
     /// `|top:K` and `|logprob:K`: a second tensor `index`, I32 [rows, K], holds which components the K values are.
     #[serde(default)]
     pub top_k: Option<usize>,
+    /// The seed that a random order of each shard's rows is drawn by: `order`, I32 [rows], then names them in it. The rows themselves lie
+    /// in the order of samples all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order_seed: Option<u64>,
 }
 
 impl TapInfo {
@@ -473,6 +477,11 @@ pub(crate) fn check_taps(taps: &[TapInfo]) -> Result<(), String> {
         if tap.ragged && (tap.row_shape.len() != 1 || tap.top_k.is_some()) {
             return Err(format!(
                 "tap {folder}: a ragged tap has the row shape [heads] and no reduction"
+            ));
+        }
+        if tap.ragged && tap.order_seed.is_some() {
+            return Err(format!(
+                "tap {folder}: a ragged tap has a tensor per sample and no order of rows"
             ));
         }
         if tap.top_k.is_some_and(|k| tap.row_shape != [k]) {

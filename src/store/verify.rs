@@ -114,6 +114,7 @@ fn check_tap_file(
     let mut parts = vec!["header", "activations", "sample", "position", "token"];
     let sides = side_parts(&manifest.taps[tap]);
     parts.extend(sides.iter().map(|side| side.name));
+    parts.extend(manifest.taps[tap].order_seed.map(|_| "order"));
     for part in parts {
         match entry.checksums.iter().find(|c| c.part == part) {
             Some(checksum) => problems.extend(check_part(&view, shard, entry, checksum)),
@@ -123,6 +124,7 @@ fn check_tap_file(
             )),
         }
     }
+    problems.extend(view.order().err().map(|e| told(root, e)));
     if view.loss_sums() != entry.loss {
         problems.push(format!(
             "{}: the loss that the manifest tells is not that of its rows",

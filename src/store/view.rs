@@ -40,6 +40,7 @@ pub struct ShardView {
     sample: Range<usize>,
     position: Range<usize>,
     token: Range<usize>,
+    order: Option<Range<usize>>,
 }
 
 impl ShardView {
@@ -87,7 +88,12 @@ impl ShardView {
         let sample = tensor("sample", Dtype::I64, &[rows])?;
         let position = tensor("position", Dtype::I32, &[rows])?;
         let token = tensor("token", Dtype::I32, &[rows])?;
+        let order = match info.order_seed {
+            Some(_) => Some(tensor("order", Dtype::I32, &[rows])?),
+            None => None,
+        };
         let listed = 3
+            + usize::from(order.is_some())
             + sides.len()
             + if info.ragged {
                 ragged_tensors(&header).len()
@@ -111,6 +117,7 @@ impl ShardView {
             sample,
             position,
             token,
+            order,
         })
     }
 
@@ -272,6 +279,26 @@ impl ShardView {
         self.i32s(&self.token, 0..self.rows)
     }
 
+    /// The shard's rows in random order, each by its number in the shard; none where the run was not shuffled.
+    ///
+    /// # Errors
+    /// The file names a row twice, or one that there is not.
+    pub fn order(&self) -> Result<Option<Vec<i32>>> {
+        let Some(order) = &self.order else {
+            return Ok(None);
+        };
+        let order = self.i32s(order, 0..self.rows);
+        let mut seen = vec![false; self.rows];
+        for &row in &order {
+            let known = usize::try_from(row).ok().and_then(|r| seen.get_mut(r));
+            if known.is_none_or(|seen| std::mem::replace(seen, true)) {
+                let what = format!("`order` is no order of its {} rows (row {row})", self.rows);
+                return Err(Error::damaged(&self.path, what));
+            }
+        }
+        Ok(Some(order))
+    }
+
     /// [rows, K] component numbers of a top-K tap, row-major; none for other taps.
     pub fn index(&self) -> Option<Vec<i32>> {
         let k = self.info.top_k?;
@@ -337,6 +364,7 @@ impl ShardView {
             "sample" => Some(self.sample.clone()),
             "position" => Some(self.position.clone()),
             "token" => Some(self.token.clone()),
+            "order" => self.order.clone(),
             side => self
                 .sides
                 .iter()

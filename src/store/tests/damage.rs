@@ -33,6 +33,7 @@ fn read_everything(dir: &Path) -> Result<()> {
                 shard.position(),
                 shard.token(),
                 shard.index(),
+                shard.order().is_ok(),
             );
             for view in shard.ragged() {
                 let _ = (view.to_f32(), view.shape().len());
@@ -206,6 +207,45 @@ fn what_is_no_store_is_said_to_be_none() {
             .unwrap_err()
             .to_string()
             .contains("no valid JSON")
+    );
+}
+
+#[test]
+fn an_order_that_names_a_row_twice_is_damage_whatever_its_checksum_says() {
+    let mut run = small_run();
+    run.taps[0].order_seed = Some(5);
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &run).unwrap();
+    assert!(check(dir.path()).ok());
+    let file = "blocks.0.hook_resid_post/00000.safetensors";
+    let mut bytes = fs::read(dir.path().join(file)).unwrap();
+    let order = bytes.len() - 16;
+    for forged in [[0, 1, 2, 2], [0, 1, 2, 4], [0, 1, 2, -1]] {
+        let forged: Vec<u8> = forged
+            .iter()
+            .flat_map(|row: &i32| row.to_le_bytes())
+            .collect();
+        bytes[order..].copy_from_slice(&forged);
+        fs::write(dir.path().join(file), &bytes).unwrap();
+        edit(dir.path(), |m| {
+            let sums = m["shards"][0]["taps"][0]["checksums"]
+                .as_array_mut()
+                .unwrap();
+            let sum = sums.iter_mut().find(|sum| sum["part"] == "order").unwrap();
+            sum["xxh3"] = json!(Xxh3::of(&forged));
+        });
+        let problems = check(dir.path()).problems;
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(
+            problems[0].starts_with(&format!("{file}: `order` is no order of its 4 rows")),
+            "{problems:?}"
+        );
+    }
+    edit(dir.path(), |m| m["taps"][1]["order_seed"] = json!(5));
+    let error = Store::open(dir.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("a ragged tap has a tensor per sample and no order of rows"),
+        "{error}"
     );
 }
 

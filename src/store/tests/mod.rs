@@ -33,6 +33,7 @@ fn tap(folder: &str, dtype: StoreDtype, row_shape: &[usize]) -> TapInfo {
         row_shape: row_shape.to_vec(),
         ragged: false,
         top_k: None,
+        order_seed: None,
     }
 }
 

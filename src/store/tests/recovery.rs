@@ -14,6 +14,7 @@ use crate::store::journal::encode;
 /// Two shards of three batches and one.
 fn longer_run() -> Run {
     let mut run = small_run();
+    run.taps[0].order_seed = Some(11);
     run.samples.push(sample(5, vec![1, 2]));
     let taps = run.taps.len();
     run.rows.push(vec![rows_of(&run.samples[3], 0..2); taps]);

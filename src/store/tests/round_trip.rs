@@ -16,9 +16,12 @@ fn any_tap(n: usize) -> impl Strategy<Value = TapInfo> {
     let shape = prop::collection::vec(1usize..4, 1..3);
     let folder = format!("tap{n}");
     prop_oneof![
-        3 => (dtype, shape).prop_map({ let folder = folder.clone(); move |(dtype, shape)| tap(&folder, dtype, &shape) }),
+        3 => (dtype, shape, any::<Option<u64>>()).prop_map({
+            let folder = folder.clone();
+            move |(dtype, shape, order_seed)| TapInfo { order_seed, ..tap(&folder, dtype, &shape) }
+        }),
         1 => (1usize..3).prop_map({ let folder = folder.clone(); move |heads| ragged(&folder, heads) }),
-        1 => (1usize..4).prop_map(move |k| top(&folder, k)),
+        1 => (1usize..4, any::<Option<u64>>()).prop_map(move |(k, order_seed)| TapInfo { order_seed, ..top(&folder, k) }),
     ]
 }
 
@@ -123,6 +126,12 @@ fn assert_reads_back(run: &Run, store: &Store) -> Result<()> {
                 .collect::<Vec<_>>(),
             tokens
         );
+        for shard in &shards {
+            let mut order = shard.order()?;
+            assert_eq!(order.is_some(), info.order_seed.is_some());
+            order.iter_mut().for_each(|order| order.sort_unstable());
+            assert!(order.is_none_or(|order| order.into_iter().eq(0..shard.rows() as i32)));
+        }
         for (s, row) in run.samples.iter().enumerate() {
             let (bytes, index) = bytes_of(run, t, s);
             if info.ragged {
@@ -224,6 +233,49 @@ fn the_files_are_those_of_the_format_page() {
     let pattern = SafeTensors::deserialize(&pattern).unwrap();
     assert_eq!(pattern.tensor("0").unwrap().shape(), [2, 3, 3]);
     assert_eq!(pattern.tensor("2").unwrap().shape(), [2, 1, 1]);
+}
+
+#[test]
+fn an_order_hangs_on_its_seed_its_shards_first_sample_and_number_of_rows() {
+    let order_of = |seed: u64, first: u64, rows: u32| {
+        let dir = tempfile::tempdir().unwrap();
+        let samples = vec![sample(first, (0..rows).collect()), sample(7, vec![1, 2])];
+        let seeded = |folder: &str, width| TapInfo {
+            order_seed: Some(seed),
+            ..tap(folder, StoreDtype::F32, &[width])
+        };
+        let of = |s: &SampleRow| vec![rows_of(s, 0..s.tokens.len()); 2];
+        let run = Run {
+            taps: vec![seeded("a", 1), seeded("b", 5)],
+            keep: Vec::new(),
+            rows: samples.iter().map(of).collect(),
+            samples,
+            shards: vec![vec![2]],
+        };
+        write(dir.path(), &run).unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let order = |tap| {
+            store
+                .tap_at(tap)
+                .shard(0)
+                .unwrap()
+                .order()
+                .unwrap()
+                .unwrap()
+        };
+        assert_eq!(order(0), order(1), "taps with the same rows");
+        order(0)
+    };
+    let order = order_of(3, 0, 50);
+    assert_eq!(order, order_of(3, 0, 50));
+    let places = order.iter().enumerate();
+    assert!(
+        places.filter(|&(i, &row)| i as i32 == row).count() < 10,
+        "{order:?}"
+    );
+    assert_ne!(order, order_of(4, 0, 50));
+    assert_ne!(order, order_of(3, 1, 50));
+    assert_eq!(order_of(3, 0, 1).len(), 3);
 }
 
 #[test]
