@@ -9,12 +9,13 @@ use std::sync::Arc;
 use assert_cmd::Command;
 use proptest::prelude::*;
 use serde_json::Value;
+use streamgauge::backend::cuda::Dtype;
 use streamgauge::data::{Input, Record};
 use streamgauge::engine::{
     Choosing, Generated, GenerationBeginning, GenerationStore, Generator, Job, Prepared,
     PromptSource, Sample, Scorer, Stop, Stops, extract,
 };
-use streamgauge::store::Store;
+use streamgauge::store::{Store, StoreDtype};
 
 fn tiny(name: &str) -> PathBuf {
     common::fixtures().join("models").join(name)
@@ -90,7 +91,11 @@ fn tapped(
     prompts: &[Vec<u32>],
     new: usize,
 ) -> (PathBuf, Vec<Generated>) {
-    let prepared = Prepared::for_generation(job(model, taps, edits)).unwrap();
+    tapped_by(dir, job(model, taps, edits), prompts, new)
+}
+
+fn tapped_by(dir: &Path, job: Job, prompts: &[Vec<u32>], new: usize) -> (PathBuf, Vec<Generated>) {
+    let prepared = Prepared::for_generation(job).unwrap();
     let prompts = samples(&prepared, prompts);
     let (choosing, stops) = (Choosing::default(), without_end(new));
     let out = dir.join("generated");
@@ -124,16 +129,23 @@ fn decoding_gives_what_the_whole_text_gives_at_every_step() {
         "zero at=blocks.1.attn.hook_v[0] select=every:3",
         "scale at=logits c=2",
     ];
-    for (model, edits) in [
-        ("mistral-window4", &edits[..]),
-        ("mistral-window4", &[]),
-        ("llama3-rope", &[]),
-        ("mistral-gqa41", &[]),
-        ("linear-rope", &edits[..1]),
+    // In bf16 a sum in another order is now and then rounded to the neighbour, 2^-8 away, and these differences grow with depth.
+    for (model, edits, dtype, limit) in [
+        ("mistral-window4", &edits[..], Dtype::F32, 1e-5),
+        ("mistral-window4", &[], Dtype::F32, 1e-5),
+        ("llama3-rope", &[], Dtype::F32, 1e-5),
+        ("mistral-gqa41", &[], Dtype::F32, 1e-5),
+        ("linear-rope", &edits[..1], Dtype::F32, 1e-5),
+        ("mistral-window4", &edits[..], Dtype::BF16, 1e-2),
+        ("mistral-gqa41", &[], Dtype::BF16, 1e-2),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let model = tiny(model);
-        let (store, done) = tapped(dir.path(), &model, &taps, edits, &prompts, 40);
+        let job = Job {
+            dtype,
+            store_dtype: Some(StoreDtype::F32),
+            ..job(&tiny(model), &taps, edits)
+        };
+        let (store, done) = tapped_by(dir.path(), job.clone(), &prompts, 40);
         let lines: String = done
             .iter()
             .map(|g| format!("{{\"tokens\": {:?}}}\n", g.tokens))
@@ -143,7 +155,7 @@ fn decoding_gives_what_the_whole_text_gives_at_every_step() {
         let whole = dir.path().join("whole");
         let job = Job {
             data: vec![data.display().to_string()],
-            ..job(&model, &taps, edits)
+            ..job
         };
         extract(&Prepared::open(job).unwrap(), &whole, &mut |_| ()).unwrap();
         for tap in taps {
@@ -161,8 +173,8 @@ fn decoding_gives_what_the_whole_text_gives_at_every_step() {
                     .2;
                 let error = relative(&row, other);
                 assert!(
-                    error <= 1e-5,
-                    "{model:?} {tap} {sample} {position}: {error:e}"
+                    error <= limit,
+                    "{model} {dtype} {tap} {sample} {position}: {error:e}"
                 );
             }
         }
@@ -191,10 +203,11 @@ proptest! {
         penalty in prop_oneof![Just(1.0_f32), Just(1.3)],
         batch_tokens in prop_oneof![Just(10_usize), Just(4096)],
         model in prop::sample::select(vec!["mistral-window4", "llama3-rope"]),
+        dtype in prop::sample::select(vec![Dtype::F32, Dtype::BF16]),
         seed in any::<u64>(),
     ) {
         let edits = ["scale at=blocks.0.hook_resid_post c=1.25 select=generated", "zero at=blocks.1.attn.hook_z[0] select=step:2..5"];
-        let job = Job { batch_tokens, ..job(&tiny(model), &[], &edits) };
+        let job = Job { batch_tokens, dtype, ..job(&tiny(model), &[], &edits) };
         let prepared = Prepared::for_generation(job).unwrap();
         let prompts: Vec<Vec<u32>> = lengths.iter().enumerate().map(|(i, &n)| ids(i as u32 + seed as u32 % 50, n)).collect();
         let prompts = samples(&prepared, &prompts);
