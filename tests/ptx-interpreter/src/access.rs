@@ -8,6 +8,7 @@ use crate::memory::{
 use crate::program::{Access, Address, Base, Space};
 use crate::race::{Actor, Spill};
 use crate::registers::{LANES, Registers, write};
+use crate::shadow::{CHUNK, Phase};
 use crate::warp::{lanes, space_of};
 
 pub(crate) fn resolve(registers: &Registers, address: Address) -> [u64; LANES] {
@@ -87,16 +88,29 @@ impl View<'_> {
         actor: &Actor,
     ) -> Result<u128, Failure> {
         let offset = self.shared.locate(address, bytes as u64)?;
-        let refused = |refusal| Failure::Refused(refusal, Space::Shared, address);
-        let actor = Actor {
-            tag: self.shared_tag,
-            first_tag: self.shared_tag,
-            ..*actor
-        };
+        let shadow = &mut self.shared.shadow;
+        shadow.touch(offset, bytes, false, actor.order)?;
+        self.load_at(offset, bytes, actor)
+    }
+
+    /// What lies at an offset in shared memory, by the cells alone.
+    #[inline(always)]
+    pub fn load_at(&mut self, offset: usize, bytes: usize, actor: &Actor) -> Result<u128, Failure> {
+        let address = offset as u64 + u64::from(SHARED_START);
+        let actor = self.in_shared(actor);
         self.shared
             .region
             .load(offset, bytes, &actor, self.spill)
-            .map_err(refused)
+            .map_err(|refusal| Failure::Refused(refusal, Space::Shared, address))
+    }
+
+    #[inline(always)]
+    fn in_shared<'a>(&self, actor: &Actor<'a>) -> Actor<'a> {
+        Actor {
+            tag: self.shared_tag,
+            first_tag: self.shared_tag,
+            ..*actor
+        }
     }
 
     #[inline(always)]
@@ -132,16 +146,41 @@ impl View<'_> {
         actor: &Actor,
     ) -> Result<(), Failure> {
         let offset = self.shared.locate(address, bytes as u64)?;
+        let shadow = &mut self.shared.shadow;
+        shadow.touch(offset, bytes, true, actor.order)?;
         let refused = |refusal| Failure::Refused(refusal, Space::Shared, address);
-        let actor = Actor {
-            tag: self.shared_tag,
-            first_tag: self.shared_tag,
-            ..*actor
-        };
+        let actor = self.in_shared(actor);
         self.shared
             .region
             .store(offset, bytes, value, &actor, self.spill)
             .map_err(refused)
+    }
+
+    /// A chunk that a product reads, at an offset in shared memory; the read itself is noted when the product is waited for.
+    pub fn peek_for_product(&mut self, offset: usize, actor: &Actor) -> Result<u128, Failure> {
+        self.shared.shadow.product_reads(offset, actor.order)?;
+        let address = offset as u64 + u64::from(SHARED_START);
+        let actor = self.in_shared(actor);
+        let peeked = self.shared.region.peek(offset, CHUNK, &actor);
+        peeked.map_err(|refusal| Failure::Refused(refusal, Space::Shared, address))
+    }
+
+    /// A tensor copy's chunk comes to an offset in shared memory.
+    pub fn store_copied(
+        &mut self,
+        offset: usize,
+        value: u128,
+        actor: &Actor,
+        phase: Phase,
+    ) -> Result<(), Failure> {
+        let shadow = &mut self.shared.shadow;
+        shadow.copy_writes(offset, actor.order, phase)?;
+        let address = offset as u64 + u64::from(SHARED_START);
+        let actor = self.in_shared(actor);
+        self.shared
+            .region
+            .store_copied(offset, CHUNK, value, &actor, self.spill)
+            .map_err(|refusal| Failure::Refused(refusal, Space::Shared, address))
     }
 
     pub fn modify(
@@ -154,12 +193,10 @@ impl View<'_> {
     ) -> Result<u128, Failure> {
         if space == Space::Shared {
             let offset = self.shared.locate(address, bytes as u64)?;
+            let shadow = &mut self.shared.shadow;
+            shadow.touch(offset, bytes, true, actor.order)?;
             let refused = |refusal| Failure::Refused(refusal, Space::Shared, address);
-            let actor = Actor {
-                tag: self.shared_tag,
-                first_tag: self.shared_tag,
-                ..*actor
-            };
+            let actor = self.in_shared(actor);
             return self
                 .shared
                 .region

@@ -3,7 +3,7 @@
 use crate::finding::{Finding, FindingKind, InLane, Outcome, fault};
 use crate::machine::Machine;
 use crate::program::{Barrier, BarrierKind, Op};
-use crate::race::WARPS;
+use crate::race::Release;
 use crate::registers::write;
 use crate::warp::{Fragment, Wait, lanes};
 
@@ -12,7 +12,7 @@ pub(crate) struct BarrierState {
     expected: u32,
     arrived: u32,
     /// What all who arrived have synchronised with.
-    seen: [u32; WARPS],
+    release: Release,
     /// The warps that wait, with their lanes and the kind of barrier that each executed.
     waiting: Vec<(usize, u32, BarrierKind)>,
     /// How many threads' predicate held, and how many had one.
@@ -66,9 +66,7 @@ impl Machine<'_> {
             );
             return Err(fault(FindingKind::DivergentBarrier, what));
         }
-        for u in 0..WARPS {
-            state.seen[u] = state.seen[u].max(self.warps[w].order.seen[u]);
-        }
+        state.release.gather(&self.warps[w].order);
         if let BarrierKind::Popc { a, .. }
         | BarrierKind::All { a, .. }
         | BarrierKind::Any { a, .. } = barrier.kind
@@ -81,7 +79,7 @@ impl Machine<'_> {
             // What this warp does from now on is not ordered by the barrier.
             self.clock += 1;
             let state = &mut self.barriers[id as usize];
-            state.seen[usize::from(self.warps[w].index)] = self.clock;
+            state.release.seen[usize::from(self.warps[w].index)] = self.clock;
             let order = &mut self.warps[w].order;
             (order.now, order.sync) = (self.clock, 0);
             if full {
@@ -143,14 +141,11 @@ impl Machine<'_> {
         let warps = self.warps.len();
         let mut state = std::mem::take(&mut self.barriers[id as usize]);
         for &(w, ..) in &state.waiting {
-            state.seen[w] = time;
+            state.release.seen[w] = time;
         }
         for &(w, m, kind) in &state.waiting {
             let warp = &mut self.warps[w];
-            for u in 0..WARPS {
-                warp.order.seen[u] = warp.order.seen[u].max(state.seen[u]);
-            }
-            warp.order.seen_of_all = warp.order.seen[..warps].iter().copied().min().unwrap_or(0);
+            warp.order.acquire(&state.release, warps);
             warp.order.barrier(time);
             let bit = |holds: bool| if holds { u32::MAX } else { 0 };
             match kind {
@@ -205,9 +200,18 @@ impl Machine<'_> {
         let is_barrier = |fragment: &Fragment| {
             matches!(self.program.code[fragment.pc as usize].op, Op::Barrier(_))
         };
+        let lacks_bytes = |&&(w, fragment): &&(usize, Fragment)| {
+            let lane = fragment.mask.trailing_zeros() as usize;
+            match &self.program.code[fragment.pc as usize].op {
+                Op::Mbarrier(op) => self.lacks_bytes(w, lane, op),
+                _ => false,
+            }
+        };
+        // A copy's bytes that never come are nobody else's fault.
         let Some(&(w, fragment)) = waits
             .iter()
-            .find(|(_, fragment)| is_barrier(fragment))
+            .find(lacks_bytes)
+            .or(waits.iter().find(|(_, fragment)| is_barrier(fragment)))
             .or(waits.first())
         else {
             return Finding {
@@ -228,7 +232,14 @@ impl Machine<'_> {
             .map(|(_, f)| f.mask.count_ones())
             .sum();
         let other = waits.iter().find(|(_, other)| other.pc != fragment.pc);
-        let mut what = format!("{here} threads wait here for others; {ended} have ended");
+        let mut what = match &self.program.code[fragment.pc as usize].op {
+            Op::Mbarrier(op) => {
+                let lane = fragment.mask.trailing_zeros() as usize;
+                let waited = self.describe_mbarrier(w, lane, op);
+                format!("{here} threads wait here for {waited}; {ended} have ended")
+            }
+            _ => format!("{here} threads wait here for others; {ended} have ended"),
+        };
         if let Some((_, other)) = other {
             let at = self.describe_pc(u16::try_from(other.pc).unwrap_or(u16::MAX));
             what += &format!(", {elsewhere} wait elsewhere (some in {at})");

@@ -23,8 +23,13 @@ pub enum FindingKind {
     ReadOnly,
     SharedRace,
     GlobalRace,
-    /// The destination of a `cp.async` was touched before its thread waited for it.
+    /// What an asynchronous operation writes was touched before it was waited for: the destination of a `cp.async` or of a tensor
+    /// copy, the sums of a `wgmma`.
     MissingAsyncWait,
+    /// An asynchronous operation meets what no fence has shown it: a store to shared memory, an mbarrier just made, registers.
+    MissingFence,
+    /// An mbarrier that is not there, or is arrived at too often, or touched by loads and stores.
+    Mbarrier,
     /// A part of a barrier's threads wait at it; the others ended or wait elsewhere.
     DivergentBarrier,
     /// Threads wait for each other.

@@ -19,6 +19,7 @@ mod finding;
 mod lexer;
 mod machine;
 mod matrix;
+mod mbarrier;
 mod memory;
 mod module;
 mod parallel;
@@ -27,12 +28,17 @@ mod program;
 mod race;
 mod registers;
 mod round;
+mod shadow;
 mod syntax;
+mod tensor_copy;
+mod tensor_map;
 mod warp;
+mod wgmma;
 
 pub use device::{Device, DeviceError, Dims, Launch, Schedule, Stats};
 pub use finding::{Finding, FindingKind, Place};
 pub use module::{KernelInfo, Module};
+pub use tensor_map::{Swizzle, TensorMap};
 
 /// The text is no PTX that we can read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -4,12 +4,14 @@ use crate::barrier::BarrierState;
 use crate::copies::Copies;
 use crate::device::{Launch, Schedule, Stats};
 use crate::finding::{Fault, Finding, FindingKind, Outcome, Place, fault};
+use crate::mbarrier::Mbarrier;
 use crate::memory::{Bits, Global, SHARED_START, Shared};
 use crate::module::{Kernel, Module};
 use crate::program::{Preset, Program, Special};
 use crate::race::{Order, Spill};
 use crate::registers::{ALL, LANES, Registers};
 use crate::warp::{Fragment, Wait, Warp};
+use crate::wgmma::Products;
 
 /// Steps of one warp before another gets its turn, so that waiting in a loop for another warp comes to an end.
 const TURN: u64 = 1 << 16;
@@ -26,6 +28,9 @@ pub(crate) struct Machine<'a> {
     pub shared: Shared,
     pub warps: Vec<Warp>,
     pub barriers: Vec<BarrierState>,
+    /// The block's, and how many it has made.
+    pub mbarriers: Vec<Mbarrier>,
+    pub mbarriers_made: u32,
     pub spill: Spill,
     pub stats: Stats,
     pub step_limit: u64,
@@ -74,9 +79,16 @@ impl<'a> Machine<'a> {
             params,
             variables,
             global,
-            shared: Shared::new(shared_bytes, ranges, program.shared_granule),
+            shared: Shared::new(
+                shared_bytes,
+                ranges,
+                program.shared_granule,
+                program.is_asynchronous(),
+            ),
             warps,
             barriers: vec![BarrierState::default(); 16],
+            mbarriers: Vec::new(),
+            mbarriers_made: 0,
             spill: Spill::new(),
             stats: Stats::default(),
             step_limit,
@@ -148,6 +160,8 @@ impl<'a> Machine<'a> {
         for barrier in &mut self.barriers {
             *barrier = BarrierState::default();
         }
+        self.mbarriers.clear();
+        self.mbarriers_made = 0;
         self.spill.retain(|&(region, _), _| region != 0);
         let block = self.block;
         for warp in &mut self.warps {
@@ -183,7 +197,7 @@ impl<'a> Machine<'a> {
             }
         }
         match self.warps.iter().all(Warp::done) {
-            true => Ok(()),
+            true => self.check_warpgroups(),
             false => Err(self.stuck()),
         }
     }
@@ -406,6 +420,8 @@ impl Warp {
             live: 0,
             order: Order::new(),
             copies: Copies::default(),
+            products: Products::default(),
+            tried_in_vain: None,
             local: vec![0; local_stride * LANES],
             local_init: Bits::new(local_stride * LANES),
             local_stride,
@@ -444,6 +460,8 @@ impl Warp {
         self.live = self.all;
         self.order.reset();
         self.copies.clear();
+        self.products.clear();
+        self.tried_in_vain = None;
         self.local_init.clear();
     }
 }

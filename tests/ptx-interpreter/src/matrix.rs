@@ -13,7 +13,7 @@ use crate::round::{F16, bf16_to_f32, canonical, f16_to_f32, round};
 
 /// The value of element `half` of a register.
 #[inline(always)]
-fn element(ty: MmaTy, bits: u32, half: usize) -> f64 {
+pub(crate) fn element(ty: MmaTy, bits: u32, half: usize) -> f64 {
     let narrow = (bits >> (16 * half)) as u16;
     match ty {
         MmaTy::F16 => f16_to_f32(narrow).into(),

@@ -2,6 +2,7 @@
 
 use crate::finding::{FindingKind, Outcome, fault};
 use crate::race::{Actor, Cell, Conflict, MANY_LANES, Spill};
+use crate::shadow::Shadow;
 
 /// Shared memory starts above zero, so that a null pointer is out of bounds.
 pub(crate) const SHARED_START: u32 = 0x400;
@@ -80,6 +81,20 @@ impl Bits {
 
     pub fn clear(&mut self) {
         self.0.fill(0);
+    }
+
+    /// Takes the bits away from bytes that `gone` holds for.
+    pub fn unset_where(&mut self, gone: &mut impl FnMut(usize) -> bool) {
+        for (index, word) in self.0.iter_mut().enumerate() {
+            let mut rest = *word;
+            while rest != 0 {
+                let bit = rest.trailing_zeros() as usize;
+                rest &= rest - 1;
+                if gone(index * 64 + bit) {
+                    *word &= !(1 << bit);
+                }
+            }
+        }
     }
 }
 
@@ -248,6 +263,41 @@ impl Region {
         self.put(at, bytes, value);
         self.init.set(at, bytes);
         Ok(())
+    }
+
+    /// What [`load`](Self::load) would give, without a trace of it.
+    pub fn peek(&self, at: usize, bytes: usize, actor: &Actor) -> Result<u128, Refusal> {
+        if !self.init.all(at, bytes) {
+            return Err(self.why_uninitialised(at, bytes));
+        }
+        if self.has_pending && self.pending.any(at, bytes) {
+            return Err(Refusal::Pending);
+        }
+        for cell in &self.cells[at >> self.cell_shift..=(at + bytes - 1) >> self.cell_shift] {
+            cell.written_before(actor).map_err(Refusal::Race)?;
+        }
+        Ok(self.get(at, bytes))
+    }
+
+    /// Stores what an asynchronous copy brings: ordered like any store by the actor, seen by whoever its mbarrier says.
+    pub fn store_copied(
+        &mut self,
+        at: usize,
+        bytes: usize,
+        value: u128,
+        actor: &Actor,
+        spill: &mut Spill,
+    ) -> Result<(), Refusal> {
+        self.store(at, bytes, value, actor, spill)?;
+        for cell in &mut self.cells[at >> self.cell_shift..=(at + bytes - 1) >> self.cell_shift] {
+            cell.forget_write();
+        }
+        Ok(())
+    }
+
+    /// The warp that last wrote a byte.
+    pub fn writer(&self, at: usize) -> u16 {
+        self.cells[at >> self.cell_shift].writer()
     }
 
     /// Loads and stores at once, as one access that does not race with its like.
@@ -441,17 +491,25 @@ pub(crate) struct Shared {
     pub region: Region,
     /// Start and end of each variable, in bytes from [`SHARED_START`].
     pub ranges: Vec<(u32, u32, String)>,
+    pub shadow: Shadow,
     last: usize,
 }
 
 impl Shared {
-    pub fn new(bytes: usize, ranges: Vec<(u32, u32, String)>, granule: u8) -> Self {
+    /// `asynchronous`: whether the program has mbarriers, tensor copies or asynchronous products.
+    pub fn new(
+        bytes: usize,
+        ranges: Vec<(u32, u32, String)>,
+        granule: u8,
+        asynchronous: bool,
+    ) -> Self {
         let mut region = Region::new(0, bytes);
         region.pending = Bits::new(bytes);
         region.track(granule);
         Shared {
             region,
             ranges,
+            shadow: Shadow::new(bytes, asynchronous),
             last: 0,
         }
     }
@@ -460,6 +518,13 @@ impl Shared {
         self.region.init.clear();
         self.region.pending.clear();
         self.region.has_pending = false;
+        self.shadow.reset();
+    }
+
+    /// A proxy fence of a warp: the async proxy sees what the warp has stored.
+    pub fn fence_proxy(&mut self, warp: u16) {
+        let region = &self.region;
+        self.shadow.show(|at| region.writer(at) == warp);
     }
 
     /// The offset in the region of an address in the shared space.

@@ -657,7 +657,11 @@ impl<'a> Parser<'_, 'a> {
         let operand = match self.peek() {
             Kind::Word(name) => {
                 self.at += 1;
-                Operand::Address(Some(name), self.signed_tail()?)
+                if self.accept(',') {
+                    Operand::Element(name, self.list('{', '}')?)
+                } else {
+                    Operand::Address(Some(name), self.signed_tail()?)
+                }
             }
             Kind::Int(value) => {
                 self.at += 1;

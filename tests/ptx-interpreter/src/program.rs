@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::mbarrier::MbarrierOp;
+use crate::tensor_copy::TensorCopy;
+use crate::wgmma::Wgmma;
+
 /// An index into one bank of the register file; which bank follows from the operation and its type.
 pub(crate) type Slot = u16;
 
@@ -632,6 +636,16 @@ pub(crate) enum Op {
         groups: u32,
     },
     CpWaitAll,
+    Mbarrier(Box<MbarrierOp>),
+    FenceMbarrierInit,
+    FenceProxyAsync,
+    TensorCopy(Box<TensorCopy>),
+    Wgmma(Box<Wgmma>),
+    WgmmaFence,
+    WgmmaCommit,
+    WgmmaWait {
+        groups: u32,
+    },
     Bra {
         target: u32,
     },
@@ -758,4 +772,13 @@ pub(crate) struct Program {
     pub global_granule: u8,
     pub max_threads: Option<u32>,
     pub required_block: Option<[u32; 3]>,
+}
+
+impl Program {
+    /// Whether it has mbarriers, tensor copies or asynchronous products.
+    pub fn is_asynchronous(&self) -> bool {
+        self.code
+            .iter()
+            .any(|inst| matches!(inst.op, Op::Mbarrier(_) | Op::TensorCopy(_) | Op::Wgmma(_)))
+    }
 }

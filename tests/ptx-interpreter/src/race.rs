@@ -50,6 +50,46 @@ pub(crate) struct Order {
     full: u64,
     /// Synchronisations of some lanes: their mask and when.
     partial: Vec<(u32, u64)>,
+    /// Per mbarrier, how many of its phases are known to have ended.
+    phases: Vec<u32>,
+}
+
+/// What those who acquire it have synchronised with.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Release {
+    /// As in [`Order`].
+    pub seen: [u32; WARPS],
+    phases: Vec<u32>,
+}
+
+impl Release {
+    /// Adds what a warp has synchronised with.
+    pub fn gather(&mut self, order: &Order) {
+        merge(&mut self.seen, &order.seen);
+        merge_phases(&mut self.phases, &order.phases);
+    }
+
+    /// So many phases of an mbarrier (numbered from 1) have ended.
+    pub fn end_phase(&mut self, barrier: u32, ended: u32) {
+        let index = barrier as usize - 1;
+        if self.phases.len() <= index {
+            self.phases.resize(index + 1, 0);
+        }
+        self.phases[index] = ended;
+    }
+}
+
+fn merge(into: &mut [u32], from: &[u32]) {
+    for (mine, theirs) in into.iter_mut().zip(from) {
+        *mine = (*mine).max(*theirs);
+    }
+}
+
+fn merge_phases(into: &mut Vec<u32>, from: &[u32]) {
+    if into.len() < from.len() {
+        into.resize(from.len(), 0);
+    }
+    merge(into, from);
 }
 
 fn key(time: u32, sync: u16) -> u64 {
@@ -65,7 +105,20 @@ impl Order {
             seen_of_all: 0,
             full: 0,
             partial: Vec::new(),
+            phases: Vec::new(),
         }
+    }
+
+    /// How many phases of an mbarrier are known to have ended.
+    pub fn phase(&self, barrier: u32) -> u32 {
+        self.phases.get(barrier as usize - 1).copied().unwrap_or(0)
+    }
+
+    /// All that was released comes before what this warp does next; `warps` are in the block.
+    pub fn acquire(&mut self, release: &Release, warps: usize) {
+        merge(&mut self.seen, &release.seen);
+        merge_phases(&mut self.phases, &release.phases);
+        self.seen_of_all = self.seen[..warps].iter().copied().min().unwrap_or(0);
     }
 
     pub fn reset(&mut self) {
@@ -103,11 +156,13 @@ impl Order {
 
     fn lanes_ordered(&self, a: u16, b: u16, time: u32, sync: u16) -> bool {
         let then = key(time, sync);
+        // Many lanes at once are none of them.
+        let has = |mask: u32, lane: u16| mask.checked_shr(lane.into()).unwrap_or(0) & 1 != 0;
         then < self.full
             || self
                 .partial
                 .iter()
-                .any(|&(mask, when)| then < when && mask >> a & 1 != 0 && mask >> b & 1 != 0)
+                .any(|&(mask, when)| then < when && has(mask, a) && has(mask, b))
     }
 }
 
@@ -299,6 +354,24 @@ impl Cell {
             (self.r_who, self.r_pc) = (other.r_who | several, other.r_pc);
         }
         Some(wrote)
+    }
+
+    /// Whether the last write, if there was one, comes before.
+    pub fn written_before(&self, actor: &Actor) -> Result<(), Conflict> {
+        match self.write_seen(actor) {
+            true => Ok(()),
+            false => Err(self.write_conflict()),
+        }
+    }
+
+    /// The warp that wrote last in this block.
+    pub fn writer(&self) -> u16 {
+        self.w_who >> 6 & 0x1f
+    }
+
+    /// The last write is ordered before everything; who may see it is told elsewhere.
+    pub fn forget_write(&mut self) {
+        self.w_tag = 0;
     }
 
     /// Moves the date of the last write, which was the actor's own, to now.

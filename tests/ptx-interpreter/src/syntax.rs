@@ -96,6 +96,8 @@ pub(crate) enum Operand<'a> {
     Vector(Vec<Operand<'a>>),
     /// `[base+offset]`
     Address(Option<&'a str>, i64),
+    /// `[map, {column, row}]`
+    Element(&'a str, Vec<Operand<'a>>),
     /// `a|b`
     Pair(Box<Operand<'a>>, Box<Operand<'a>>),
     /// `!p`

@@ -10,6 +10,7 @@ use crate::memory::{Bits, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_BYTE
 use crate::program::{Inst, Op, Pred, Program, Slot, Space};
 use crate::race::Order;
 use crate::registers::{LANES, Registers, register_id, write};
+use crate::wgmma::Products;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
@@ -18,6 +19,8 @@ pub(crate) enum Wait {
     Lanes,
     /// At a barrier of the block.
     Barrier(u32),
+    /// For the phase of an mbarrier to end.
+    Mbarrier,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +42,9 @@ pub(crate) struct Warp {
     pub live: u32,
     pub order: Order,
     pub copies: Copies,
+    pub products: Products,
+    /// Whether the last try at this place to see an mbarrier's phase end was in vain.
+    pub tried_in_vain: Option<u32>,
     /// Local memory, lane after lane.
     pub local: Vec<u8>,
     pub local_init: Bits,
@@ -199,6 +205,10 @@ impl Machine<'_> {
                 return Ok(Next::Advance);
             }
         }
+        if self.warps[w].products.under_way() {
+            self.check_sums(w, inst)?;
+        }
+        let registers = &mut self.warps[w].registers;
         self.stats.thread_instructions += u64::from(m.count_ones());
         let defined = reads_defined(self.program, registers, inst, m)?;
         let op = &inst.op;
@@ -268,6 +278,17 @@ impl Machine<'_> {
             Op::CpCommit => lanes(m).for_each(|lane| self.warps[w].copies.commit(lane)),
             Op::CpWait { groups } => self.cp_wait(w, pc, m, Some(*groups)),
             Op::CpWaitAll => self.cp_wait(w, pc, m, None),
+            Op::Mbarrier(op) => return self.mbarrier(w, pc, m, op),
+            Op::FenceMbarrierInit => self.fence_mbarriers(w),
+            Op::FenceProxyAsync => {
+                self.fence_mbarriers(w);
+                self.shared.fence_proxy(w as u16);
+            }
+            Op::TensorCopy(copy) => self.tensor_copy(w, pc, m, copy)?,
+            Op::Wgmma(wgmma) => return self.wgmma(w, pc, m, wgmma),
+            Op::WgmmaFence => return self.wgmma_fence(w, m),
+            Op::WgmmaCommit => return self.wgmma_commit(w, m),
+            Op::WgmmaWait { groups } => return self.wgmma_wait(w, pc, m, *groups),
             Op::Atom(atom) => self.atom(w, pc, m, atom)?,
             Op::Cvta { to, space, d, a } => {
                 cvta(&mut self.warps[w].registers, m, *to, *space, *d, *a)
@@ -311,7 +332,7 @@ impl Machine<'_> {
         Ok(Next::Advance)
     }
 
-    fn define_results(&mut self, w: usize, pc: u32, lanes: u32) {
+    pub fn define_results(&mut self, w: usize, pc: u32, lanes: u32) {
         let inst = &self.program.code[pc as usize];
         set_defined(
             self.program,
@@ -350,7 +371,7 @@ impl Machine<'_> {
     }
 
     /// For instructions that need all 32 lanes: waits for those that are elsewhere.
-    fn whole_warp(&self, w: usize, m: u32) -> Outcome<Option<Next>> {
+    pub fn whole_warp(&self, w: usize, m: u32) -> Outcome<Option<Next>> {
         let warp = &self.warps[w];
         if m == u32::MAX {
             return Ok(None);

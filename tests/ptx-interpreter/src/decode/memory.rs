@@ -20,7 +20,7 @@ fn strength(modifiers: &mut Modifiers) -> bool {
     strong.contains(&true)
 }
 
-fn space(modifiers: &mut Modifiers) -> Space {
+pub(super) fn space(modifiers: &mut Modifiers) -> Space {
     let spaces = [
         ("global", Space::Global),
         ("shared", Space::Shared),
@@ -48,6 +48,7 @@ impl<'a> Decoder<'_, 'a> {
                 space(modifiers);
                 modifiers.take("L1");
                 modifiers.take("L2");
+                modifiers.take("tensormap");
                 modifiers.skip_hints();
                 Op::Prefetch
             }
@@ -73,7 +74,7 @@ impl<'a> Decoder<'_, 'a> {
         space
     }
 
-    fn note_granule(&mut self, space: Space, bytes: u8) {
+    pub(super) fn note_granule(&mut self, space: Space, bytes: u8) {
         let bytes = bytes.min(4);
         if matches!(space, Space::Shared | Space::Generic) {
             self.program.shared_granule = self.program.shared_granule.min(bytes);
@@ -260,6 +261,23 @@ impl<'a> Decoder<'_, 'a> {
     }
 
     fn fence(&mut self, modifiers: &mut Modifiers<'a>) -> Decoded<Op> {
+        if modifiers.take("mbarrier_init") {
+            strength(modifiers);
+            return Ok(Op::FenceMbarrierInit);
+        }
+        if modifiers.take("proxy") {
+            let shared = ["shared::cta", "shared::cluster"].map(|space| modifiers.take(space));
+            if !modifiers.take("async") {
+                return Err(modifiers.unknown());
+            }
+            // Without a space it is for all; for global memory it changes nothing here.
+            let global = modifiers.take("global") && !shared.contains(&true);
+            return Ok(if global {
+                Op::Fence
+            } else {
+                Op::FenceProxyAsync
+            });
+        }
         strength(modifiers);
         for level in ["sc", "gl"] {
             modifiers.take(level);
@@ -271,7 +289,9 @@ impl<'a> Decoder<'_, 'a> {
         if !modifiers.take("async") {
             return Err(modifiers.unknown());
         }
-        let op = if modifiers.take("commit_group") {
+        let op = if modifiers.take("bulk") {
+            self.tensor_copy(modifiers, operands)?
+        } else if modifiers.take("commit_group") {
             Op::CpCommit
         } else if modifiers.take("wait_all") {
             Op::CpWaitAll

@@ -3,6 +3,7 @@
 
 mod arithmetic;
 mod function;
+mod hopper;
 mod memory;
 mod modifiers;
 mod moves;
@@ -407,6 +408,7 @@ impl<'a> Decoder<'_, 'a> {
         if self.decode_arithmetic(mnemonic, &mut modifiers, operands)?
             || self.decode_memory(mnemonic, &mut modifiers, operands)?
             || self.decode_warp(mnemonic, &mut modifiers, operands)?
+            || self.decode_hopper(mnemonic, &mut modifiers, operands)?
             || self.decode_flow(mnemonic, &mut modifiers, operands)?
         {
             return Ok(());

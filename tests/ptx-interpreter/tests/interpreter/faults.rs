@@ -480,10 +480,10 @@ fn warps_that_exchange_through_global_memory() {
 #[test]
 fn instructions_and_modifiers_that_are_not_known() {
     let finding = caught(
-        &block(NONE, "wgmma.fence.sync.aligned;"),
+        &block(NONE, "tcgen05.wait::ld.sync.aligned;"),
         FindingKind::UnknownInstruction,
     );
-    assert!(finding.what.contains("wgmma"), "{finding}");
+    assert!(finding.what.contains("tcgen05"), "{finding}");
     let finding = caught(
         &block(NONE, "add.strange.u32 %r1, %t, %t;"),
         FindingKind::UnknownInstruction,
@@ -494,7 +494,7 @@ fn instructions_and_modifiers_that_are_not_known() {
         FindingKind::UnknownInstruction,
     );
     // It is told before anything is run, and it harms no one who does not come there.
-    let text = format!("{HEADER}.visible .entry k() {{ ret; wgmma.fence.sync.aligned; }}");
+    let text = format!("{HEADER}.visible .entry k() {{ ret; tcgen05.wait::ld.sync.aligned; }}");
     let module = Module::parse(&text, "unknown").expect("well-formed");
     assert_eq!(module.kernels().next().expect("one").unknown.len(), 1);
 }

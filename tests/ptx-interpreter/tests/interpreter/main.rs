@@ -9,4 +9,6 @@ mod matrix;
 mod memory;
 mod parser;
 mod snippet;
+mod tensor_copies;
 mod warp;
+mod wgmma;
