@@ -30,7 +30,7 @@ pub fn run(
     let samples = prepared.tokenising.samples(record)?;
     let stops = Stops::of(&prepared, n);
     let mut generator = Generator::new(&prepared, Choosing::default(), stops)?;
-    let generated = generator.generate(&samples, &mut |_, _| ())?;
+    let generated = generator.generate(&samples, &mut |_| ())?;
     // Each edit says what it touched: rows, and their mean norm before and after.
     for receipt in generator.receipts() {
         println!("{}: {} rows", receipt.at, receipt.rows);

@@ -385,7 +385,7 @@ fn generated(data: &str, out: &Path, groups: usize) -> bool {
         if group == groups {
             return false;
         }
-        let done = generator.generate(prompts, &mut |_, _| ()).unwrap();
+        let done = generator.generate(prompts, &mut |_| ()).unwrap();
         store.write(&generator, prompts, &done).unwrap();
     }
     store.finish(&generator).unwrap();

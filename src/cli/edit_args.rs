@@ -57,7 +57,7 @@ fn absolute(mut spec: EditSpec, folder: &Path) -> EditSpec {
 fn of_file(file: &Path) -> Result<Vec<EditSpec>, Failure> {
     let name = file.display();
     let refuse = |why: String| Failure::Refused(format!("--edits {name}: {why}"));
-    let text = std::fs::read_to_string(file).map_err(|e| refuse(e.to_string()))?;
+    let text = std::fs::read_to_string(file).map_err(|e| refuse(format!("{e}; check the path")))?;
     let form = "write an [[edit]] table for each, with kind, at and its other keys";
     let tables: toml::Table = text
         .parse()

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::device_args::told;
 use super::devices::{self, Devices, Worker};
 use super::job_args::JobArgs;
+use super::model_args::told;
 use super::progress::{Meter, ProgressArg};
 use super::{CliResult, Failure, Usage, format, out, statistics};
 use crate::engine::{
@@ -62,6 +62,23 @@ pub fn run(args: &ExtractArgs) -> CliResult {
 }
 
 impl ExtractArgs {
+    /// The timeline to be kept, if one is asked for; that its file can be written is found out before the run, not after it.
+    pub(super) fn begin_trace(&self) -> Result<Option<Trace>, Failure> {
+        let Some(path) = &self.trace else {
+            return Ok(None);
+        };
+        let file = std::fs::File::create(path);
+        file.map_err(|e| unwritable_trace(path, &e))?;
+        Ok(Some(Trace::default()))
+    }
+
+    pub(super) fn write_trace(&self, prepared: &Prepared) -> CliResult {
+        match (&self.trace, &prepared.trace) {
+            (Some(path), Some(trace)) => trace.write(path).map_err(|e| unwritable_trace(path, &e)),
+            _ => Ok(()),
+        }
+    }
+
     /// Tells of records that were passed over, and of rows that there are not.
     pub(super) fn tell_of_skipped(&self, done: &Extracted) {
         if done.skipped > 0 {
@@ -79,13 +96,20 @@ impl ExtractArgs {
     }
 }
 
+fn unwritable_trace(path: &Path, error: &std::io::Error) -> Failure {
+    let path = path.display();
+    Failure::Refused(format!(
+        "--trace {path}: {error}; give a file that can be written"
+    ))
+}
+
 /// What a worker of `--devices` does of the command.
 fn as_worker(args: &ExtractArgs, worker: &Worker) -> Result<ExtractArgs, Failure> {
     worker.end_with_supervisor()?;
     let mut args = args.clone();
     args.job.out = args.job.out.map(|out| worker.store(&out)).transpose()?;
     args.job.shard = Some(format!("{}/{}", worker.slice, worker.of));
-    args.job.device.device = worker.device;
+    args.job.model.device = worker.device;
     args.job.resume = true;
     args.progress = ProgressArg::Json;
     args.quiet = true;
@@ -98,7 +122,7 @@ fn run_here(args: &ExtractArgs) -> CliResult {
         return Err(Usage("--out DIR is missing: say where the store goes".into()).into());
     };
     let (mut prepared, place) = args.job.open()?;
-    prepared.trace = args.trace.as_ref().map(|_| Trace::default());
+    prepared.trace = args.begin_trace()?;
     // What is gone on with is computed as it was begun: by the same library's algorithm, on a GPU.
     let begun = args.job.resume.then(|| Manifest::read(dir).ok()).flatten();
     let record = begun.map(|manifest| manifest.provenance.numeric_record);
@@ -112,10 +136,7 @@ fn run_here(args: &ExtractArgs) -> CliResult {
         meter.show(progress)
     });
     meter.done();
-    if let (Some(path), Some(trace)) = (&args.trace, &prepared.trace) {
-        let told = |e| Failure::Refused(format!("--trace {}: {e}", path.display()));
-        trace.write(path).map_err(told)?;
-    }
+    args.write_trace(&prepared)?;
     let done = match ending? {
         Ending::Done(done) => done,
         Ending::Already(manifest) => {

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::device_args::{DeviceArgs, told};
 use super::edit_args::EditArgs;
 use super::extract::{receipts, recheck};
 use super::job_args::{StoreDtypeArg, with_absolute_path};
+use super::model_args::{ModelArgs, tell_of_upload};
 use super::prompt_args::{Prompt, PromptArgs};
-use super::{CliResult, Failure, Usage, format, out};
+use super::results::{Results, TextMeter};
+use super::{CliResult, Failure, Usage, format};
 use crate::engine::{
     Choosing, Decoder, Device, Generated, GenerationBeginning, GenerationStore, Generator, Job,
     Place, Prepared, PromptSource, Room, Sample, Stops, stopped,
@@ -23,13 +24,18 @@ use crate::sys::stop;
 /// plan its memory by the longest.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// Model: a directory in Hugging Face layout, or a hub id (ORG/NAME, ORG/NAME@REVISION).
-    #[arg(long, value_name = "M")]
-    model: String,
+    #[command(flatten)]
+    model: ModelArgs,
     #[command(flatten)]
     prompts: PromptArgs,
     /// Fields that the store's samples table carries along.
-    #[arg(long, value_name = "FIELD,…", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "FIELD,…",
+        value_delimiter = ',',
+        requires = "out",
+        conflicts_with = "prompt"
+    )]
     keep: Vec<String>,
     #[command(flatten)]
     edits: EditArgs,
@@ -59,7 +65,12 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 128)]
     max_new_tokens: usize,
     /// 0 takes the likeliest token; above, tokens are drawn from the softmax of the logits divided by it.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
     temperature: f32,
     /// Draw among the fewest likeliest tokens that have this probability together.
     #[arg(long, value_name = "P", default_value_t = 1.0)]
@@ -73,13 +84,11 @@ pub struct GenerateArgs {
     /// Prompts that run together. Changes speed and memory, never a bit of the result.
     #[arg(long, value_name = "N", default_value_t = 16)]
     batch: usize,
-    #[command(flatten)]
-    device: DeviceArgs,
     /// Print one object a line: prompt, text (without special tokens), tokens (the new ids), logprobs (the model's, at temperature 1
     /// and without penalty), stop (eos or length).
     #[arg(long)]
     json: bool,
-    /// No receipts of edits on stderr.
+    /// No progress, no receipts of edits on stderr.
     #[arg(long)]
     quiet: bool,
 }
@@ -97,7 +106,7 @@ impl GenerateArgs {
             store_dtype: self.store_dtype.into(),
             keep: self.keep.clone(),
             add_generation_prompt: true,
-            ..self.prompts.job(&self.model, taps.collect())
+            ..self.prompts.job(&self.model.model, taps.collect())
         })
     }
 
@@ -135,14 +144,15 @@ impl GenerateArgs {
 }
 
 pub fn run(args: &GenerateArgs) -> CliResult {
-    let (prepared, place) = args.device.open_for_generation(args.job()?)?;
+    let (prepared, place) = args.model.open_for_generation(args.job()?)?;
     let (choosing, stops) = (args.choosing(), Stops::of(&prepared, args.max_new_tokens));
     let opened = place.open_for_generation(&prepared, args.room(&prepared, &place)?)?;
-    if let Some(line) = told(&place, &opened).filter(|_| !args.quiet && opened.upload.is_some()) {
-        eprintln!("{line}");
-    }
+    tell_of_upload(&place, &opened, args.quiet);
     let machine: Box<dyn Decoder + '_> = opened.machine;
     let mut generator = Generator::on(machine, &prepared, choosing, stops)?;
+    if args.temperature == 0.0 && args.top_p < 1.0 && !args.quiet {
+        eprintln!("--top-p has no effect at --temperature 0, where the likeliest token is taken");
+    }
     match &args.out {
         None => all(args, &prepared, &mut generator, None)?,
         Some(out) => {
@@ -198,8 +208,32 @@ fn all<'p>(
     args: &GenerateArgs,
     prepared: &Prepared,
     generator: &mut Generator<'p>,
-    mut store: Option<&mut GenerationStore<'p>>,
+    store: Option<&mut GenerationStore<'p>>,
 ) -> CliResult {
+    let given = args.prompts.data.is_empty().then(|| args.prompts.count());
+    let is_own_progress = given == Some(1) && !args.json;
+    let meter = TextMeter::new(
+        ("prompt", "new token"),
+        given,
+        args.quiet || is_own_progress,
+    );
+    let mut results = Results::new(meter);
+    let done = groups(args, prepared, generator, store, &mut results);
+    if let Ok(done) = done {
+        generator.check_edits(done)?;
+    }
+    results.release();
+    done.map(drop)
+}
+
+/// Generates and prints group by group; returns how many prompts are done in all.
+fn groups<'p>(
+    args: &GenerateArgs,
+    prepared: &Prepared,
+    generator: &mut Generator<'p>,
+    mut store: Option<&mut GenerationStore<'p>>,
+    results: &mut Results,
+) -> Result<u64, Failure> {
     let before = store.as_ref().map_or(0, |store| store.prompts());
     let prompts = args.prompts.prompts(prepared)?;
     let mut prompts = prompts.skip(before as usize).peekable();
@@ -213,20 +247,27 @@ fn all<'p>(
         let alone = done == 0 && group.len() == 1 && prompts.peek().is_none();
         let samples: Vec<Sample> = group.iter().map(|p| p.sample.clone()).collect();
         let mut stream = Stream::new(prepared, alone && !args.json);
-        let generated = generator.generate(&samples, &mut |_, token| stream.heard(token))?;
-        stream.end();
+        let generated = generator.generate(&samples, &mut |new| {
+            if new.all_edits_touched {
+                results.release();
+            }
+            results.count(0, 1);
+            stream.heard(new.token, results);
+        })?;
+        stream.end(results);
         for (prompt, generated) in group.iter().zip(&generated) {
-            show(args, prepared, prompt, generated, stream.is_on)?;
+            show(args, prepared, prompt, generated, stream.is_on, results)?;
         }
         if let Some(store) = &mut store {
             store.write(generator, &samples, &generated)?;
         }
         done += group.len() as u64;
+        results.count(group.len() as u64, 0);
     }
-    if done == 0 {
-        return Err(Failure::Refused("the dataset has no prompts".into()));
+    match done {
+        0 => Err(Failure::Refused("the dataset has no prompts".into())),
+        done => Ok(done),
     }
-    Ok(generator.check_edits(done)?)
 }
 
 /// Prints one result, or what is left of it to print.
@@ -236,6 +277,7 @@ fn show(
     prompt: &Prompt,
     generated: &Generated,
     is_shown: bool,
+    results: &mut Results,
 ) -> CliResult {
     let decode = |ids: &[u32], skip| match &prepared.tokenising.tokenizer {
         Some(tokenizer) => tokenizer.decode(ids, skip).map(Some),
@@ -253,17 +295,17 @@ fn show(
             "logprobs": generated.logprobs,
             "stop": generated.stop,
         });
-        out(format_args!("{value}\n"));
+        results.print(format_args!("{value}\n"));
         return Ok(());
     }
     if is_shown {
-        out("\n");
+        results.print("\n");
         return Ok(());
     }
     let row = &prompt.sample.row;
     let text = decode(generated.new_tokens(), true)?;
     let text = text.unwrap_or_else(|| format!("{:?}", generated.new_tokens()));
-    out(format_args!("--- {}:{}\n{text}\n", row.file, row.line));
+    results.print(format_args!("--- {}:{}\n{text}\n", row.file, row.line));
     Ok(())
 }
 
@@ -285,7 +327,7 @@ impl<'p> Stream<'p> {
         }
     }
 
-    fn heard(&mut self, token: u32) {
+    fn heard(&mut self, token: u32, results: &mut Results) {
         let Some(tokenizer) = self
             .prepared
             .tokenising
@@ -300,24 +342,24 @@ impl<'p> Stream<'p> {
             return;
         };
         if !text.ends_with('\u{fffd}') {
-            self.print(&text);
+            self.print(&text, results);
         }
     }
 
     /// What waited for more, and gets none.
-    fn end(&mut self) {
+    fn end(&mut self, results: &mut Results) {
         let tokenizer = self.prepared.tokenising.tokenizer.as_ref();
         let Some(tokenizer) = tokenizer.filter(|_| self.is_on) else {
             return;
         };
         if let Ok(text) = tokenizer.decode(&self.tokens, true) {
-            self.print(&text);
+            self.print(&text, results);
         }
     }
 
-    fn print(&mut self, text: &str) {
+    fn print(&mut self, text: &str, results: &mut Results) {
         if let Some(new) = text.get(self.printed..).filter(|new| !new.is_empty()) {
-            out(new);
+            results.print(new);
             self.printed = text.len();
         }
     }

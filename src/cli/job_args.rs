@@ -4,23 +4,21 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use super::device_args::DeviceArgs;
 use super::edit_args::EditArgs;
 use super::format::parse_bytes;
+use super::model_args::ModelArgs;
 use super::statistics::StatArg;
 use super::{Failure, Usage};
 use crate::data::Fraction;
 use crate::engine::{InputKind, Job, OnLong, Place, Prepared};
 use crate::hooks::{Reduction, TapSpec};
-use crate::model::{Model, resolve};
 use crate::store::StoreDtype;
 
 /// What to run, over what, and what to keep.
 #[derive(Debug, Clone, Args)]
 pub struct JobArgs {
-    /// Model: a directory in Hugging Face layout, or a hub id (ORG/NAME, ORG/NAME@REVISION).
-    #[arg(long, value_name = "M")]
-    pub model: String,
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// Dataset: .jsonl, .json, .csv, .tsv, .txt (a line a sample), .parquet, a directory or glob of these, or `-` for
     /// JSONL on stdin. May be given several times.
     #[arg(long, value_name = "F", required = true, num_args = 1..)]
@@ -41,8 +39,6 @@ pub struct JobArgs {
         allow_hyphen_values = true
     )]
     pub select: String,
-    #[command(flatten)]
-    pub device: DeviceArgs,
     /// Dtype of stored rows; `same` is the compute dtype. (hook_scale is always f32.)
     ///
     /// fp8-e4m3 and int8 take a byte a number: a scale for each row, or for each 64 numbers of it, and the 8 largest numbers of a row
@@ -133,6 +129,9 @@ pub(super) fn at_least_one<N: std::str::FromStr + PartialEq + Default>(
 ) -> Result<N, String> {
     match text.parse() {
         Ok(n) if n != N::default() => Ok(n),
+        _ if text.len() > 18 && text.bytes().all(|b| b.is_ascii_digit()) => {
+            Err("that is more than there can be; write a smaller number".into())
+        }
         _ => Err("write a whole number of at least 1".into()),
     }
 }
@@ -194,15 +193,8 @@ impl JobArgs {
     /// # Errors
     /// As [`Prepared::open`]; a flag whose work this version or that device cannot do, by name; edits that are badly written.
     pub fn open(&self) -> Result<(Prepared, Place), Failure> {
-        let job = self.job()?;
-        let model = Model::open(&resolve(&job.model)?)?;
-        let place = Place::of(&self.device.compute(), &model)?;
-        let job = Job {
-            dtype: place.dtype,
-            f32_resid: place.f32_resid,
-            batch_tokens: self.batch_tokens.unwrap_or(place.batch_tokens()),
-            ..job
-        };
+        let (mut job, model, place) = self.model.settle(self.job()?)?;
+        job.batch_tokens = self.batch_tokens.unwrap_or(place.batch_tokens());
         Ok((Prepared::with_model(job, model)?, place))
     }
 
@@ -240,7 +232,7 @@ impl JobArgs {
             shard: super::rank::slice(self.shard.as_deref())?,
             shard_bytes: self.shard_size,
             ..Job::new(
-                self.model.clone(),
+                self.model.model.clone(),
                 self.data.clone(),
                 self.tap.iter().map(|tap| with_absolute_path(tap)).collect(),
             )

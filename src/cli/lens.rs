@@ -7,8 +7,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::analyze::{axis, curves, heatmap, save};
-use super::device_args::{DeviceArgs, told};
 use super::edit_args::EditArgs;
+use super::model_args::{ModelArgs, tell_of_upload};
 use super::{CliResult, Failure, Usage, out};
 use crate::data::{Input, Record};
 use crate::engine::{Job, LensRow, Room, lens};
@@ -22,9 +22,8 @@ use crate::report::table;
 /// write in other directions than the head reads: much of what they hold does not show here.
 #[derive(Debug, Args)]
 pub struct LensArgs {
-    /// Model: a directory in Hugging Face layout, or a hub id (ORG/NAME, ORG/NAME@REVISION).
-    #[arg(long, value_name = "M")]
-    model: String,
+    #[command(flatten)]
+    model: ModelArgs,
     /// The prompt.
     #[arg(long, value_name = "T")]
     prompt: String,
@@ -47,8 +46,6 @@ pub struct LensArgs {
     no_special_tokens: bool,
     #[command(flatten)]
     edits: EditArgs,
-    #[command(flatten)]
-    device: DeviceArgs,
     /// Write lens.csv there, a line per position and layer, and its picture, lens.svg and .png.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -71,7 +68,7 @@ impl LensArgs {
             chat: self.chat.clone(),
             add_generation_prompt: self.chat.is_some(),
             special_tokens: !self.no_special_tokens,
-            ..Job::new(self.model.clone(), Vec::new(), vec!["logits".into()])
+            ..Job::new(self.model.model.clone(), Vec::new(), vec!["logits".into()])
         })
     }
 }
@@ -91,7 +88,7 @@ struct Line {
 }
 
 pub fn run(args: &LensArgs) -> CliResult {
-    let (prepared, place) = args.device.open(args.job()?)?;
+    let (prepared, place) = args.model.open(args.job()?)?;
     let record = Record {
         index: 0,
         file: Arc::from("--prompt"),
@@ -119,9 +116,7 @@ pub fn run(args: &LensArgs) -> CliResult {
         tokens: sample.row.tokens.len(),
     };
     let mut opened = place.open_for_generation(&prepared, room)?;
-    if let Some(line) = told(&place, &opened).filter(|_| opened.upload.is_some()) {
-        eprintln!("{line}");
-    }
+    tell_of_upload(&place, &opened, false);
     let rows = lens(
         &mut *opened.machine,
         &prepared,

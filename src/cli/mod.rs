@@ -1,10 +1,9 @@
-//! The command line: one file per subcommand, each thin; what they share is in `job_args`, `prompt_args`, `device_args`, `edit_args`, `format` and `progress`.
+//! The command line: one file per subcommand, each thin; what they share is in `job_args`, `prompt_args`, `model_args`, `edit_args`, `format`, `progress` and `results`.
 //! Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 usage; 130 or 143 where Ctrl-C or SIGTERM ended a run that can be resumed.
 
 mod analyze;
 mod bench;
 mod ceilings;
-mod device_args;
 mod devices;
 mod doctor;
 mod edit_args;
@@ -15,12 +14,14 @@ mod inspect;
 mod job_args;
 mod lens;
 mod merge;
+mod model_args;
 mod model_info;
 mod patch;
 mod plan;
 mod progress;
 mod prompt_args;
 mod rank;
+mod results;
 mod score;
 mod shell;
 mod statistics;
@@ -122,10 +123,18 @@ pub fn run() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Told) => ExitCode::from(1),
-        Err(Failure::Failed(error)) => complain(&error.to_string(), 1),
+        Err(Failure::Failed(error)) => complain(&error.to_string(), status_of(&error)),
         Err(Failure::Refused(message)) => complain(&message, 1),
         Err(Failure::Stopped(message, status)) => complain(&message, status),
         Err(Failure::Usage(Usage(message))) => complain(&message, 2),
+    }
+}
+
+/// A number or a pair of flags that makes no sense is a matter of the command line, wherever it is found.
+fn status_of(error: &crate::Error) -> u8 {
+    match error {
+        crate::Error::Engine(error) if error.is_of_the_command_line() => 2,
+        _ => 1,
     }
 }
 

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::device_args::{DeviceArgs, told};
 use super::edit_args::EditArgs;
 use super::extract::receipts;
+use super::model_args::{ModelArgs, tell_of_upload};
 use super::progress::SweepMeter;
 use super::{CliResult, Failure, Usage, format, out};
 use crate::engine::sweep::{Metric, Sweep, SweepSpec, Swept, Way, means, read_pairs, write};
@@ -20,9 +20,8 @@ use crate::sys::stop;
 /// less 1. --out gets sweep.parquet and sweep.csv (a row for each prompt and patch), means.csv and manifest.json.
 #[derive(Debug, Args)]
 pub struct PatchArgs {
-    /// Model: a directory in Hugging Face layout, or a hub id (ORG/NAME, ORG/NAME@REVISION).
-    #[arg(long, value_name = "M")]
-    model: String,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Pairs file, a JSON object a line: clean, corrupt (a text, a list of token ids or chat messages), answer, wrong (one token
     /// each, as text or id), positions ({NAME: index} or {NAME: [in clean, in corrupt]}). With --edit: clean alone.
     #[arg(long, value_name = "PAIRS.jsonl")]
@@ -55,7 +54,7 @@ pub struct PatchArgs {
     #[arg(long, value_enum, default_value = "error")]
     align: AlignArg,
     /// Leave out prompts whose two runs are nearer than this, in nats (kl-recovery).
-    #[arg(long, value_name = "NATS", default_value_t = 0.01, value_parser = nats)]
+    #[arg(long, value_name = "NATS", default_value_t = 0.01, value_parser = nats, allow_negative_numbers = true)]
     min_kl: f64,
     #[command(flatten)]
     edits: EditArgs,
@@ -80,8 +79,6 @@ pub struct PatchArgs {
     /// Memory for the residual streams of patched runs.
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = format::parse_bytes)]
     memory: u64,
-    #[command(flatten)]
-    device: DeviceArgs,
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
@@ -124,7 +121,7 @@ impl PatchArgs {
             special_tokens: !self.no_special_tokens,
             limit: self.limit,
             batch_tokens: self.batch_tokens,
-            ..Job::new(self.model.clone(), Vec::new(), Vec::new())
+            ..Job::new(self.model.model.clone(), Vec::new(), Vec::new())
         })
     }
 
@@ -182,14 +179,12 @@ fn places(set: &str) -> Vec<String> {
 }
 
 pub fn run(args: &PatchArgs) -> CliResult {
-    let (prepared, place) = args.device.open_for_generation(args.job()?)?;
+    let (prepared, place) = args.model.open_for_generation(args.job()?)?;
     let spec = args.spec(prepared.dims.n_layers)?;
     let prompts = read_pairs(&args.data, &prepared)?;
     let sweep = Sweep::new(&prepared, spec, prompts)?;
     let mut opened = place.open(&prepared, None)?;
-    if let Some(line) = told(&place, &opened).filter(|_| !args.quiet && opened.upload.is_some()) {
-        eprintln!("{line}");
-    }
+    tell_of_upload(&place, &opened, args.quiet);
     let machine = &mut *opened.machine;
     if args.resume && sweep.is_done(machine, &args.out)? {
         out(format_args!(

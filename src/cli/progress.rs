@@ -13,7 +13,7 @@ use super::format;
 use crate::engine::Progress;
 use crate::engine::sweep::SweepProgress;
 
-const EVERY: Duration = Duration::from_secs(10);
+pub(super) const EVERY: Duration = Duration::from_secs(10);
 const EVERY_JSON: Duration = Duration::from_millis(500);
 
 /// `--progress`
@@ -163,7 +163,7 @@ impl Report {
     }
 }
 
-fn style(template: &str) -> ProgressStyle {
+pub(super) fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 

@@ -11,21 +11,22 @@ use crate::engine::{InputKind, Job, OnLong, Prepared, Sample};
 
 /// Which texts.
 #[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("texts").required(true)))]
 pub struct PromptArgs {
     /// A text. May be given several times.
-    #[arg(long, value_name = "T", required_unless_present = "data", conflicts_with = "data", num_args = 1..)]
+    #[arg(long, value_name = "T", group = "texts", num_args = 1..)]
     pub prompt: Vec<String>,
     /// Texts from files: as extract's --data.
-    #[arg(long, value_name = "F", num_args = 1..)]
+    #[arg(long, value_name = "F", group = "texts", num_args = 1..)]
     pub data: Vec<String>,
     /// Field that holds the text.
-    #[arg(long, value_name = "FIELD", group = "input")]
+    #[arg(long, value_name = "FIELD", group = "input", conflicts_with = "prompt")]
     text_field: Option<String>,
     /// Field that holds token ids.
-    #[arg(long, value_name = "FIELD", group = "input")]
+    #[arg(long, value_name = "FIELD", group = "input", conflicts_with = "prompt")]
     tokens_field: Option<String>,
     /// Field that holds chat messages.
-    #[arg(long, value_name = "FIELD", group = "input")]
+    #[arg(long, value_name = "FIELD", group = "input", conflicts_with = "prompt")]
     messages_field: Option<String>,
     /// Wrap each text as one turn of this role, by the model's chat template.
     #[arg(long, value_name = "ROLE", num_args = 0..=1, default_missing_value = "user")]
@@ -61,6 +62,12 @@ pub struct Prompt {
 }
 
 impl PromptArgs {
+    /// How many texts the command line itself gives.
+    pub fn count(&self) -> u64 {
+        let given = self.prompt.len() as u64;
+        self.limit.map_or(given, |most| given.min(most))
+    }
+
     /// A job that reads these texts with this model.
     pub fn job(&self, model: &str, taps: Vec<String>) -> Job {
         let field = |kind, name: &Option<String>| name.clone().map(|name| (kind, name));

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::device_args::{DeviceArgs, told};
 use super::edit_args::EditArgs;
 use super::extract::receipts;
+use super::model_args::{ModelArgs, tell_of_upload};
 use super::prompt_args::{Prompt, PromptArgs};
+use super::results::{Results, TextMeter};
 use super::{CliResult, Failure, Usage, format, out};
 use crate::engine::{EditReceipt, Job, Prepared, Room, Sample, Scorer, Scores};
 use crate::report::table;
@@ -19,9 +20,8 @@ use crate::report::table;
 /// --edit --beside-plain also what the model without the edits says there, and KL(edited ‖ plain).
 #[derive(Debug, Args)]
 pub struct ScoreArgs {
-    /// Model: a directory in Hugging Face layout, or a hub id (ORG/NAME, ORG/NAME@REVISION).
-    #[arg(long, value_name = "M")]
-    model: String,
+    #[command(flatten)]
+    model: ModelArgs,
     #[command(flatten)]
     prompts: PromptArgs,
     /// End chats with the header of the assistant's turn.
@@ -49,12 +49,10 @@ pub struct ScoreArgs {
     /// Write scores.csv there, a line per position, and score.json, what it was made from; files of these names are replaced.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    #[command(flatten)]
-    device: DeviceArgs,
     /// Print an object a line, one per text.
     #[arg(long)]
     json: bool,
-    /// No receipts of edits on stderr.
+    /// No progress, no receipts of edits on stderr.
     #[arg(long)]
     quiet: bool,
 }
@@ -110,7 +108,7 @@ impl ScoreArgs {
             edits,
             add_generation_prompt: self.add_generation_prompt,
             batch_tokens: self.batch_tokens,
-            ..self.prompts.job(&self.model, vec!["logits".into()])
+            ..self.prompts.job(&self.model.model, vec!["logits".into()])
         })
     }
 }
@@ -121,9 +119,9 @@ pub fn run(args: &ScoreArgs) -> CliResult {
         edits: Vec::new(),
         ..job.clone()
     });
-    let (prepared, place) = args.device.open(job)?;
+    let (prepared, place) = args.model.open(job)?;
     let plain = match plain_job {
-        Some(job) => Some(args.device.open(job)?.0),
+        Some(job) => Some(args.model.open(job)?.0),
         None => None,
     };
     let room = Room {
@@ -131,10 +129,11 @@ pub fn run(args: &ScoreArgs) -> CliResult {
         tokens: args.batch_tokens.max(prepared.tokenising.max_length),
     };
     let opened = place.open_for_generation(&prepared, room)?;
-    if let Some(line) = told(&place, &opened).filter(|_| !args.quiet && opened.upload.is_some()) {
-        eprintln!("{line}");
-    }
+    tell_of_upload(&place, &opened, args.quiet);
     let mut scorer = Scorer::on(opened.machine, &prepared);
+    let given = args.prompts.data.is_empty().then(|| args.prompts.count());
+    let meter = TextMeter::new(("text", "token"), given, args.quiet);
+    let mut results = Results::new(meter);
     let mut lines = Vec::new();
     let mut total = Total::default();
     let mut prompts = args.prompts.prompts(&prepared)?.peekable();
@@ -156,10 +155,14 @@ pub fn run(args: &ScoreArgs) -> CliResult {
                 lines.extend(scored.lines());
             }
             if args.json {
-                out(format_args!("{}\n", scored.object()));
+                results.print(format_args!("{}\n", scored.object()));
             } else {
-                out(scored.summary());
+                results.print(scored.summary());
             }
+            results.count(1, scored.tokens().len() as u64);
+        }
+        if total.positions > 0 && scorer.check_edits(total.texts).is_ok() {
+            results.release();
         }
     }
     if total.texts == 0 {
@@ -172,6 +175,7 @@ pub fn run(args: &ScoreArgs) -> CliResult {
         )));
     }
     scorer.check_edits(total.texts)?;
+    drop(results);
     if let Some(dir) = &args.out {
         super::analyze::make_out(dir)?;
         table::write_csv(&dir.join("scores.csv"), &lines)?;

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::device_args::told;
 use super::extract::{ExtractArgs, receipts};
 use super::job_args::JobArgs;
+use super::model_args::told;
 use super::progress::Meter;
 use super::{CliResult, Failure, Usage, format, out};
-use crate::engine::{Error, Extracted, Options, StatisticsEnding, Trace, statistics};
+use crate::engine::{Error, Extracted, Options, StatisticsEnding, statistics};
 use crate::store::statistics::{Kinds, Statistics, StatisticsManifest};
 use crate::sys::stop;
 
@@ -100,7 +100,7 @@ pub(super) fn run(args: &ExtractArgs, kinds: &Kinds) -> CliResult {
         return Err(Usage(what.into()).into());
     }
     let (mut prepared, place) = args.job.open()?;
-    prepared.trace = args.trace.as_ref().map(|_| Trace::default());
+    prepared.trace = args.begin_trace()?;
     // What is gone on with is computed as it was begun: by the same library's algorithm, on a GPU.
     let begun = args
         .job
@@ -124,10 +124,7 @@ pub(super) fn run(args: &ExtractArgs, kinds: &Kinds) -> CliResult {
         meter.show(progress);
     });
     meter.done();
-    if let (Some(path), Some(trace)) = (&args.trace, &prepared.trace) {
-        let told = |e| Failure::Refused(format!("--trace {}: {e}", path.display()));
-        trace.write(path).map_err(told)?;
-    }
+    args.write_trace(&prepared)?;
     let ending = ending.map_err(|error| match (error, stop::asked()) {
         (crate::Error::Engine(error @ Error::Stopped { .. }), Some(status)) => {
             Failure::Stopped(error.to_string(), status)

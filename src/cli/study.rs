@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::device_args::{DeviceArgs, told};
+use super::model_args::{ModelArgs, tell_of_upload};
 use super::progress::SweepMeter;
 use super::{CliResult, format, out};
 use crate::study::{EXPERIMENTS, Event, Inputs, Options, Study, run as run_study};
@@ -24,15 +24,16 @@ enum Which {
 
 /// The dishonesty study of Golechha and Dao (arXiv 2402.03855), on any supported instruction-tuned model, with controls.
 ///
+/// The model needs a tokenizer and a chat template.
+///
 /// E1 finds a direction per layer, E2 steers generation with it; the others ask whether today's tools explain what it does. Results go
 /// to --out: report.html, with every exhibit as CSV, SVG and PNG in exhibits/; findings/ID.json for each experiment, of which the page is
 /// made; directions.safetensors (ready for --edit) and choice.json, the layer and strength of the edit. An experiment that --out already
 /// holds is not run again, so a study that was stopped goes on by the same command; a folder with a study of other inputs is refused.
 #[derive(Debug, Args)]
 struct DishonestyArgs {
-    /// Model: a directory in Hugging Face layout, or a hub id (ORG/NAME, ORG/NAME@REVISION). It needs a tokenizer and a chat template.
-    #[arg(long, value_name = "M")]
-    model: String,
+    #[command(flatten)]
+    model: ModelArgs,
     /// The study's folder: empty or not there, or one of the same inputs, which goes on.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -71,8 +72,6 @@ struct DishonestyArgs {
     /// Memory for the residual streams of patched runs.
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = format::parse_bytes)]
     memory: u64,
-    #[command(flatten)]
-    device: DeviceArgs,
     /// Print the findings' numbers as JSON.
     #[arg(long)]
     json: bool,
@@ -108,14 +107,12 @@ pub fn run(args: &StudyArgs) -> CliResult {
 fn dishonesty(args: &DishonestyArgs) -> CliResult {
     let job = crate::engine::Job {
         batch_tokens: args.batch_tokens,
-        ..Inputs::job(&args.model)
+        ..Inputs::job(&args.model.model)
     };
-    let (prepared, place) = args.device.open_for_generation(job)?;
+    let (prepared, place) = args.model.open_for_generation(job)?;
     let inputs = Inputs::read(&prepared, args.options())?;
     let opened = place.open_for_generation(&prepared, inputs.room(&prepared))?;
-    if let Some(line) = told(&place, &opened).filter(|_| !args.quiet && opened.upload.is_some()) {
-        eprintln!("{line}");
-    }
+    tell_of_upload(&place, &opened, args.quiet);
     let meter = RefCell::new(SweepMeter::new(args.quiet));
     let study = Study::new(&prepared, inputs, opened.machine).watched(|at| {
         meter.borrow_mut().show(at);

@@ -6,6 +6,7 @@ use safetensors::SafeTensors;
 
 use super::{Error, Result};
 use crate::backend::cpu::{StoredDtype, StoredTensor};
+use crate::hooks::nearest_words;
 use crate::store::Xxh3;
 use crate::sys::map::MappedFile;
 
@@ -46,8 +47,8 @@ pub(super) fn hash_of(directions: &[f32]) -> Xxh3 {
 
 /// Reads the tensor `key` of a safetensors file, or its only one; why not, if not.
 pub(super) fn read(file: &Path, key: Option<&str>) -> Result<Loaded, String> {
-    let bytes = MappedFile::open(file).map_err(|e| e.to_string())?;
-    let not = |e| format!("not a safetensors file ({e})");
+    let bytes = MappedFile::open(file).map_err(|e| format!("{e}; check the path"))?;
+    let not = |e| format!("not a safetensors file ({e}); give one, as FILE.safetensors#TENSOR");
     let tensors = SafeTensors::deserialize(&bytes).map_err(not)?;
     let mut names = tensors.names();
     names.sort_unstable();
@@ -55,15 +56,16 @@ pub(super) fn read(file: &Path, key: Option<&str>) -> Result<Loaded, String> {
         (Some(key), _) => key,
         (None, [only]) => only,
         (None, _) => {
-            let names = names.join(", ");
             return Err(format!(
-                "it has several tensors, choose one as FILE#TENSOR: {names}"
+                "it has several tensors, choose one as FILE#TENSOR: {}",
+                some(&names)
             ));
         }
     };
-    let tensor = tensors
-        .tensor(key)
-        .map_err(|_| format!("no tensor '{key}'; it has {}", names.join(", ")))?;
+    let tensor = tensors.tensor(key).map_err(|_| {
+        let names = nearest_words(key, names.iter().copied());
+        format!("no tensor '{key}'; it has {}", some(&names))
+    })?;
     let dtype = match tensor.dtype() {
         safetensors::Dtype::F32 => StoredDtype::F32,
         safetensors::Dtype::F16 => StoredDtype::F16,
@@ -91,6 +93,16 @@ pub(super) fn read(file: &Path, key: Option<&str>) -> Result<Loaded, String> {
         values,
         model: model_of(&bytes),
     })
+}
+
+/// The first of these names; a checkpoint has hundreds.
+fn some(names: &[&str]) -> String {
+    const SHOWN: usize = 8;
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 /// The model that a tap's file, or an analysis's directions, name in their metadata.

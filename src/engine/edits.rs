@@ -303,7 +303,10 @@ impl Numbers<'_> {
 
     fn tensor(&self, source: &Source) -> Result<directions::Loaded, String> {
         if !source.path.exists() {
-            return Err(format!("{} is not there", source.path.display()));
+            return Err(format!(
+                "{} is not there; check the path",
+                source.path.display()
+            ));
         }
         let loaded = directions::read(&source.path, source.key.as_deref())
             .map_err(|why| format!("{}: {why}", source.path.display()))?;

@@ -6,7 +6,7 @@ use crate::store::StoreDtype;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The record has no token.
-    #[error("{place}: the sample has no tokens: drop it, or pass --skip-bad")]
+    #[error("{place}: the sample has no tokens: give it a text, or leave it out")]
     NoTokens { place: String },
     #[error(
         "{place}: token id {id} is not below the model's vocabulary size {vocab}: use ids of this model's tokenizer"
@@ -123,6 +123,7 @@ pub enum Error {
         flag: &'static str,
         why: &'static str,
     },
+    /// Where a count that would mean nothing at all is asked for.
     #[error("--{flag} must be at least 1")]
     Zero { flag: &'static str },
     #[error(
@@ -151,7 +152,7 @@ pub enum Error {
         before: bool,
     },
     #[error(
-        "edit `{edit}` touched no row: its selection picked nothing that was computed in any of the {samples} samples"
+        "edit `{edit}` touched no row: its selection picked nothing that was computed in any of the {samples} samples; give it another, or leave the edit out"
     )]
     EditTouchedNothing { edit: String, samples: u64 },
     #[error(
@@ -164,7 +165,7 @@ pub enum Error {
     )]
     DirectionsDiffer { dir: String },
     #[error(
-        "no sample has a row for the tap {tap}: its selection picked nothing in any of the {samples} samples"
+        "no sample has a row for the tap {tap}: its selection picked nothing in any of the {samples} samples; give it another, or leave the tap out"
     )]
     NothingSelected { tap: String, samples: u64 },
     /// Asked to, by a signal.
@@ -203,6 +204,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// True for flags that make no sense whatever the model and the data are.
+    pub fn is_of_the_command_line(&self) -> bool {
+        matches!(
+            self,
+            Error::Zero { .. } | Error::Number { .. } | Error::Packing { .. }
+        )
+    }
+
     /// True for what is wrong with one record alone: `--skip-bad` passes over it.
     pub fn is_of_one_record(&self) -> bool {
         use Error::{Chat, NoTokens, Selection, Span, TokenOutOfRange};

@@ -81,6 +81,16 @@ impl Generated {
     }
 }
 
+/// A token as it comes.
+#[derive(Debug, Clone, Copy)]
+pub struct NewToken {
+    /// Whose it is: the prompt's place among those that were given.
+    pub prompt: usize,
+    pub token: u32,
+    /// Whether every edit has touched a row by now.
+    pub all_edits_touched: bool,
+}
+
 /// Generates with one model and one set of taps and edits.
 pub struct Generator<'p> {
     pub(super) prepared: &'p Prepared,
@@ -168,7 +178,7 @@ impl<'p> Generator<'p> {
         })
     }
 
-    /// Continues prompts, as many at a time as the machine keeps; `heard` is told each new token and whose it is as it comes.
+    /// Continues prompts, as many at a time as the machine keeps; `heard` is told each new token as it comes.
     ///
     /// # Errors
     /// A prompt that fills all of the model's positions, a selection that a prompt cannot answer, a replacement that is not there,
@@ -176,13 +186,19 @@ impl<'p> Generator<'p> {
     pub fn generate(
         &mut self,
         prompts: &[Sample],
-        heard: &mut dyn FnMut(usize, u32),
+        heard: &mut dyn FnMut(NewToken),
     ) -> Result<Vec<Generated>> {
         let at_once = self.machine.most_sequences().unwrap_or(prompts.len());
         let mut done = Vec::with_capacity(prompts.len());
         for (group, prompts) in prompts.chunks(at_once.max(1)).enumerate() {
             let first = group * at_once;
-            done.extend(self.together(prompts, &mut |i, token| heard(first + i, token))?);
+            let mut heard = |new: NewToken| {
+                heard(NewToken {
+                    prompt: first + new.prompt,
+                    ..new
+                });
+            };
+            done.extend(self.together(prompts, &mut heard)?);
         }
         Ok(done)
     }
@@ -191,7 +207,7 @@ impl<'p> Generator<'p> {
     fn together(
         &mut self,
         prompts: &[Sample],
-        heard: &mut dyn FnMut(usize, u32),
+        heard: &mut dyn FnMut(NewToken),
     ) -> Result<Vec<Generated>> {
         let mut sequences = self.begin(prompts)?;
         self.machine.start(sequences.len());
@@ -259,7 +275,7 @@ impl<'p> Generator<'p> {
         &mut self,
         first: usize,
         sequences: &mut [Sequence<'_>],
-        heard: &mut dyn FnMut(usize, u32),
+        heard: &mut dyn FnMut(NewToken),
     ) -> Result<()> {
         let mut active: Vec<(usize, &mut Sequence<'_>)> = (first..)
             .zip(sequences)
@@ -273,8 +289,13 @@ impl<'p> Generator<'p> {
             .par_iter_mut()
             .zip(logits.par_chunks(vocab))
             .try_for_each(|((_, s), logits)| s.choose(logits, choosing, stops, positions))?;
-        for (number, s) in active {
-            heard(number, s.tokens[s.tokens.len() - 1]);
+        let all_edits_touched = self.receipts.iter().all(|receipt| receipt.rows > 0);
+        for (prompt, s) in active {
+            heard(NewToken {
+                prompt,
+                token: s.tokens[s.tokens.len() - 1],
+                all_edits_touched,
+            });
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::job::check_seen;
 use super::score::{kl, scores};
 use super::selected::Part;
 use super::{Machine, Plan, Prepared, Result, Sample, SavedResidual};
@@ -31,11 +32,11 @@ pub struct LensRow {
     pub kl: f64,
 }
 
-/// Reads `sample` on a machine that holds the job's model, with the job's edits of the residual stream and before it, at these positions (rising); rows come by position, then by layer.
-/// Edits of the final norm and of the logits play no part.
+/// Reads `sample` on a machine that holds the job's model, with the job's edits, at these positions (rising); rows come by position, then by layer.
 ///
 /// # Errors
-/// A selection that the sample cannot answer, and what a device can fail at.
+/// A selection that the sample cannot answer, edits that touch nothing or lie behind the last block (the final norm and the logits are
+/// each layer's own here), and what a device can fail at.
 pub fn lens(
     machine: &mut dyn Machine,
     prepared: &Prepared,
@@ -109,6 +110,7 @@ fn residuals(
         .collect();
     let edits = prepared.edits.iter().map(|e| e.edit.point);
     let plan = Plan::new(&taps).with_edits(edits, false);
+    check_seen(&prepared.edits, &plan)?;
     let selected = prepared.select(sample)?;
     let part = Part {
         sample: sample.row.sample,
@@ -121,13 +123,9 @@ fn residuals(
         .iter_mut()
         .map(|rows| sink(positions.to_vec(), rows))
         .collect();
-    machine.run(
-        &batch,
-        sinks,
-        prepared.batch_edits(&[part]),
-        n_layers,
-        &plan,
-    )?;
+    let edits = prepared.batch_edits(&[part]);
+    let receipts = machine.run(&batch, sinks, edits, n_layers, &plan)?;
+    prepared.check_touched(&receipts, 1)?;
     Ok(stream)
 }
 

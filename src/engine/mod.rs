@@ -52,7 +52,7 @@ pub use error::{Error, Result};
 pub use estimate::{Estimate, Flops, TapEstimate, estimate};
 pub use extract::{Extracted, Progress, extract, extract_live, extract_on, extract_with};
 pub use forward::{forward, replay};
-pub use generate::{Generated, Generator, Stop, Stops};
+pub use generate::{Generated, Generator, NewToken, Stop, Stops};
 pub use generate_store::{GenerationBeginning, GenerationStore, PromptSource};
 pub use job::{InputKind, Job, Prepared};
 pub use lens::{LensRow, lens};

@@ -22,6 +22,7 @@ mod words;
 pub use dims::Dims;
 pub use edit::{ChangeSpec, Edit, EditSpec, Source};
 pub use error::{Error, Result};
+pub use nearest::nearest_words;
 pub use pattern::{HookPattern, Resolved};
 pub use point::{HookPoint, Site};
 pub use reduction::Reduction;

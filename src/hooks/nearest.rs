@@ -21,6 +21,11 @@ pub(super) fn edit_distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
+/// The words, those nearest to one that was mistyped first; equals keep the order they came in.
+pub fn nearest_words<'a>(typed: &str, words: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    nearest(words, usize::MAX, |word| edit_distance(typed, word))
+}
+
 /// The `count` words of least `distance`, nearest first; equals keep the order they came in.
 pub(super) fn nearest<'a>(
     words: impl IntoIterator<Item = &'a str>,

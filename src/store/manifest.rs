@@ -316,7 +316,14 @@ impl Manifest {
                 path: dir.to_owned(),
                 what: match super::statistics::StatisticsManifest::is_in(dir) {
                     true => "holds statistics and no rows: `analyze` pca, lat, mean-diff and probe --ridge read it".into(),
-                    false => "not a store (it has no manifest.json)".into(),
+                    false => "not a store (it has no manifest.json); give the directory that extract wrote".into(),
+                },
+            },
+            _ if !dir.is_dir() => Error::Manifest {
+                path: dir.to_owned(),
+                what: match dir.exists() {
+                    true => "not a store, which is a directory; give the one that extract wrote".into(),
+                    false => "no such directory; check the path".into(),
                 },
             },
             _ => Error::io("read", &path, e),

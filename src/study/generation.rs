@@ -42,7 +42,7 @@ fn generate(study: &Study<'_>, prepared: &Prepared) -> Result<Vec<Generated>> {
         Choosing::default(),
         stops,
     )?;
-    let generated = generator.generate(&samples, &mut |_, _| {})?;
+    let generated = generator.generate(&samples, &mut |_| {})?;
     generator.check_edits(samples.len() as u64)?;
     Ok(generated)
 }

@@ -111,6 +111,11 @@ fn bad_input_to_a_job_is_one_line_and_leaves_nothing_that_looks_finished() {
         assert!(
             refused(streamgauge().args(command).arg(bench.path("full")), 1).contains("not a store")
         );
+        let nowhere = bench.path("nowhere");
+        assert!(
+            refused(streamgauge().args(command).arg(nowhere), 1)
+                .contains("nowhere: no such directory; check the path")
+        );
     }
 }
 

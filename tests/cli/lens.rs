@@ -96,6 +96,13 @@ fn a_table_is_written_and_a_selection_of_nothing_refused() {
     let cells = svg(many.path()).matches("<title>").count();
     assert!(cells >= 8 * 31, "{cells} cells");
     assert!(many.path().join("lens.png").is_file());
+    for (edit, says) in [
+        ("zero at=hook_embed select=99", "touched no row"),
+        ("zero at=logits", "changes nothing that is tapped"),
+    ] {
+        let message = refused(&mut lens(&["--edit", edit]), 1);
+        assert!(message.contains(says), "{message}");
+    }
     let message = refused(&mut lens(&["--select", "99"]), 1);
     assert!(message.contains("picks none of the prompt's"), "{message}");
 }

@@ -77,6 +77,14 @@ fn a_usage_error_is_one_line_with_the_remedy() {
         (&["--batch-tokens", "0"], &["--batch-tokens", "at least 1"]),
         (&["--limit", "0"], &["--limit", "at least 1"]),
         (&["--limit", "some"], &["some", "at least 1"]),
+        (
+            &["--limit", "99999999999999999999"],
+            &["--limit", "a smaller number"],
+        ),
+        (
+            &["--pack-context", "8", "--max-length", "8"],
+            &["--max-length with --pack-context"],
+        ),
         (&["--shard-size", "2XB"], &["XB", "2GiB"]),
         (
             &["--text-field", "a", "--tokens-field", "b"],

@@ -61,7 +61,7 @@ fn on_device(
 ) -> (Vec<Generated>, Vec<EditReceipt>) {
     let mut generator =
         Generator::on(Box::new(cuda), prepared, Choosing::default(), stops(new)).unwrap();
-    let done = generator.generate(prompts, &mut |_, _| ()).unwrap();
+    let done = generator.generate(prompts, &mut |_| ()).unwrap();
     (done, generator.receipts())
 }
 
@@ -81,7 +81,7 @@ fn greedy_tokens_are_the_cpu_backends_past_the_window_and_edited() {
         let (ours, receipts) =
             on_device(&prepared, &mut device(&prepared, Dtype::F32), &prompts, 24);
         let mut cpu = Generator::new(&prepared, Choosing::default(), stops(24)).unwrap();
-        let theirs = cpu.generate(&prompts, &mut |_, _| ()).unwrap();
+        let theirs = cpu.generate(&prompts, &mut |_| ()).unwrap();
         for (ours, theirs) in ours.iter().zip(&theirs) {
             assert_eq!(ours.tokens, theirs.tokens, "{model} {edits:?}");
             for (a, b) in ours.logprobs.iter().zip(&theirs.logprobs) {
@@ -145,7 +145,7 @@ fn decoding_gives_what_the_whole_text_gives_at_every_step() {
         let Ok(GenerationBeginning::Store(mut store)) = begun else {
             panic!("a new store begins")
         };
-        let done = generator.generate(&prompts, &mut |_, _| ()).unwrap();
+        let done = generator.generate(&prompts, &mut |_| ()).unwrap();
         store.write(&generator, &prompts, &done).unwrap();
         store.finish(&generator).unwrap();
         drop(generator);

@@ -25,6 +25,7 @@ pub struct CompareArgs {
     /// The store that distances are relative to.
     #[arg(value_name = "A")]
     a: PathBuf,
+    /// The store that is compared with it.
     #[arg(value_name = "B")]
     b: PathBuf,
     /// Where the table goes; a file of the same name is replaced.

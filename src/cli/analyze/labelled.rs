@@ -38,7 +38,7 @@ pub struct LabelledArgs {
     #[arg(long, value_name = "P", num_args = 1..)]
     pub tap: Vec<String>,
     /// Share of the samples that is held out.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share, allow_negative_numbers = true)]
     pub test_share: f64,
     /// Of the split and of the bootstrap.
     #[arg(long, value_name = "SEED", default_value_t = 0)]
@@ -52,6 +52,13 @@ pub struct LabelledArgs {
     /// No progress.
     #[arg(long)]
     pub quiet: bool,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if share > 0.0 && share < 1.0 => Ok(share),
+        _ => Err("write a number between 0 and 1, both left out".into()),
+    }
 }
 
 /// Held-out accuracy of one layer.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
+use super::super::job_args::at_least_one;
 use super::super::progress::StepMeter;
 use super::super::{CliResult, Failure, out, store_taps};
 use super::labelled::{make_out, source, source_of};
@@ -35,7 +36,7 @@ pub struct PcaArgs {
     #[arg(long, value_name = "P", num_args = 1..)]
     tap: Vec<String>,
     /// How many components.
-    #[arg(long, value_name = "K", default_value_t = 10)]
+    #[arg(long, value_name = "K", default_value_t = 10, value_parser = at_least_one::<usize>)]
     components: usize,
     /// Print the table as JSON.
     #[arg(long)]

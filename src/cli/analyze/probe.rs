@@ -28,7 +28,7 @@ pub struct ProbeArgs {
     strength: Vec<f64>,
     /// Fit by ridge regression on the label (−1 or +1) instead: PENALTY·‖w‖² beside the mean squared error, on standardised features
     /// (scikit-learn's Ridge with alpha = PENALTY · rows).
-    #[arg(long, value_name = "PENALTY", num_args = 0..=1, default_missing_value = "0.01", conflicts_with = "strength")]
+    #[arg(long, value_name = "PENALTY", num_args = 0..=1, default_missing_value = "0.01", allow_negative_numbers = true, conflicts_with = "strength")]
     ridge: Option<f64>,
 }
 

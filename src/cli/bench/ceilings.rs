@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::super::ceilings::{Ceilings, name_of};
-use super::super::device_args::GemmArg;
+use super::super::model_args::GemmArg;
 use super::super::{CliResult, Failure, format, out};
 use crate::engine::Device;
 

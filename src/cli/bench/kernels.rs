@@ -19,8 +19,8 @@ pub struct KernelsArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     gpu: u32,
     /// Only kernels whose name contains this.
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    only: String,
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
     /// Timed runs of each kernel, of which the median counts.
     #[arg(long, value_name = "R", default_value_t = 30, value_parser = clap::value_parser!(u32).range(20..=100_000))]
     repeats: u32,
@@ -47,9 +47,10 @@ struct Timing {
 }
 
 pub fn run(args: &KernelsArgs) -> CliResult {
+    let only = args.only.as_deref().unwrap_or_default();
     #[cfg(feature = "interpreter")]
     if args.dry_run {
-        return Ok(dry_run(&args.only)?);
+        return Ok(dry_run(only)?);
     }
     let mut gpu = CudaDevice::open(args.gpu)?;
     let rates = gpu.rates()?;
@@ -67,7 +68,7 @@ pub fn run(args: &KernelsArgs) -> CliResult {
     let flush_bytes = 4 * gpu.cache_bytes()?.max(16 << 20);
     let flush = gpu.alloc(flush_bytes)?;
     workloads::for_each(&MISTRAL_7B, &mut gpu, |load, gpu| {
-        if !load.kernel.contains(&args.only) {
+        if !load.kernel.contains(only) {
             return Ok(());
         }
         let seconds = median(args.repeats, || {

@@ -63,26 +63,37 @@ fn repeated(item: &str) -> (usize, &str) {
 }
 
 impl Devices {
-    /// The devices by name; `all` asks the driver.
+    /// The devices by name; of GPUs the driver is asked.
     ///
     /// # Errors
     /// There is no GPU, or none that this binary can use.
     fn found(&self) -> Result<Vec<Device>, Failure> {
         let none = |why: String| {
             Failure::Refused(format!(
-                "--devices all: {why}; for several processes on the CPU write --devices 2xcpu"
+                "--devices: {why}; for several processes on the CPU write --devices 2xcpu"
             ))
         };
-        match self {
-            Devices::These(devices) => Ok(devices.clone()),
-            Devices::All => {
-                cuda::has_kernels().map_err(|e| none(e.to_string()))?;
-                let gpus = cuda::device::devices().map_err(|e| none(e.to_string()))?;
-                if gpus.is_empty() {
-                    return Err(none("the NVIDIA driver finds no GPU".into()));
-                }
-                Ok((0..).take(gpus.len()).map(Device::Cuda).collect())
+        let all = || {
+            cuda::has_kernels().map_err(|e| none(e.to_string()))?;
+            let gpus = cuda::device::devices().map_err(|e| none(e.to_string()))?;
+            match gpus.len() {
+                0 => Err(none("the NVIDIA driver finds no GPU".into())),
+                n => Ok((0..).take(n).map(Device::Cuda).collect::<Vec<_>>()),
             }
+        };
+        match self {
+            Devices::All => all(),
+            Devices::These(devices) if matches!(devices[0], Device::Cuda(_)) => {
+                let there = all()?;
+                match devices.iter().find(|device| !there.contains(device)) {
+                    None => Ok(devices.clone()),
+                    Some(no) => Err(none(format!(
+                        "there is no {no}, the last is {}",
+                        there[there.len() - 1]
+                    ))),
+                }
+            }
+            Devices::These(devices) => Ok(devices.clone()),
         }
     }
 }

@@ -42,7 +42,7 @@ pub fn run(args: &ExtractArgs, devices: &Devices) -> CliResult {
     let devices = devices.found()?;
     let mut one = args.clone();
     one.devices = None;
-    one.job.device.device = devices[0];
+    one.job.model.device = devices[0];
     if args.job.resume && Manifest::read(dir).is_ok() {
         return recheck(&one, dir);
     }

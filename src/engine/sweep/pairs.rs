@@ -75,7 +75,7 @@ pub fn read_pairs(file: &Path, prepared: &Prepared) -> Result<Vec<PromptPair>> {
     let name: Arc<str> = file.display().to_string().into();
     let bytes = std::fs::read(file).map_err(|e| Error::SweepFile {
         path: name.to_string(),
-        why: e.to_string(),
+        why: format!("{e}; check the path"),
     })?;
     let mut pairs = Vec::new();
     for (i, line) in bytes.split(|&b| b == b'\n').enumerate() {
@@ -113,7 +113,10 @@ fn fields(line: &[u8]) -> Result<Map<String, Value>, String> {
     match serde_json::from_str(text) {
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(_) => Err("not a JSON object: write {\"clean\": …, \"corrupt\": …}".into()),
-        Err(e) => Err(format!("not JSON (column {}): {e}", e.column())),
+        Err(e) => Err(format!(
+            "not JSON (column {}): {e}; a pairs file is JSONL, an object a line: {{\"clean\": …, \"corrupt\": …}}",
+            e.column()
+        )),
     }
 }
 

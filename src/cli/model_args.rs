@@ -1,4 +1,4 @@
-//! The flags that say where a job runs and in what arithmetic, and what is told of it.
+//! The flags that say which model a job runs, where and in what arithmetic, and what is told of it.
 
 use clap::{Args, ValueEnum};
 
@@ -7,21 +7,27 @@ use crate::backend::cuda::{Dtype, GemmChoice};
 use crate::engine::{Compute, Device, Job, Opened, Place, Prepared};
 use crate::model::{Model, resolve};
 
-/// Where to run, and in what.
+/// The part of `--help` that the flags of a device stand in.
+const WHERE: &str = "Where it runs";
+
+/// Which model, where to run it, and in what.
 #[derive(Debug, Clone, Args)]
-pub struct DeviceArgs {
+pub struct ModelArgs {
+    /// Model: a directory in Hugging Face layout, or a hub id (ORG/NAME, ORG/NAME@REVISION).
+    #[arg(long, value_name = "M")]
+    pub model: String,
     /// Where to run: auto, cpu, cuda or cuda:N. `auto` is the first GPU that can run the model, else the CPU.
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = WHERE)]
     pub device: Device,
     /// Compute dtype [default: f32 on the CPU, which also has bf16; the checkpoint's on a GPU].
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = WHERE)]
     pub dtype: Option<DtypeArg>,
     /// Dtype that the residual stream is kept in; `same` is the compute dtype. With f32 beside 16 bits the error halves, and
     /// activations are not those of Hugging Face in 16 bits.
-    #[arg(long, value_enum, default_value = "same")]
+    #[arg(long, value_enum, default_value = "same", help_heading = WHERE)]
     pub residual: ResidualArg,
     /// Matrix products of a GPU: cuBLASLt where it is found (auto), cuBLASLt or an error, or this project's own kernels.
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_enum, default_value = "auto", help_heading = WHERE)]
     pub gemm: GemmArg,
 }
 
@@ -65,7 +71,7 @@ impl From<GemmArg> for GemmChoice {
     }
 }
 
-impl DeviceArgs {
+impl ModelArgs {
     /// Where a job of generation runs, and the job opened for it.
     ///
     /// # Errors
@@ -84,7 +90,11 @@ impl DeviceArgs {
         Ok((Prepared::with_model(job, model)?, place))
     }
 
-    fn settle(&self, job: Job) -> Result<(Job, Model, Place), Failure> {
+    /// The job with the arithmetic of where it runs, its model, and where that is.
+    ///
+    /// # Errors
+    /// As [`Model::open`] and [`Place::of`].
+    pub fn settle(&self, job: Job) -> Result<(Job, Model, Place), Failure> {
         let model = Model::open(&resolve(&job.model)?)?;
         let place = Place::of(&self.compute(), &model)?;
         let job = Job {
@@ -103,6 +113,13 @@ impl DeviceArgs {
             f32_resid: self.residual == ResidualArg::F32,
             gemm: self.gemm.into(),
         }
+    }
+}
+
+/// Tells of the device that the weights went to, unless `quiet`; nothing of the CPU.
+pub fn tell_of_upload(place: &Place, opened: &Opened<'_>, quiet: bool) {
+    if let Some(line) = told(place, opened).filter(|_| !quiet && opened.upload.is_some()) {
+        eprintln!("{line}");
     }
 }
 
