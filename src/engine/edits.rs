@@ -95,7 +95,7 @@ impl OpenEdit {
             columns: if ragged {
                 Vec::new()
             } else {
-                super::job::head_columns(&heads, dims.d_head)
+                super::stored_taps::head_columns(&heads, dims.d_head)
             },
             heads: if ragged { heads } else { Vec::new() },
             change,

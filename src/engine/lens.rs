@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::job::check_seen;
+use super::prepared::check_seen;
 use super::score::{kl, scores};
 use super::selected::Part;
 use super::{Machine, Plan, Prepared, Result, Sample, SavedResidual};

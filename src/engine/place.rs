@@ -179,7 +179,7 @@ impl Place {
 
     /// What the CPU computes in here.
     pub fn precision(&self) -> Precision {
-        super::job::precision(self.dtype, self.f32_resid)
+        super::prepared::precision(self.dtype, self.f32_resid)
     }
 
     /// The most tokens of a batch where nothing else is asked for.

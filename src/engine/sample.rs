@@ -5,10 +5,10 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::document::{Document, TokenText};
-use super::{Error, Result};
+use super::{Error, Job, Result};
 use crate::data::{CharSpan, Input, Kept, Record};
 use crate::hooks::{SampleView, TokenSpan, TokenTurn};
-use crate::model::{ChatTemplate, Message, Tokenizer};
+use crate::model::{ChatTemplate, Message, Model, Tokenizer};
 use crate::store::SampleRow;
 
 /// One input of the dataset, or one chunk of it, after tokenising.
@@ -71,6 +71,66 @@ pub struct Tokenising {
 }
 
 impl Tokenising {
+    /// What a job's tokenising needs of the model's directory.
+    ///
+    /// # Errors
+    /// A tokenizer or template that cannot be read, and lengths that make no sense or are more than the model's positions.
+    pub(super) fn open(job: &Job, model: &Model) -> Result<Self> {
+        let dir = &model.dir;
+        let tokenizer = dir
+            .join("tokenizer.json")
+            .is_file()
+            .then(|| Tokenizer::open(dir))
+            .transpose()?;
+        let positions = model.config.max_position_embeddings;
+        let (flag, asked) = match job.pack_context {
+            Some(length) => ("pack-context", Some(length)),
+            None => ("max-length", job.max_length),
+        };
+        let max_length = asked.unwrap_or(positions);
+        if max_length == 0 {
+            return Err(Error::Zero { flag }.into());
+        }
+        if max_length > positions {
+            return Err(Error::MaxLength {
+                flag,
+                asked: max_length,
+                positions,
+            }
+            .into());
+        }
+        if job.chunk_overlap >= max_length {
+            return Err(Error::Number {
+                flag: "chunk-overlap",
+                why: "must be less than the tokens of a chunk (--max-length): every chunk must add something",
+            }
+            .into());
+        }
+        let eos = tokenizer.as_ref().and_then(Tokenizer::eos_id);
+        let eos = eos.or(model.config.eos_token_ids.first().copied());
+        Ok(Tokenising {
+            bos: tokenizer
+                .as_ref()
+                .and_then(Tokenizer::bos_id)
+                .or(model.config.bos_token_id),
+            tokenizer,
+            template: ChatTemplate::open(dir)?,
+            chat_role: job.chat.clone(),
+            add_generation_prompt: job.add_generation_prompt,
+            special_tokens: job.special_tokens,
+            max_length,
+            overlap: job.chunk_overlap,
+            separator: eos.filter(|&id| {
+                let packs = job.pack_context.is_some() && job.special_tokens;
+                packs && (id as usize) < model.config.vocab_size
+            }),
+            positions,
+            on_long: job.on_long,
+            vocab: model.config.vocab_size,
+            model_dir: dir.display().to_string(),
+        })
+    }
+
     /// The samples of a record: one, or several chunks.
     ///
     /// # Errors

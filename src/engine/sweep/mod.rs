@@ -30,7 +30,7 @@ use site::SiteSpec;
 use walk::{Done, References, Walk};
 
 use super::edits::note;
-use super::job::check_seen;
+use super::prepared::check_seen;
 use super::{EditReceipt, Error, Machine, Plan, Prepared, Result};
 use crate::backend::Receipt;
 use crate::hooks::Site;
