@@ -15,23 +15,15 @@ use crate::sys::ring::{BLOCK, SlabRing};
 ///
 /// A closure that takes a [`LiveBatch`] is one.
 pub trait Consumer {
-    /// Takes a batch. Its rows are lent: what is to stay is to be copied.
+    /// Takes a batch. Its rows are lent: what is to stay is to be copied. `machine` made it; batches that follow may be under way on it.
     ///
     /// # Errors
     /// Whatever ends the run.
-    fn batch(&mut self, batch: &LiveBatch<'_>) -> Result<()>;
-
-    /// As [`batch`](Self::batch), with the machine that made it at hand; batches that follow may be under way on it.
-    ///
-    /// # Errors
-    /// As there.
-    fn batch_on(&mut self, batch: &LiveBatch<'_>, _machine: &mut dyn Machine) -> Result<()> {
-        self.batch(batch)
-    }
+    fn batch(&mut self, batch: &LiveBatch<'_>, machine: &mut dyn Machine) -> Result<()>;
 }
 
 impl<F: FnMut(&LiveBatch<'_>) -> Result<()>> Consumer for F {
-    fn batch(&mut self, batch: &LiveBatch<'_>) -> Result<()> {
+    fn batch(&mut self, batch: &LiveBatch<'_>, _: &mut dyn Machine) -> Result<()> {
         self(batch)
     }
 }

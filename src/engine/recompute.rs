@@ -154,25 +154,27 @@ pub fn recompute_on(
     let mut result = Recomputed::on(&machine.identity(), stored, &place, &prepared.job);
     let chosen = choose(&store, k, seed)?;
     let scratch = Scratch::new();
+    let mut check = |number: u64, samples: &[Sample]| {
+        let scratch = scratch.0.join(number.to_string());
+        result.samples += 1;
+        compare(
+            &prepared,
+            &mut *machine,
+            &store,
+            samples,
+            &scratch,
+            &mut result,
+        )
+    };
     if prepared.job.pack_context.is_some() {
         for context in contexts(&prepared, &store, &chosen, dir)? {
-            let scratch = scratch.0.join(context.row.sample.to_string());
-            let samples = [context];
-            compare(
-                &prepared,
-                &mut *machine,
-                &store,
-                &samples,
-                &scratch,
-                &mut result,
-            )?;
-            result.samples += 1;
+            check(context.row.sample, &[context])?;
         }
         return Ok(result);
     }
     let mut dataset = prepared.job.dataset_in_order(prepared.needs_spans())?;
-    let mut left = chosen.clone();
-    while let Some(&next) = left.first() {
+    let mut left = chosen;
+    while let Some(next) = left.pop_first() {
         let missing = || Error::MissingSample {
             dir: dir.display().to_string(),
             sample: next,
@@ -182,18 +184,7 @@ pub fn recompute_on(
         if record.index != next {
             return Err(missing().into());
         }
-        left.remove(&next);
-        let samples = prepared.tokenising.samples(record)?;
-        let scratch = scratch.0.join(next.to_string());
-        compare(
-            &prepared,
-            &mut *machine,
-            &store,
-            &samples,
-            &scratch,
-            &mut result,
-        )?;
-        result.samples += 1;
+        check(next, &prepared.tokenising.samples(record)?)?;
     }
     Ok(result)
 }

@@ -425,7 +425,7 @@ impl<'p> Run<'p> {
             (Some(shard), _) => shard.take_back_with(landed.slabs, account)?,
             (None, Destination::Live { consumer, .. }) => {
                 let batch = LiveBatch::of(self.prepared, samples, &landed, account);
-                consumer.batch_on(&batch, &mut *self.machine)?;
+                consumer.batch(&batch, &mut *self.machine)?;
             }
             (None, Destination::Store(_)) => {}
         }

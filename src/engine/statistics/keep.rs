@@ -55,11 +55,7 @@ pub(super) struct Keeper<'k> {
 }
 
 impl Consumer for Keeper<'_> {
-    fn batch(&mut self, batch: &LiveBatch<'_>) -> Result<()> {
-        self.batch_on(batch, &mut self.prepared.cpu())
-    }
-
-    fn batch_on(&mut self, batch: &LiveBatch<'_>, machine: &mut dyn Machine) -> Result<()> {
+    fn batch(&mut self, batch: &LiveBatch<'_>, machine: &mut dyn Machine) -> Result<()> {
         self.sums.add(batch, machine)?;
         self.account.clone_from(&batch.account);
         self.place.done += batch.samples.len() as u64;
