@@ -12,7 +12,10 @@ use super::super::{CliResult, Failure, store_taps};
 use super::pictures;
 use super::stored_rows::StoredRows;
 use crate::analysis::directions::{self, Direction};
-use crate::analysis::{Bootstrap, IntervalMethod, LayerRows, Split, Statements, split};
+use crate::analysis::{
+    Bootstrap, IntervalMethod, LatResult, LayerRows, MassMeanResult, ProbeResult, RidgeResult,
+    Split, Statements, split,
+};
 use crate::report::{plot, table};
 use crate::store::{Kept, Manifest, ModelInfo, Provenance, SampleRow, Store, TapInfo};
 
@@ -72,14 +75,35 @@ pub struct Score {
 }
 
 /// What a method finds in one layer: a row of the table, a point of the picture, a direction.
-pub trait LayerResult: serde::Serialize {
+pub trait LayerResult: Scored + serde::Serialize {
     /// Of the printed table.
     const COLUMNS: &'static str;
 
-    fn score(&self) -> Score;
     fn direction(&self) -> Direction<'_>;
     fn line(&self) -> String;
 }
+
+/// A layer's held-out accuracy, which every method's results name alike.
+pub trait Scored {
+    fn score(&self) -> Score;
+}
+
+macro_rules! scored {
+    ($($result:ty),+) => {$(
+        impl Scored for $result {
+            fn score(&self) -> Score {
+                Score {
+                    layer: self.layer,
+                    accuracy: self.accuracy,
+                    low: self.ci_low,
+                    high: self.ci_high,
+                    method: self.ci_method,
+                }
+            }
+        }
+    )+};
+}
+scored!(LatResult, MassMeanResult, ProbeResult, RidgeResult);
 
 /// A method by name.
 pub struct Method<'a> {
@@ -131,7 +155,7 @@ pub fn run<R: LayerResult + Send>(
         results.extend(taps.par_iter().map(layer).collect::<Result<Vec<R>, _>>()?);
     }
     meter.done();
-    let scores: Vec<Score> = results.iter().map(LayerResult::score).collect();
+    let scores: Vec<Score> = results.iter().map(Scored::score).collect();
     let described = Described::new(
         &store,
         taps[0],
@@ -384,7 +408,7 @@ fn write<R: LayerResult>(
     make_out(&args.out)?;
     let points: Vec<plot::Point> = results
         .iter()
-        .map(LayerResult::score)
+        .map(Scored::score)
         .map(|s| plot::Point {
             layer: s.layer,
             accuracy: s.accuracy,

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::super::CliResult;
-use super::labelled::{self, LabelledArgs, LayerResult, Method, Score};
+use super::labelled::{self, LabelledArgs, LayerResult, Method};
 use super::summed;
 use crate::analysis::directions::Direction;
 use crate::analysis::from_sums::lat_of_sums;
@@ -60,16 +60,6 @@ pub fn run(args: &LatArgs) -> CliResult {
 impl LayerResult for LatResult {
     const COLUMNS: &'static str =
         "layer  unpaired  interval         AUC    matched  λ₂/λ₁  |cos mean difference|";
-
-    fn score(&self) -> Score {
-        Score {
-            layer: self.layer,
-            accuracy: self.accuracy,
-            low: self.ci_low,
-            high: self.ci_high,
-            method: self.ci_method,
-        }
-    }
 
     fn direction(&self) -> Direction<'_> {
         Direction {

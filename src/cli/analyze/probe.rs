@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::super::{CliResult, Failure, Usage};
-use super::labelled::{self, LabelledArgs, LayerResult, Method, Score};
+use super::labelled::{self, LabelledArgs, LayerResult, Method};
 use super::summed;
 use crate::analysis::directions::Direction;
 use crate::analysis::from_sums::ridge_direction;
@@ -97,16 +97,6 @@ fn run_logistic(args: &ProbeArgs) -> CliResult {
 impl LayerResult for ProbeResult {
     const COLUMNS: &'static str = "layer  accuracy  interval         AUC    log-loss  C";
 
-    fn score(&self) -> Score {
-        Score {
-            layer: self.layer,
-            accuracy: self.accuracy,
-            low: self.ci_low,
-            high: self.ci_high,
-            method: self.ci_method,
-        }
-    }
-
     fn direction(&self) -> Direction<'_> {
         Direction {
             layer: self.layer,
@@ -137,16 +127,6 @@ impl LayerResult for ProbeResult {
 
 impl LayerResult for RidgeResult {
     const COLUMNS: &'static str = "layer  accuracy  interval         AUC    length of weights";
-
-    fn score(&self) -> Score {
-        Score {
-            layer: self.layer,
-            accuracy: self.accuracy,
-            low: self.ci_low,
-            high: self.ci_high,
-            method: self.ci_method,
-        }
-    }
 
     fn direction(&self) -> Direction<'_> {
         Direction {
