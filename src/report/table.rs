@@ -9,20 +9,8 @@ use super::{Error, Result};
 /// # Errors
 /// When a row is not flat, or the file cannot be written.
 pub fn write_csv<Row: serde::Serialize>(path: &Path, rows: &[Row]) -> Result<()> {
-    let refused = |source| Error::Table {
-        path: path.to_owned(),
-        source,
-    };
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    for row in rows {
-        writer.serialize(row).map_err(refused)?;
-    }
-    let written = writer
-        .into_inner()
-        .map_err(|error| refused(error.into_error().into()))?;
-    std::fs::write(path, written).map_err(|source| Error::Write {
-        path: path.to_owned(),
-        source,
+    write(path, |writer| {
+        rows.iter().try_for_each(|row| writer.serialize(row))
     })
 }
 
@@ -31,14 +19,21 @@ pub fn write_csv<Row: serde::Serialize>(path: &Path, rows: &[Row]) -> Result<()>
 /// # Errors
 /// When a line has another length, or the file cannot be written.
 pub fn write_records(path: &Path, lines: &[Vec<String>]) -> Result<()> {
+    write(path, |writer| {
+        lines.iter().try_for_each(|line| writer.write_record(line))
+    })
+}
+
+fn write(
+    path: &Path,
+    lines: impl FnOnce(&mut csv::Writer<Vec<u8>>) -> Result<(), csv::Error>,
+) -> Result<()> {
     let refused = |source| Error::Table {
         path: path.to_owned(),
         source,
     };
     let mut writer = csv::Writer::from_writer(Vec::new());
-    for line in lines {
-        writer.write_record(line).map_err(refused)?;
-    }
+    lines(&mut writer).map_err(refused)?;
     let written = writer
         .into_inner()
         .map_err(|error| refused(error.into_error().into()))?;
