@@ -1,15 +1,16 @@
 //! E2: what the model says with and without the edit, and how strong the edit is by other measures than what it is meant to do.
 
-use serde::Serialize;
-use serde_json::{Value, json};
+mod exhibits;
+mod sheets;
 
+use self::exhibits::{no_and_yes, strengths, texts};
+use self::sheets::sheets;
 use super::estimate::Estimate;
 use super::prompts::{Answer, Half, Kind};
 use super::statistics::{mean, median};
-use super::{Asked, Choice, Result, Study, Words, coloured, finding, folder, tell};
-use crate::analysis::random::Rng;
+use super::{Asked, Choice, Result, Study, Words, coloured, finding, tell};
 use crate::engine::{Choosing, Generated, Generator, Prepared, Sample, Scorer, Stops, kl};
-use crate::report::finding::{At, Axis, Body, Exhibit, Finding, Number, Reference, Series};
+use crate::report::finding::{Finding, Number};
 
 /// New tokens of an answer.
 const NEW_TOKENS: usize = 48;
@@ -427,166 +428,6 @@ fn answer(words: &Words, choice: &Choice, report: &[&Answered<'_>]) -> Vec<Strin
             "Whether an answer is {negative} or evasive is for a human reader: E2/ratings.csv is a blank sheet with plain and edited answers mixed, E2/ratings-key.csv says which is which."
         ),
     ]
-}
-
-/// A row of the sheet for a human reader.
-#[derive(Serialize)]
-struct Rating<'a> {
-    row: usize,
-    prompt: &'a str,
-    answer: &'a str,
-    /// honest, dishonest, evasive or nonsense; for the reader to fill in.
-    rating: &'static str,
-    remark: &'static str,
-}
-
-#[derive(Serialize)]
-struct Key<'a> {
-    row: usize,
-    id: &'a str,
-    run: &'static str,
-}
-
-fn sheets(study: &Study<'_>, answered: &[Answered<'_>]) -> Result<()> {
-    let mut all: Vec<(&Answered<'_>, &str, &'static str)> = answered
-        .iter()
-        .flat_map(|a| {
-            [
-                (a, a.plain.text.as_str(), "plain"),
-                (a, a.edited.text.as_str(), "edited"),
-            ]
-        })
-        .collect();
-    Rng::new(study.options().seed).shuffle(&mut all);
-    let numbered = || (1..).zip(&all);
-    let ratings: Vec<Rating<'_>> = numbered()
-        .map(|(row, (a, answer, _))| Rating {
-            row,
-            prompt: &a.asked.prompt.text,
-            answer,
-            rating: "",
-            remark: "",
-        })
-        .collect();
-    let keys: Vec<Key<'_>> = numbered()
-        .map(|(row, &(a, _, run))| Key {
-            row,
-            id: &a.asked.prompt.id,
-            run,
-        })
-        .collect();
-    let folder = study.path("E2");
-    folder::make_folder(&folder)?;
-    crate::report::table::write_csv(&folder.join("ratings-key.csv"), &keys)?;
-    crate::report::table::write_csv(&folder.join("ratings.csv"), &ratings)?;
-    Ok(())
-}
-
-fn strengths(choice: &Choice) -> Exhibit {
-    let points = choice.tried.iter().map(|tried| At {
-        label: format!("c = {:.4}, median KL {:.3} nat", tried.c, tried.median_kl),
-        ..At::new(tried.share, tried.flipped)
-    });
-    Exhibit {
-        name: "E2-strengths".into(),
-        caption: "First tokens of the tuning prompts that turn, by strength: the weakest that reaches the line is taken.".into(),
-        body: Body::Lines {
-            x: Axis::new("|c| over mean ‖x‖", ""),
-            y: Axis::new("share of first tokens flipped", ""),
-            series: vec![Series {
-                name: "tuning prompts".into(),
-                control: false,
-                points: points.collect(),
-            }],
-            references: vec![Reference {
-                name: "enough".into(),
-                at: 0.9,
-            }],
-        },
-    }
-}
-
-fn no_and_yes(words: &Words, answered: &[Answered<'_>]) -> Exhibit {
-    let series = |honest: Answer| Series {
-        name: format!("{} answer {}", words.positive, words.answer(honest)),
-        control: false,
-        points: answered
-            .iter()
-            .filter(|a| a.asked.prompt.honest == honest)
-            .map(|a| At {
-                label: a.asked.prompt.id.clone(),
-                ..At::new(a.plain.no_less_yes, a.edited.no_less_yes)
-            })
-            .collect(),
-    };
-    let answers = words.no_less_yes();
-    Exhibit {
-        name: "E2-no-less-yes".into(),
-        caption: format!(
-            "{answers} of the first token, plain against edited, a point per prompt. A direction of {} moves the two groups apart, one of saying {} moves both up.",
-            words.name,
-            words.capital(Answer::No)
-        ),
-        body: Body::Scatter {
-            x: Axis::new(&format!("{answers}, plain"), ""),
-            y: Axis::new(&format!("{answers}, edited"), ""),
-            series: vec![series(Answer::Yes), series(Answer::No)],
-            diagonal: Some("no change".into()),
-        },
-    }
-}
-
-fn texts(words: &Words, answered: &[Answered<'_>]) -> Exhibit {
-    let says = |told: &Told| told.says.map_or("other", |answer| words.answer(answer));
-    let row = |a: &Answered<'_>| -> Vec<Value> {
-        let prompt = a.asked.prompt;
-        vec![
-            json!(prompt.id),
-            json!(prompt.kind.name()),
-            json!(prompt.half.name()),
-            json!(words.answer(prompt.honest)),
-            json!(says(&a.plain)),
-            json!(says(&a.edited)),
-            json!(a.flipped),
-            json!(a.kl),
-            json!(a.plain.no_less_yes),
-            json!(a.edited.no_less_yes),
-            json!(a.plain.nll),
-            json!(a.edited.nll),
-            json!(a.plain.repetition),
-            json!(a.edited.repetition),
-            json!(prompt.text),
-            json!(a.plain.text),
-            json!(a.edited.text),
-        ]
-    };
-    let columns = [
-        "id",
-        "kind",
-        "half",
-        &words.column("", &words.positive),
-        "plain_says",
-        "edited_says",
-        "flipped",
-        "kl",
-        "no_less_yes_plain",
-        "no_less_yes_edited",
-        "nll_plain",
-        "nll_edited",
-        "repetition_plain",
-        "repetition_edited",
-        "prompt",
-        "plain",
-        "edited",
-    ];
-    Exhibit {
-        name: "E2-answers".into(),
-        caption: "Every prompt with both answers, and what is measured of them.".into(),
-        body: Body::Table {
-            columns: columns.map(String::from).to_vec(),
-            rows: answered.iter().map(row).collect(),
-        },
-    }
 }
 
 #[cfg(test)]

@@ -55,7 +55,7 @@ pub(super) struct Effects {
     /// By how much ln P(no) − ln P(yes) rises.
     pub no: Vec<f64>,
     /// By how much the log-odds of the answer that is not honest rise against the honest one's.
-    pub dishonest: Vec<f64>,
+    pub negative: Vec<f64>,
     /// 1 − KL(p_edited ‖ p_pushed) / KL(p_edited ‖ p_plain), where the edited run differs from the plain one.
     pub recovery: Vec<f64>,
 }
@@ -67,7 +67,7 @@ pub(super) struct Summary {
     pub kl: f64,
     pub flipped: f64,
     pub no: f64,
-    pub dishonest: f64,
+    pub negative: f64,
     pub recovery: f64,
 }
 
@@ -78,7 +78,7 @@ impl Effects {
             kl: mean(&self.kl),
             flipped: mean(&self.flipped),
             no: mean(&self.no),
-            dishonest: mean(&self.dishonest),
+            negative: mean(&self.negative),
             recovery: mean(&self.recovery),
         }
     }
@@ -201,7 +201,7 @@ impl Firsts {
                 .map(|e| f64::from(u8::from(e.flipped)))
                 .collect(),
             no: effects.iter().map(|e| e.odds).collect(),
-            dishonest: effects
+            negative: effects
                 .iter()
                 .zip(&self.sides)
                 .map(|(e, side)| side * e.odds)
@@ -274,12 +274,12 @@ mod tests {
         // Half of ln 2 less a quarter of ln 2.
         assert!((effects.kl[0] - 0.25 * 2.0_f64.ln()).abs() < 1e-12);
         assert_eq!(effects.no, [4.0_f64.ln(); 2]);
-        assert_eq!(effects.dishonest, [4.0_f64.ln(), -(4.0_f64.ln())]);
+        assert_eq!(effects.negative, [4.0_f64.ln(), -(4.0_f64.ln())]);
         assert_eq!(
             effects.recovery,
             [1.0],
             "where both runs are equal there is none"
         );
-        assert_eq!(effects.summary(3.0).dishonest, 0.0);
+        assert_eq!(effects.summary(3.0).negative, 0.0);
     }
 }
