@@ -3,18 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use super::resume::{rows, signal};
+use super::resume::{FLAGS, TAP, rows, signal};
 use super::{Bench, done_json, model, refused};
-
-const TAP: &str = "blocks.*.hook_resid_post";
-const FLAGS: [&str; 6] = [
-    "--shard-size",
-    "40kB",
-    "--batch-tokens",
-    "16",
-    "--commit-every",
-    "0",
-];
 
 fn slices(store: &Path) -> PathBuf {
     store.with_extension("slices")

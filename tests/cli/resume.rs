@@ -1,14 +1,15 @@
 //! Signals, `--resume` and what it refuses, as a user meets them.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
 
 use super::{Bench, done, done_json, model, refused, streamgauge};
 
-const TAP: &str = "blocks.*.hook_resid_post";
-const FLAGS: [&str; 6] = [
+pub(super) const TAP: &str = "blocks.*.hook_resid_post";
+pub(super) const FLAGS: [&str; 6] = [
     "--shard-size",
     "40kB",
     "--batch-tokens",
@@ -18,24 +19,34 @@ const FLAGS: [&str; 6] = [
 ];
 
 /// Starts an extraction and waits for its first journal: from then on there is something to go on with.
-fn begun(bench: &Bench, store: &std::path::Path) -> Child {
+fn begun(bench: &Bench, store: &Path) -> Child {
+    begun_until(bench, store, TAP, &FLAGS, |name| name.ends_with(".journal"))
+}
+
+/// Starts an extraction and waits for a file or folder of such a name among what it has under way.
+pub(super) fn begun_until(
+    bench: &Bench,
+    out: &Path,
+    tap: &str,
+    flags: &[&str],
+    is_awaited: impl Fn(&str) -> bool,
+) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_streamgauge"));
     command
-        .args(["extract", "--quiet", "--tap", TAP, "--model"])
+        .args(["extract", "--quiet", "--tap", tap, "--model"])
         .arg(model())
         .arg("--data")
         .arg(bench.path("data.jsonl"))
         .arg("--out")
-        .arg(store)
-        .args(FLAGS)
+        .arg(out)
+        .args(flags)
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    let partial = store.join(".partial");
-    let is_journal = |name: std::ffi::OsString| name.to_string_lossy().ends_with(".journal");
+    let partial = out.join(".partial");
     while child.try_wait().unwrap().is_none() {
         let mut entries = std::fs::read_dir(&partial).into_iter().flatten().flatten();
-        if entries.any(|e| is_journal(e.file_name())) {
+        if entries.any(|e| is_awaited(&e.file_name().to_string_lossy())) {
             break;
         }
         std::thread::yield_now();
@@ -52,7 +63,7 @@ pub(super) fn signal(child: &Child, name: &str) {
 }
 
 /// The bytes of a store's rows.
-pub(super) fn rows(dir: &std::path::Path) -> Vec<u8> {
+pub(super) fn rows(dir: &Path) -> Vec<u8> {
     let store = streamgauge::store::Store::open(dir).unwrap();
     let taps = (0..store.taps().len()).map(|t| store.tap_at(t));
     taps.flat_map(|tap| {

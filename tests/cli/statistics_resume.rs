@@ -2,11 +2,11 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 
-use super::resume::signal;
+use super::resume::{begun_until, signal};
 use super::statistics::{summed, tensor};
-use super::{Bench, done, done_json, model, refused, streamgauge};
+use super::{Bench, done, done_json, refused, streamgauge};
 
 const TAP: &str = "blocks.*.hook_resid_post@last";
 /// Two classes and pairs of samples 2k and 2k + 1; a checkpoint after every batch.
@@ -40,32 +40,9 @@ fn bench(samples: usize) -> Bench {
 
 /// Starts the run and waits for its first checkpoint.
 fn begun(bench: &Bench, out: &Path) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_streamgauge"));
-    command
-        .args(["extract", "--quiet", "--tap", TAP, "--model"])
-        .arg(model())
-        .arg("--data")
-        .arg(bench.path("data.jsonl"))
-        .arg("--out")
-        .arg(out)
-        .args(FLAGS)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let is_checkpoint = |name: std::ffi::OsString| name.to_string_lossy().starts_with("checkpoint");
-    while child.try_wait().unwrap().is_none() {
-        let entries = std::fs::read_dir(out.join(".partial"));
-        if entries
-            .into_iter()
-            .flatten()
-            .flatten()
-            .any(|e| is_checkpoint(e.file_name()))
-        {
-            break;
-        }
-        std::thread::yield_now();
-    }
-    child
+    begun_until(bench, out, TAP, &FLAGS, |name| {
+        name.starts_with("checkpoint")
+    })
 }
 
 /// Has a signal end the run in its middle; what it said. On a busy machine the run may be over before the signal comes: then it is begun
