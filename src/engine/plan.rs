@@ -40,12 +40,6 @@ impl Plan {
         self
     }
 
-    /// With an edit that its point makes before all others.
-    pub fn with_first_edit(mut self, point: HookPoint, edit: EditId) -> Self {
-        self.edits.entry(point).or_default().insert(0, edit);
-        self
-    }
-
     /// With a sink at the logits that next tokens are chosen from: all edits bear on it.
     pub fn choosing_from(mut self, sink: SinkId) -> Self {
         let logits = HookPoint {

@@ -90,14 +90,6 @@ impl Prepared {
         Self::prepare(job, model, Use::Generate, &Memory::default())
     }
 
-    /// As [`Prepared::for_generation_with`]; edits may take what `memory` keeps.
-    ///
-    /// # Errors
-    /// As there; rows that are not kept or do not fit.
-    pub fn for_generation_with_memory(job: Job, model: Model, memory: &Memory) -> Result<Self> {
-        Self::prepare(job, model, Use::Generate, memory)
-    }
-
     fn prepare(mut job: Job, model: Model, purpose: Use, memory: &Memory) -> Result<Self> {
         let dims = dims(&model.config);
         for (flag, value) in [
