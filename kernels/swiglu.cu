@@ -6,7 +6,7 @@
 // Split: grid (rows, row's vectors / 256); a thread takes one vector of gate and one of up.
 // Bound: bytes. Mistral-7B (width 14336, bf16): 56 KiB read + 28 KiB written per row; about 25 instructions per element, two of
 // them on the special-function unit: half of what an H100 issues in the time that the bytes take.
-#include "common.cuh"
+#include "silu.cuh"
 
 constexpr uint32_t THREADS = 256;
 
@@ -20,18 +20,6 @@ struct SwigluArgs {
     uint32_t rows;
     uint32_t width;
 };
-
-// f32 divides exactly. A 16-bit result has 13 bits to spare over the reciprocal's last place. That one may be
-// subnormal: below g = −87 the quotient still is a normal bf16.
-template <typename T>
-__device__ __forceinline__ float silu(float g) {
-    const float divisor = 1.0f + expf(-g);
-    if constexpr (sizeof(T) == 4) {
-        return g / divisor;
-    } else {
-        return g * reciprocal(divisor);
-    }
-}
 
 template <typename T>
 __device__ __forceinline__ void swiglu(const SwigluArgs& a) {

@@ -13,6 +13,7 @@ mod report;
 mod add;
 mod edit;
 mod embed;
+mod gate_up;
 mod gather;
 mod head;
 mod moments;

@@ -120,6 +120,37 @@ fn products_and_attention_run_on_tensor_cores() {
     }
 }
 
+/// Sources whose kernels are for sm_90a and trap elsewhere.
+const SM_90A_ALONE: [&str; 1] = ["gate_up"];
+
+/// What they are for: products of a warpgroup (HGMMA), fed by tensor copies (UTMALDG), with registers moved from the warps that
+/// copy to those that multiply (USETMAXREG).
+const WARPGROUP: [&str; 3] = ["HGMMA.", "UTMALDG.", "USETMAXREG."];
+
+#[test]
+fn products_of_sm_90a_run_on_warpgroups_fed_by_tensor_copies() {
+    need_kernels();
+    for source in SM_90A_ALONE {
+        let kernels = instructions(source, "sm_90a");
+        assert!(!kernels.is_empty(), "no kernels of {source}.cu");
+        for (kernel, seen) in &kernels {
+            for instruction in WARPGROUP {
+                assert!(seen.contains(instruction), "{kernel} has no {instruction}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_product_waits_for_the_one_before_it() {
+    need_kernels();
+    // ptxas does so where it cannot tell who else touches the sums, and says it.
+    for image in IMAGES {
+        let told = image.ptxas.lines().find(|line| line.contains("serialized"));
+        assert_eq!(told, None, "{}.cu", image.source);
+    }
+}
+
 /// The machine code of each kernel, as text.
 fn instructions(source: &str, arch: &str) -> HashMap<String, String> {
     let image = Image::of(source).expect("it was compiled");
@@ -252,10 +283,12 @@ fn report() -> String {
             let loads = work
                 .get(kernel)
                 .unwrap_or_else(|| panic!("{kernel} has no workload in backend/cuda/workloads"));
-            let lines = MULTIPROCESSORS.each_ref().map(|at| {
-                let usage = &resources[&(kernel.to_owned(), at.arch.to_owned())];
-                (at, usage)
-            });
+            let alone = SM_90A_ALONE.contains(&image.source);
+            let lines: Vec<_> = MULTIPROCESSORS
+                .iter()
+                .filter(|at| !alone || at.arch == "sm_90a")
+                .map(|at| (at, &resources[&(kernel.to_owned(), at.arch.to_owned())]))
+                .collect();
             text += &row(kernel, &lines, &loads[0]);
             for more in &loads[1..] {
                 text += &format!("| | | | | | | {}\n", bound(more));
@@ -283,13 +316,14 @@ fn work() -> HashMap<String, Vec<Workload>> {
     work
 }
 
-fn row(kernel: &str, lines: &[(&Multiprocessor, &Usage); 4], load: &Workload) -> String {
+fn row(kernel: &str, lines: &[(&Multiprocessor, &Usage)], load: &Workload) -> String {
     let threads: u32 = load.dims.block.iter().product();
     let shared = |usage: &Usage| usage.static_shared + load.dims.dynamic_shared;
     let each = |value: &dyn Fn(&Multiprocessor, &Usage) -> u32| {
-        let mut values = lines
-            .map(|(at, usage)| value(at, usage).to_string())
-            .to_vec();
+        let mut values: Vec<String> = lines
+            .iter()
+            .map(|&(at, usage)| value(at, usage).to_string())
+            .collect();
         if values.iter().all(|value| *value == values[0]) {
             values.truncate(1);
         }

@@ -9,7 +9,7 @@ use cudarc::driver::result as cu;
 use cudarc::driver::sys;
 
 use super::images::{self, Image};
-use super::launch::{DevicePtr, Dims, LaunchError, Launcher};
+use super::launch::{Boxes, DevicePtr, Dims, Dtype, LaunchError, Launcher, TensorMap};
 use super::workloads::Rates;
 
 /// The driver must know the release of CUDA that compiled the kernels, 13.0: driver 580 is the first.
@@ -17,6 +17,9 @@ const DRIVER: i32 = 13_000;
 
 /// Dynamic shared memory that a kernel gets without asking the driver for more, bytes.
 const SHARED_BY_DEFAULT: u32 = 48 << 10;
+
+/// What code for sm_90a runs on, and nothing later does.
+const SM_90A: &str = "9.0";
 
 /// What a GPU is.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -408,12 +411,60 @@ impl Launcher for CudaDevice {
         .map_err(failed)
     }
 
+    fn tensor_map(&mut self, of: &Boxes) -> Result<TensorMap, LaunchError> {
+        self.bind()?;
+        let capability = self.info()?.compute_capability;
+        if capability != SM_90A {
+            return Err(LaunchError::NotOnThisGpu {
+                what: "a tensor copy".into(),
+                capability,
+            });
+        }
+        encode_tiled(of)
+    }
+
     fn synchronize(&mut self) -> Result<(), LaunchError> {
         self.bind()?;
         // SAFETY: this device's stream, destroyed only in drop.
         unsafe { cu::stream::synchronize(self.stream) }
             .map_err(|e| failed("waiting for the GPU", e))
     }
+}
+
+/// `cuTensorMapEncodeTiled` for rows of a matrix: a computation on the host that touches no device memory.
+fn encode_tiled(of: &Boxes) -> Result<TensorMap, LaunchError> {
+    use sys::CUtensorMapDataType_enum as T;
+    let dtype = match of.dtype {
+        Dtype::F32 => T::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+        Dtype::F16 => T::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        Dtype::BF16 => T::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+    };
+    // Innermost first; of the strides the innermost, one element, is left out.
+    let extent = [u64::from(of.columns), u64::from(of.rows)];
+    let strides = [u64::from(of.row_stride) * of.dtype.bytes() as u64];
+    let (boxes, steps) = ([of.box_columns, of.box_rows], [1, 1]);
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
+    // SAFETY: the driver reads two extents, one stride, two box extents and two steps, and writes the map; the address goes into it
+    // unread.
+    unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &mut map,
+            dtype,
+            2,
+            of.at.0 as *mut c_void,
+            extent.as_ptr(),
+            strides.as_ptr(),
+            boxes.as_ptr(),
+            steps.as_ptr(),
+            sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    }
+    .result()
+    .map_err(|e| failed(&format!("describing {of:?} to tensor copies"), e))?;
+    Ok(TensorMap(map.opaque))
 }
 
 impl Drop for CudaDevice {

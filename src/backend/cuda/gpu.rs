@@ -13,7 +13,7 @@ use super::cublaslt::{self, CublasLt};
 use super::device::{CudaDevice, failed};
 use super::driver::{Driver, Fence, Pitched, Registrar, Stamp, Track, Waited};
 use super::gemm::{GemmAlgorithm, GemmCall, GemmShape, OWN, own_gemm};
-use super::launch::{DevicePtr, Dims, LaunchError, Launcher};
+use super::launch::{Boxes, DevicePtr, Dims, LaunchError, Launcher, TensorMap};
 
 /// Which matrix products to use (`--gemm`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -213,6 +213,10 @@ impl Launcher for Gpu {
         args: &[u8],
     ) -> Result<(), LaunchError> {
         self.device.launch_raw(source, name, dims, args)
+    }
+
+    fn tensor_map(&mut self, of: &Boxes) -> Result<TensorMap, LaunchError> {
+        self.device.tensor_map(of)
     }
 
     fn synchronize(&mut self) -> Result<(), LaunchError> {

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ptx_interpreter::{Device, Launch, Module, Schedule};
+use ptx_interpreter::{Device, Launch, Module, Schedule, Swizzle};
 
 use super::images::Image;
-use super::launch::{DevicePtr, Dims, LaunchError, Launcher};
+use super::launch::{Boxes, DevicePtr, Dims, LaunchError, Launcher, TensorMap};
 
 /// At run time, a folder with `<source>.<arch>.ptx` that stands in for the PTX compiled in, where it has the file.
 pub const PTX_DIR: &str = "STREAMGAUGE_PTX_DIR";
@@ -156,7 +156,34 @@ impl Launcher for Interpreted {
             })
     }
 
+    fn tensor_map(&mut self, of: &Boxes) -> Result<TensorMap, LaunchError> {
+        tensor_map(self.how.arch, of)
+    }
+
     fn synchronize(&mut self) -> Result<(), LaunchError> {
         Ok(())
     }
+}
+
+/// The map by which the interpreter's tensor copies find a matrix; H100's PTX alone has them.
+fn tensor_map(arch: &str, of: &Boxes) -> Result<TensorMap, LaunchError> {
+    if arch != "compute_90a" {
+        return Err(LaunchError::NotOnThisGpu {
+            what: "a tensor copy".into(),
+            capability: arch.trim_start_matches("compute_").to_owned(),
+        });
+    }
+    let bytes = of.dtype.bytes();
+    let map = ptx_interpreter::TensorMap {
+        address: of.at.0,
+        element_bytes: bytes as u32,
+        extent: [of.columns.into(), of.rows.into()],
+        row_bytes: u64::from(of.row_stride) * bytes as u64,
+        box_extent: [of.box_columns, of.box_rows],
+        swizzle: Swizzle::B128,
+    };
+    let encoded = map
+        .encode()
+        .map_err(|why| failed("describing a matrix to tensor copies", &why))?;
+    Ok(bytemuck::pod_read_unaligned(&encoded))
 }

@@ -66,6 +66,28 @@ impl std::fmt::Display for Dtype {
     }
 }
 
+/// What tensor copies are told of a matrix: [`Launcher::tensor_map`] makes it, and a kernel is given it among its arguments. Only the
+/// device that made it can read it.
+#[repr(C, align(128))]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct TensorMap(pub [u64; 16]);
+
+/// A matrix in device memory, and the boxes of it that tensor copies bring to shared memory, their rows swizzled over 128 bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Boxes {
+    pub at: DevicePtr,
+    /// What a box takes from outside of them is zero.
+    pub rows: u32,
+    pub columns: u32,
+    /// Elements from row to row.
+    pub row_stride: u32,
+    pub dtype: Dtype,
+    /// At most 256.
+    pub box_rows: u32,
+    /// At most 128 bytes.
+    pub box_columns: u32,
+}
+
 /// How many blocks of how many threads, and the dynamic shared memory of each block in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Dims {
@@ -129,6 +151,9 @@ pub enum LaunchError {
     /// Allocation, copy or another driver call.
     #[error("{what}: {reason}")]
     Device { what: String, reason: String },
+    /// The GPU has no such thing.
+    #[error("{what} needs a GPU of compute capability 9.0 (H100), and this is one of {capability}")]
+    NotOnThisGpu { what: String, capability: String },
     /// There is no device to run on.
     #[error("{0}")]
     NoDevice(String),
@@ -154,6 +179,11 @@ pub trait Launcher {
         dims: Dims,
         args: &[u8],
     ) -> Result<(), LaunchError>;
+    /// What tensor copies are told of a matrix that lies there when a kernel with the map runs.
+    ///
+    /// # Errors
+    /// [`LaunchError::NotOnThisGpu`] where there are no tensor copies; boxes against the rules of `cuTensorMapEncodeTiled`.
+    fn tensor_map(&mut self, of: &Boxes) -> Result<TensorMap, LaunchError>;
     /// Waits for all launches so far and tells whether one failed.
     fn synchronize(&mut self) -> Result<(), LaunchError>;
 }

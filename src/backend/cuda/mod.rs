@@ -40,6 +40,6 @@ pub use cublaslt::find as find_cublaslt;
 pub use gemm::{GemmAlgorithm, GemmCall, GemmRecord, GemmShape, OWN};
 pub use gpu::{GemmChoice, Gpu};
 pub use images::has_kernels;
-pub use launch::{DevicePtr, Dims, Dtype, Kernel, LaunchError, Launcher, launch};
+pub use launch::{Boxes, DevicePtr, Dims, Dtype, Kernel, LaunchError, Launcher, TensorMap, launch};
 pub use pinned::Pinner;
 pub use timeline::Timed;

@@ -13,7 +13,7 @@ use half::{bf16, f16};
 use super::driver::{Driver, Fence, Pitched, Registrar, Stamp, Track, Waited};
 use super::gemm::{GemmAlgorithm, GemmCall, GemmShape, OWN, own_gemm};
 use super::interpreted::{Interpretation, Interpreted};
-use super::launch::{DevicePtr, Dims, Dtype, LaunchError, Launcher};
+use super::launch::{Boxes, DevicePtr, Dims, Dtype, LaunchError, Launcher, TensorMap};
 pub use super::virtual_streams::StreamOrder;
 use super::virtual_streams::{Copy, Step, Streams, Task};
 
@@ -288,6 +288,11 @@ impl Launcher for VirtualGpu {
             args: args.to_vec(),
         });
         Ok(())
+    }
+
+    fn tensor_map(&mut self, of: &Boxes) -> Result<TensorMap, LaunchError> {
+        self.call("describing a matrix to tensor copies")?;
+        self.interpreted.tensor_map(of)
     }
 
     fn synchronize(&mut self) -> Result<(), LaunchError> {

@@ -34,9 +34,21 @@ impl Machine {
 
 /// Every machine in turn; each is made when its turn comes.
 pub fn all() -> Box<dyn Iterator<Item = Machine>> {
+    those(schedules())
+}
+
+/// Those that run code for sm_90a; a GPU is asked when it comes to that.
+pub fn of_sm_90a() -> Box<dyn Iterator<Item = Machine>> {
+    those(schedules().map(|(name, how)| {
+        let arch = "compute_90a";
+        (name, Interpretation { arch, ..how })
+    }))
+}
+
+fn those(schedules: [(&'static str, Interpretation); 3]) -> Box<dyn Iterator<Item = Machine>> {
     match std::env::var("STREAMGAUGE_TEST_DEVICE") {
         Ok(device) => Box::new((1..=REPEATS).map(move |run| on_gpu(&device, run))),
-        Err(_) => Box::new(schedules().into_iter().map(|(name, how)| Machine {
+        Err(_) => Box::new(schedules.into_iter().map(|(name, how)| Machine {
             name: format!("{name} on the PTX of {}", how.arch),
             launcher: Box::new(Interpreted::new(how)),
             watches: true,

@@ -41,9 +41,20 @@ pub fn cases(n: u32) -> proptest::test_runner::Config {
 
 /// Runs `case` on every machine there is and returns what it returned.
 #[track_caller]
-pub fn on_every_schedule<R>(mut case: impl FnMut(&mut Gpu) -> R) -> R {
+pub fn on_every_schedule<R>(case: impl FnMut(&mut Gpu) -> R) -> R {
+    on_each(machine::all(), case)
+}
+
+/// As [`on_every_schedule`], of code that only sm_90a has.
+#[track_caller]
+pub fn on_every_schedule_of_sm_90a<R>(case: impl FnMut(&mut Gpu) -> R) -> R {
+    on_each(machine::of_sm_90a(), case)
+}
+
+#[track_caller]
+fn on_each<R>(machines: impl Iterator<Item = Machine>, mut case: impl FnMut(&mut Gpu) -> R) -> R {
     let mut first: Option<(R, Gpu)> = None;
-    for machine in machine::all() {
+    for machine in machines {
         let mut gpu = Gpu::on(machine);
         let result = case(&mut gpu);
         gpu.check_buffers();
@@ -141,6 +152,16 @@ impl Gpu {
         let buffer = self.alloc(len, false);
         self.poison(&buffer);
         buffer
+    }
+
+    /// What makes tensor maps.
+    pub fn launcher(&mut self) -> &mut dyn Launcher {
+        self.machine.launcher()
+    }
+
+    /// Whether it watches accesses itself: the interpreter, rather than a GPU.
+    pub fn watches(&self) -> bool {
+        self.machine.watches()
     }
 
     /// Launches; the case fails if that does.

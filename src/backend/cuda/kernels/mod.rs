@@ -7,6 +7,7 @@ pub mod cache;
 pub mod decode_attention;
 pub mod edit;
 pub mod embed;
+pub mod gate_up;
 pub mod gather;
 pub mod gemm;
 pub mod head;

@@ -3,6 +3,7 @@
 use bytemuck::Zeroable;
 
 use super::{Build, Cost, Memory, Shapes, Units, Workload, product};
+use crate::backend::cuda::kernels::gate_up::{GateUp, GateUpCall};
 use crate::backend::cuda::kernels::gemm::{Gemm, GemmArgs};
 use crate::backend::cuda::launch::{Dtype, LaunchError};
 
@@ -29,6 +30,11 @@ pub(super) fn add(builds: &mut Vec<Build>) {
         add("decode: logits", dtype, Dtype::F32, |s| {
             [s.sequences, s.vocab, s.d]
         });
+    }
+    for dtype in [Dtype::BF16, Dtype::F16] {
+        builds.push(Box::new(move |shapes, memory| {
+            gate_up(dtype, [shapes.tokens, shapes.f, shapes.d], memory)
+        }));
     }
 }
 
@@ -63,4 +69,31 @@ fn gemm(
     };
     let what = format!("{what}, {m}×{n}×{k}");
     Workload::new(what, &Gemm::new(input, output, m, n), &args, cost)
+}
+
+fn gate_up(
+    dtype: Dtype,
+    [m, f, k]: [u32; 3],
+    memory: &mut Memory,
+) -> Result<Workload, LaunchError> {
+    let (x, weight, out) = (product(m, k), product(2 * f, k), product(m, f));
+    let call = GateUpCall {
+        x: memory.noise(dtype, x)?,
+        weight: memory.noise(dtype, weight)?,
+        out: memory.output(out * dtype.bytes() as u64)?,
+        x_stride: k,
+        out_stride: f,
+        m,
+        f,
+        k,
+    };
+    let kernel = GateUp::new(dtype);
+    let args = kernel.args(&mut *memory.on, &call)?;
+    let cost = Cost {
+        bytes: (x + weight + out) * dtype.bytes() as u64,
+        flops: 4 * out * u64::from(k),
+        units: Units::TensorCores,
+    };
+    let what = format!("gate, up and SwiGLU, {m}×{f}×{k}");
+    Workload::new(what, &kernel, &args, cost)
 }

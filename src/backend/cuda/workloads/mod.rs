@@ -8,7 +8,7 @@ mod moments;
 mod readout;
 mod rows;
 
-use super::launch::{DevicePtr, Dims, Dtype, Kernel, LaunchError, Launcher};
+use super::launch::{Boxes, DevicePtr, Dims, Dtype, Kernel, LaunchError, Launcher, TensorMap};
 
 /// A model's and a batch's sizes.
 #[derive(Debug, Clone, Copy)]
@@ -159,7 +159,7 @@ impl Workload {
 
 type Build = Box<dyn Fn(&Shapes, &mut Memory) -> Result<Workload, LaunchError>>;
 
-/// Calls `each` with every workload in turn, its memory allocated and filled, and given back afterwards.
+/// Calls `each` with every workload that this GPU can run in turn, its memory allocated and filled, and given back afterwards.
 pub fn for_each<L: Launcher>(
     shapes: &Shapes,
     on: &mut L,
@@ -176,9 +176,13 @@ pub fn for_each<L: Launcher>(
             on: &mut *on,
             allocated: Vec::new(),
         };
-        let workload = build(shapes, &mut memory)?;
+        let built = build(shapes, &mut memory);
         let allocated = memory.allocated;
-        each(&workload, on)?;
+        match built {
+            // Another GPU's kernel.
+            Err(LaunchError::NotOnThisGpu { .. }) => {}
+            built => each(&built?, on)?,
+        }
         for ptr in allocated {
             on.free(ptr)?;
         }
@@ -275,6 +279,10 @@ impl Launcher for Nowhere {
 
     fn launch_raw(&mut self, _: &str, _: &str, _: Dims, _: &[u8]) -> Result<(), LaunchError> {
         Ok(())
+    }
+
+    fn tensor_map(&mut self, _: &Boxes) -> Result<TensorMap, LaunchError> {
+        Ok(bytemuck::Zeroable::zeroed())
     }
 
     fn synchronize(&mut self) -> Result<(), LaunchError> {
