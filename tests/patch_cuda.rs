@@ -32,6 +32,7 @@ fn device(prepared: &Prepared, dtype: Dtype) -> Cuda<VirtualGpu> {
         ring_bytes: Some(2 << 20),
         gemm_chunk: 64,
         gemm: None,
+        fused_swiglu: false,
     };
     let model = &prepared.model;
     Cuda::open(VirtualGpu::new(gpu), shape(&model.config), model, options).unwrap()

@@ -55,6 +55,7 @@ fn open(model: &Model, gpu: VirtualGpuOptions, ring: usize) -> Cuda<VirtualGpu> 
         ring_bytes: Some(ring),
         gemm_chunk: 128,
         gemm: None,
+        fused_swiglu: false,
     };
     Cuda::open(VirtualGpu::new(gpu), shape(&model.config), model, options).unwrap()
 }

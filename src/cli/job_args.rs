@@ -39,6 +39,10 @@ pub struct JobArgs {
         allow_hyphen_values = true
     )]
     pub select: String,
+    /// Experimental, on an H100 in bf16 or f16: the MLP's gate and up with their activation in one kernel. It was proven on the
+    /// PTX interpreter; no GPU has run it, and nobody has timed it.
+    #[arg(long, hide = true)]
+    pub fused_swiglu: bool,
     /// Dtype of stored rows; `same` is the compute dtype. (hook_scale is always f32.)
     ///
     /// fp8-e4m3 and int8 take a byte a number: a scale for each row, or for each 64 numbers of it, and the 8 largest numbers of a row
@@ -193,7 +197,11 @@ impl JobArgs {
     /// # Errors
     /// As [`Prepared::open`]; a flag whose work this version or that device cannot do, by name; edits that are badly written.
     pub fn open(&self) -> Result<(Prepared, Place), Failure> {
-        let (mut job, model, place) = self.model.settle(self.job()?)?;
+        let model = ModelArgs {
+            fused_swiglu: self.fused_swiglu,
+            ..self.model.clone()
+        };
+        let (mut job, model, place) = model.settle(self.job()?)?;
         job.batch_tokens = self.batch_tokens.unwrap_or(place.batch_tokens());
         Ok((Prepared::with_model(job, model)?, place))
     }

@@ -29,6 +29,9 @@ pub struct ModelArgs {
     /// Matrix products of a GPU: cuBLASLt where it is found (auto), cuBLASLt or an error, or this project's own kernels.
     #[arg(long, value_enum, default_value = "auto", help_heading = WHERE)]
     pub gemm: GemmArg,
+    /// Set by the commands that have the flag.
+    #[arg(skip)]
+    pub fused_swiglu: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -112,6 +115,7 @@ impl ModelArgs {
             dtype: self.dtype.map(Into::into),
             f32_resid: self.residual == ResidualArg::F32,
             gemm: self.gemm.into(),
+            fused_swiglu: self.fused_swiglu,
         }
     }
 }

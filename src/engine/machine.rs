@@ -427,20 +427,24 @@ impl<D: Driver> Machine for Cuda<D> {
             |why| format!("no kernels: {why}"),
             |nvcc| format!("cuda {}, nvcc {nvcc}", env!("CARGO_PKG_VERSION")),
         );
+        let mut numeric_record = json!({
+            "backend": "cuda",
+            "engine": env!("CARGO_PKG_VERSION"),
+            "device": self.device_name(),
+            "kernels": build.clone(),
+            "compute": self.dtype(),
+            "residual": self.residual_dtype(),
+            "gemm": self.gemm_record(),
+            "batch_invariant": true,
+        });
+        if self.fused_swiglu() {
+            numeric_record["fused_swiglu"] = true.into();
+        }
         Identity {
             backend: "cuda".into(),
             device: self.device_name(),
             compute_dtype: self.dtype().to_string(),
-            numeric_record: json!({
-                "backend": "cuda",
-                "engine": env!("CARGO_PKG_VERSION"),
-                "device": self.device_name(),
-                "kernels": build.clone(),
-                "compute": self.dtype(),
-                "residual": self.residual_dtype(),
-                "gemm": self.gemm_record(),
-                "batch_invariant": true,
-            }),
+            numeric_record,
             kernel_build: build,
         }
     }

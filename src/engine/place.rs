@@ -19,6 +19,7 @@ use crate::backend::cuda::{
     interpreted::Interpretation,
     virtual_gpu::{VirtualGpu, VirtualGpuOptions},
 };
+use crate::hooks::Site;
 use crate::model::{self, Model};
 use crate::store::Provenance;
 
@@ -76,6 +77,8 @@ pub struct Compute {
     /// Keep the residual stream in f32 beside a 16-bit dtype.
     pub f32_resid: bool,
     pub gemm: GemmChoice,
+    /// The MLP's gate and up with their activation in one kernel (`--fused-swiglu`).
+    pub fused_swiglu: bool,
 }
 
 /// What that comes to.
@@ -86,6 +89,7 @@ pub struct Place {
     pub dtype: Dtype,
     pub f32_resid: bool,
     pub gemm: GemmChoice,
+    pub fused_swiglu: bool,
     /// Why `auto` took the CPU.
     pub why_cpu: Option<String>,
 }
@@ -151,6 +155,7 @@ impl Place {
             dtype,
             f32_resid: asked.f32_resid && dtype != Dtype::F32,
             gemm: asked.gemm,
+            fused_swiglu: asked.fused_swiglu,
             why_cpu,
         })
     }
@@ -173,6 +178,7 @@ impl Place {
             } else {
                 GemmChoice::Auto
             },
+            fused_swiglu: store.numeric_record["fused_swiglu"] == true,
             why_cpu,
         }
     }
@@ -223,6 +229,9 @@ impl Place {
     ) -> Result<Opened<'p>> {
         if !matches!(self.device, Device::Auto | Device::Cpu) {
             check_device(prepared)?;
+            if self.fused_swiglu {
+                check_fused_swiglu(prepared, self.dtype)?;
+            }
         }
         match self.device {
             Device::Auto | Device::Cpu => Ok(Opened {
@@ -270,6 +279,7 @@ impl Place {
             ring_bytes,
             gemm_chunk: chunk,
             gemm,
+            fused_swiglu: self.fused_swiglu,
         };
         let model = &prepared.model;
         let cuda = Cuda::open(driver, shape(&model.config), model, options)?;
@@ -346,6 +356,10 @@ fn check_cpu(asked: &Compute, why_cpu: Option<&str>) -> Result<()> {
             "its products have one implementation; leave the flag out".into(),
         );
     }
+    if asked.fused_swiglu {
+        let instead = "it fuses nothing; leave the flag out".into();
+        return refuse("--fused-swiglu".into(), instead);
+    }
     Ok(())
 }
 
@@ -361,6 +375,25 @@ fn check_device(prepared: &Prepared) -> Result<()> {
             instead: ": take bf16, or --device cpu".into(),
         }
         .into());
+    }
+    Ok(())
+}
+
+/// Refuses what the fused SwiGLU does not do. It decides for the whole job, so that a sample's bits do not hang on its batch.
+fn check_fused_swiglu(prepared: &Prepared, dtype: Dtype) -> Result<()> {
+    let not_yet = |what: &str, instead: &str| {
+        let what = format!("--fused-swiglu {what}");
+        let instead = format!(": {instead}leave the flag out");
+        Err(Error::NotYet { what, instead }.into())
+    };
+    if dtype == Dtype::F32 {
+        return not_yet("in f32", "take bf16 or f16, or ");
+    }
+    let taps = prepared.taps.iter().map(|tap| tap.point.site);
+    let edits = prepared.edits.iter().map(|open| open.edit.point.site);
+    let unfused = |site| matches!(site, Site::MlpPre | Site::MlpPreLinear);
+    if taps.chain(edits).any(unfused) {
+        return not_yet("with a tap or an edit of hook_pre or hook_pre_linear", "");
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod common;
 mod edits;
 mod failures;
 mod fidelity;
+mod fused_swiglu;
 mod generate;
 mod invariance;
 mod jobs;
@@ -56,6 +57,7 @@ fn options(dtype: Dtype) -> CudaOptions {
         ring_bytes: Some(2 << 20),
         gemm_chunk: 128,
         gemm: None,
+        fused_swiglu: false,
     }
 }
 

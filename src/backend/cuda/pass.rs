@@ -39,6 +39,8 @@ pub struct Pass<'c, 's, D: Driver> {
     /// Per sink that takes means: its carries' slot, and whose turn it is.
     pub(super) means: Vec<(usize, bool)>,
     pending: Option<PendingAdd>,
+    /// What gate and up are made of, where the activation makes them: their input and their layer.
+    gate_of: Option<(Act, usize)>,
     n_tiles: u32,
     /// The sequences that the batch goes on with.
     continued: Option<Continued>,
@@ -76,6 +78,7 @@ impl<'c, 's, D: Driver> Pass<'c, 's, D> {
             bound: [None; Act::COUNT],
             means,
             pending: None,
+            gate_of: None,
             n_tiles,
             continued,
             error: None,

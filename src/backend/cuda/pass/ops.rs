@@ -76,6 +76,7 @@ impl<D: Driver> Ops for Pass<'_, '_, D> {
     }
 
     fn emit(&mut self, act: Act, sink: SinkId) {
+        self.attempt(|p| p.is_in_memory(act));
         self.attempt(|p| match &mut p.pending {
             Some(add) if add.out == act => {
                 add.taps.push(sink);
@@ -86,6 +87,7 @@ impl<D: Driver> Ops for Pass<'_, '_, D> {
     }
 
     fn emit_rows(&mut self, act: Act, rows: &[u32], sink: SinkId) {
+        self.attempt(|p| p.is_in_memory(act));
         self.attempt(|p| p.emit_some(act, Some(rows), sink));
     }
 
@@ -103,6 +105,7 @@ impl<D: Driver> Ops for Pass<'_, '_, D> {
     }
 
     fn edit(&mut self, act: Act, edit: EditId) {
+        self.attempt(|p| p.is_in_memory(act));
         self.attempt(|p| {
             p.settle_if(act)?;
             p.edit_some(act, None, edit)
@@ -110,6 +113,7 @@ impl<D: Driver> Ops for Pass<'_, '_, D> {
     }
 
     fn edit_rows(&mut self, act: Act, rows: &[u32], edit: EditId) {
+        self.attempt(|p| p.is_in_memory(act));
         self.attempt(|p| p.edit_some(act, Some(rows), edit));
     }
 }

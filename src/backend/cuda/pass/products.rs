@@ -5,6 +5,7 @@ use super::{Launched, Pass};
 use crate::backend::cuda::backend::{Cuda, View, WIDE_ROWS};
 use crate::backend::cuda::driver::Driver;
 use crate::backend::cuda::gemm::{GemmCall, GemmShape};
+use crate::backend::cuda::kernels::gate_up::{GateUp, GateUpCall};
 use crate::backend::cuda::kernels::gather::{Gather, GatherArgs};
 use crate::backend::cuda::kernels::gemm::{Gemm, GemmArgs};
 use crate::backend::cuda::kernels::segments;
@@ -31,6 +32,11 @@ impl<D: Driver> Pass<'_, '_, D> {
                 let n = (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim;
                 (weights.layers[l].qkv, n, Act::Q)
             }
+            // Made with its activation, when that is asked for.
+            Weight::Gate(l) if self.cuda.options.fused_swiglu => {
+                self.gate_of = Some((x, l));
+                return Ok(());
+            }
             Weight::Gate(l) => (weights.layers[l].gate_up, 2 * shape.d_mlp, Act::Gate),
             Weight::K(_) | Weight::V(_) | Weight::Up(_) => return Ok(()),
             Weight::O(l) => (weights.layers[l].o, shape.d_model, out),
@@ -47,6 +53,35 @@ impl<D: Driver> Pass<'_, '_, D> {
             weight,
             self.view(out),
         )
+    }
+
+    /// Gate and up of `x`, and their activation, by one kernel.
+    pub(super) fn gate_up(&mut self, x: Act, layer: usize, out: Act) -> Launched {
+        let (x, to) = (self.view(x), self.view(out));
+        let call = GateUpCall {
+            x: x.at,
+            weight: self.cuda.weights.layers[layer].gate_up,
+            out: to.at,
+            x_stride: x.stride as u32,
+            out_stride: to.stride as u32,
+            m: self.rows(),
+            f: to.width as u32,
+            k: x.width as u32,
+        };
+        let kernel = GateUp::new(self.dtype());
+        let args = kernel.args(&mut self.cuda.driver, &call)?;
+        launch(&mut self.cuda.driver, &kernel, &args)
+    }
+
+    /// Refuses to look at gate or up where they only ever are in registers.
+    pub(super) fn is_in_memory(&self, act: Act) -> Launched {
+        if !self.cuda.options.fused_swiglu || !matches!(act, Act::Gate | Act::Up) {
+            return Ok(());
+        }
+        Err(LaunchError::Device {
+            what: "a tap or an edit of gate or up".into(),
+            reason: "the fused SwiGLU does not write them".into(),
+        })
     }
 
     /// The LM head on some rows.

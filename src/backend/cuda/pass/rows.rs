@@ -167,6 +167,9 @@ impl<D: Driver> Pass<'_, '_, D> {
     }
 
     pub(super) fn gated(&mut self, out: Act) -> Launched {
+        if let Some((x, layer)) = self.gate_of.take() {
+            return self.gate_up(x, layer, out);
+        }
         let [gate, up, to] = [Act::Gate, Act::Up, out].map(|act| self.view(act));
         let args = SwigluArgs {
             gate: gate.at,
