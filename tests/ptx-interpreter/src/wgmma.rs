@@ -264,8 +264,8 @@ impl Machine<'_> {
             let what = "lanes of a warp differ in whether sums are added to";
             return Err(fault(FindingKind::InactiveLane, what));
         }
-        let held = |slot: &&Slot| registers.defined(register_id(BANK32, **slot)) != u32::MAX;
-        if add != 0 && wgmma.d.iter().find(held).is_some() {
+        let undefined = |slot: &Slot| registers.defined(register_id(BANK32, *slot)) != u32::MAX;
+        if add != 0 && wgmma.d.iter().any(undefined) {
             let what = "adds to sums that hold no defined value";
             return Err(fault(FindingKind::UninitialisedRegister, what));
         }
