@@ -343,22 +343,70 @@ fn edits_take_the_rows_that_a_store_in_8_bits_reads_as() {
 
 #[cfg(feature = "interpreter")]
 #[test]
-fn a_device_refuses_8_bits_before_it_computes() {
-    use streamgauge::engine::{Compute, Device, Place};
+fn a_device_rounds_its_rows_to_the_bytes_that_the_cpu_would_make_of_them() {
+    use streamgauge::backend::cuda::Dtype as CudaDtype;
+    use streamgauge::engine::{Compute, Device, Place, extract_on};
     use streamgauge::model::Model;
 
     let dir = tempfile::tempdir().unwrap();
     let data = dataset(dir.path());
-    let model = Model::open(&common::fixtures().join("models/mistral-window4")).unwrap();
-    let asked = Compute {
-        device: Device::Interpreter,
-        ..Compute::default()
+    let path = common::fixtures().join("models/mistral-bf16-h64");
+    let model = Model::open(&path).unwrap();
+    let place = |dtype| {
+        let compute = Compute {
+            device: Device::Interpreter,
+            dtype: Some(dtype),
+            ..Compute::default()
+        };
+        Place::of(&compute, &model).unwrap()
     };
-    let place = Place::of(&asked, &model).unwrap();
-    let prepared = Prepared::open(job(&data, StoreDtype::Int8)).unwrap();
-    let error = place.open(&prepared, None).err().unwrap().to_string();
-    assert_eq!(
-        error,
-        "--store-dtype int8 on a GPU is not available yet: take bf16, or --device cpu"
-    );
+    for compute in [CudaDtype::F32, CudaDtype::BF16] {
+        let store = |dtype: StoreDtype, taps: &[&str]| {
+            let out = dir.path().join(format!("{compute}-{dtype}"));
+            let job = Job {
+                model: path.display().to_string(),
+                limit: Some(5),
+                taps: taps.iter().map(|&tap| tap.to_owned()).collect(),
+                ..job(&data, dtype)
+            };
+            let prepared = Prepared::open(job).unwrap();
+            let mut opened = place(compute).open(&prepared, None).unwrap();
+            extract_on(&prepared, &mut *opened.machine, &out, &mut |_| ()).unwrap();
+            let report = verify(&out, &|_| ()).unwrap();
+            assert!(report.ok(), "{:?}", report.problems);
+            Store::open(&out).unwrap()
+        };
+        let taps = [
+            "blocks.*.hook_resid_post",
+            "blocks.1.attn.hook_q[0]@every:3",
+            "blocks.0.attn.hook_z[1]",
+            "blocks.0.hook_resid_mid|mean",
+            "blocks.0.attn.hook_z[0]|mean",
+            "blocks.1.mlp.hook_post@last",
+            "blocks.1.hook_mlp_out@last|top:5",
+        ];
+        let whole = store(StoreDtype::F32, &taps);
+        for dtype in BOTH {
+            let store = store(dtype, &taps);
+            for (tap, info) in store.taps().iter().enumerate() {
+                let (stored, exact) = (rows(&store, tap), rows(&whole, tap));
+                assert_eq!(stored.len(), exact.len());
+                let Some(compact) = info.compact() else {
+                    assert!(stored == exact, "{}", info.folder);
+                    continue;
+                };
+                for ((codes, side, _), (_, _, row)) in stored.iter().zip(&exact) {
+                    let (mut c, mut s) = (vec![0; codes.len()], vec![0; side.len()]);
+                    compact.quantise(row, &mut c, &mut s);
+                    assert!(
+                        *codes == c && *side == s,
+                        "{} {dtype} of {compute}",
+                        info.folder
+                    );
+                }
+            }
+            let losses = &store.manifest().losses;
+            assert_eq!(losses.len(), store.taps().len() - 1);
+        }
+    }
 }

@@ -47,7 +47,7 @@ pub struct JobArgs {
     ///
     /// fp8-e4m3 and int8 take a byte a number: a scale for each row, or for each 64 numbers of it, and the 8 largest numbers of a row
     /// kept apart as bf16. Every reader reads them back; what that costs is measured as rows are written, and inspect tells it.
-    /// Not for attention scores and patterns, and on the CPU only.
+    /// Not for attention scores and patterns.
     #[arg(long, value_enum, default_value = "same")]
     pub store_dtype: StoreDtypeArg,
     /// Field that holds the text. Where no field is named, a record's input is the first of `text`, `tokens` and `messages` that it

@@ -38,10 +38,15 @@ impl RowLoss {
         // Rows that are zero, or read as zero, have no direction.
         let blind = if read_norm == 0.0 { 0.0 } else { cosine };
         RowLoss {
-            relative_error: if none { 0.0 } else { ratio as f32 },
+            relative_error: if none { 0.0 } else { one_nan(ratio as f32) },
             cosine: if none { 1.0 } else { (blind as f32).min(1.0) },
         }
     }
+}
+
+/// Which of the NaNs an operation makes is the machine's affair; a stored one is always the same.
+fn one_nan(x: f32) -> f32 {
+    if x.is_nan() { f32::NAN } else { x }
 }
 
 fn together(mut lanes: [f64; LANES]) -> f64 {

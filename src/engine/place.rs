@@ -227,11 +227,8 @@ impl Place {
         record: Option<&Value>,
         room: Room,
     ) -> Result<Opened<'p>> {
-        if !matches!(self.device, Device::Auto | Device::Cpu) {
-            check_device(prepared)?;
-            if self.fused_swiglu {
-                check_fused_swiglu(prepared, self.dtype)?;
-            }
+        if self.fused_swiglu && !matches!(self.device, Device::Auto | Device::Cpu) {
+            check_fused_swiglu(prepared, self.dtype)?;
         }
         match self.device {
             Device::Auto | Device::Cpu => Ok(Opened {
@@ -359,22 +356,6 @@ fn check_cpu(asked: &Compute, why_cpu: Option<&str>) -> Result<()> {
     if asked.fused_swiglu {
         let instead = "it fuses nothing; leave the flag out".into();
         return refuse("--fused-swiglu".into(), instead);
-    }
-    Ok(())
-}
-
-/// Refuses what a job asks for and a device does not do.
-fn check_device(prepared: &Prepared) -> Result<()> {
-    if prepared
-        .specs
-        .iter()
-        .any(|spec| spec.dtype.code().is_some())
-    {
-        return Err(Error::NotYet {
-            what: format!("--store-dtype {} on a GPU", prepared.job.stored()),
-            instead: ": take bf16, or --device cpu".into(),
-        }
-        .into());
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ mod gather;
 mod head;
 mod moments;
 mod pattern;
+mod quantise;
 mod reduce;
 mod rms_norm;
 mod rope;

@@ -347,7 +347,7 @@ fn bound(load: &Workload) -> String {
     let cost = &load.cost;
     let us = 1e6 * cost.seconds(&H100);
     let by = match cost.units {
-        _ if us <= 1e6 * cost.bytes as f64 / H100.bytes => "bytes",
+        _ if cost.seconds(&H100) <= cost.bytes as f64 / H100.bytes => "bytes",
         Units::TensorCores => "tensor cores",
         Units::Fp32 => "f32 units",
     };

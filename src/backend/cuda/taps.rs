@@ -7,6 +7,7 @@ use super::arena::PieceId;
 use super::backend::View;
 use super::driver::Driver;
 use super::kernels::gather::{Gather, GatherArgs};
+use super::kernels::quantise::{Quantise, QuantiseArgs};
 use super::kernels::reduce::{Dot, DotArgs, K_MAX, Mean, MeanArgs, Norm, NormArgs, TopK, TopKArgs};
 use super::kernels::segments;
 use super::launch::{DevicePtr, Dtype, Kernel, LaunchError, launch};
@@ -24,7 +25,7 @@ impl From<SinkDtype> for Dtype {
             SinkDtype::F32 => Dtype::F32,
             SinkDtype::F16 => Dtype::F16,
             SinkDtype::BF16 => Dtype::BF16,
-            // What rows in 8 bits are made of.
+            // What means are made in before they are rounded to 8 bits.
             SinkDtype::F8E4M3 | SinkDtype::Int8 => Dtype::F32,
         }
     }
@@ -80,24 +81,21 @@ impl<D: Driver> Pass<'_, '_, D> {
         src_rows: &[u32],
     ) -> Launched {
         let spec = sink.spec.clone();
-        if spec.dtype.code().is_some() {
-            return Err(LaunchError::Device {
-                what: "rows in 8 bits".into(),
-                reason: "the CUDA backend does not round to them: take --store-dtype bf16, or --device cpu".into(),
-            });
-        }
         let columns = match &spec.columns[..] {
             [] => vec![0..from.width],
             some => some.to_vec(),
         };
         let width: usize = columns.iter().map(ExactSizeIterator::len).sum();
-        let widest = width.max(spec.stored_width(from.width));
+        let side = spec.compact(from.width).map_or(0, |c| c.side_bytes());
+        let widest = width.max(spec.stored_width(from.width)) + side.div_ceil(4);
         let per_piece = (self.cuda.ring.size() / PIECES / (widest * 4)).max(1);
         for rows in src_rows.chunks(per_piece) {
             let source = self.source(from, rows)?;
             match spec.reduce {
-                Reduce::None => self.write_plain(sink, &source, &columns, rows.len())?,
-                _ => self.write_reduced(id, sink, &source, &columns, rows.len())?,
+                Reduce::None if spec.dtype.code().is_none() => {
+                    self.write_plain(sink, &source, &columns, rows.len())?;
+                }
+                _ => self.write_made(id, sink, &source, &columns, rows.len())?,
             }
             if let Some((piece, _)) = source.list {
                 self.release(piece);
@@ -170,7 +168,8 @@ impl<D: Driver> Pass<'_, '_, D> {
         unsafe { self.send(piece, at, to.as_mut_ptr(), to.len()) }
     }
 
-    fn write_reduced(
+    /// Writes rows that a kernel makes of the chosen columns: reduced, or in 8 bits.
+    fn write_made(
         &mut self,
         id: SinkId,
         sink: &mut Sink<'_>,
@@ -178,7 +177,7 @@ impl<D: Driver> Pass<'_, '_, D> {
         columns: &[Range<usize>],
         n: usize,
     ) -> Launched {
-        // A reduction reads one range of columns.
+        // These kernels read one range of columns.
         let (gathered, view, rows) = match columns {
             [one] => {
                 let skipped = one.start * source.view.dtype.bytes();
@@ -202,7 +201,7 @@ impl<D: Driver> Pass<'_, '_, D> {
             }
         };
         match sink.spec.reduce.clone() {
-            Reduce::None => {}
+            Reduce::None => self.send_compact(sink, view, rows, sink.seen, n)?,
             Reduce::Norm => {
                 let (piece, out) = self.take(n * 4)?;
                 let args = NormArgs {
@@ -258,6 +257,17 @@ impl<D: Driver> Pass<'_, '_, D> {
         n: usize,
         width: usize,
     ) -> Launched {
+        if sink.spec.dtype.code().is_some() {
+            let view = View {
+                at,
+                stride: width,
+                width,
+                dtype: Dtype::F32,
+            };
+            self.send_compact(sink, view, DevicePtr::NULL, first, n)?;
+            self.release(piece);
+            return Ok(());
+        }
         let dtype = Dtype::from(sink.spec.dtype);
         let row_bytes = width * dtype.bytes();
         let to = &mut sink.bytes[first * row_bytes..(first + n) * row_bytes];
@@ -278,6 +288,47 @@ impl<D: Driver> Pass<'_, '_, D> {
         };
         // SAFETY: the memory is the sink's, which the pass holds until the copy is done.
         unsafe { self.send(ready, from, to.as_mut_ptr(), to.len()) }
+    }
+
+    /// Sends rows in the sink's 8 bits: codes, and side rows beside them.
+    fn send_compact(
+        &mut self,
+        sink: &mut Sink<'_>,
+        view: View,
+        rows: DevicePtr,
+        first: usize,
+        n: usize,
+    ) -> Launched {
+        let (Some(code), Some(side)) = (sink.spec.dtype.code(), &mut sink.index) else {
+            return Err(LaunchError::Device {
+                what: "rows in 8 bits".into(),
+                reason: "there is no memory for what stands beside them".into(),
+            });
+        };
+        let kernel = Quantise {
+            dtype: view.dtype,
+            code,
+        };
+        let (width, side_row) = (view.width, kernel.compact(view.width).side_bytes());
+        let (codes_piece, codes) = self.take(n * width)?;
+        let (side_piece, side_rows) = self.take(n * side_row)?;
+        let args = QuantiseArgs {
+            source: view.at,
+            rows,
+            codes,
+            side: side_rows,
+            source_stride: view.stride as u64,
+            selected: n as u32,
+            width: width as u32,
+        };
+        self.reduce(&kernel, &args)?;
+        let side = &mut side[first * side_row..(first + n) * side_row];
+        let bytes = &mut sink.bytes[first * width..(first + n) * width];
+        // SAFETY: the memory is the sink's, which the pass holds until the copies are done.
+        unsafe {
+            self.send(side_piece, side_rows, side.as_mut_ptr(), side.len())?;
+            self.send(codes_piece, codes, bytes.as_mut_ptr(), bytes.len())
+        }
     }
 
     fn top_k(

@@ -13,6 +13,7 @@ pub mod gemm;
 pub mod head;
 pub mod moments;
 pub mod pattern;
+pub mod quantise;
 pub mod reduce;
 mod require;
 pub mod rms_norm;

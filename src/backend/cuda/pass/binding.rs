@@ -17,6 +17,7 @@ impl<D: Driver> Pass<'_, '_, D> {
                 sink.rows.len() == self.batch.rows()
                     && sink.spec.columns.is_empty()
                     && matches!(sink.spec.reduce, Reduce::None)
+                    && sink.spec.dtype.code().is_none()
                     && Dtype::from(sink.spec.dtype) == view.dtype
             });
         if !direct {

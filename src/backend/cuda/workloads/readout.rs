@@ -4,11 +4,13 @@ use super::{Build, Cost, Memory, Shapes, Units, Workload, by, product};
 use crate::backend::cuda::kernels::edit::{Edit, EditArgs, EditKind};
 use crate::backend::cuda::kernels::gather::{Gather, GatherArgs};
 use crate::backend::cuda::kernels::head::{Kl, KlArgs, LogSoftmax, LogSoftmaxArgs};
+use crate::backend::cuda::kernels::quantise::{Quantise, QuantiseArgs};
 use crate::backend::cuda::kernels::reduce::{
     Dot, DotArgs, Mean, MeanArgs, Norm, NormArgs, TopK, TopKArgs,
 };
 use crate::backend::cuda::kernels::segments;
 use crate::backend::cuda::launch::{DevicePtr, Dtype, LaunchError};
+use crate::compact::Code;
 
 const DIRECTIONS: u32 = 64;
 const TOP: u32 = 32;
@@ -27,6 +29,11 @@ pub(super) fn add(builds: &mut Vec<Build>) {
             EditKind::Clamp,
         ] {
             builds.push(Box::new(move |s, m| edit(Edit { kind, dtype }, s, m)));
+        }
+        for code in [Code::F8E4M3, Code::I8] {
+            builds.push(Box::new(move |s, m| {
+                quantise(Quantise { dtype, code }, s, m)
+            }));
         }
         builds.push(Box::new(move |s, m| mean(Mean { dtype }, s, m)));
         builds.push(Box::new(move |s, m| dot(Dot { dtype }, s, m)));
@@ -61,6 +68,22 @@ fn gather(kernel: Gather, s: &Shapes, memory: &mut Memory) -> Result<Workload, L
         &args,
         Cost::bytes(elements * (from + to)),
     )
+}
+
+fn quantise(kernel: Quantise, s: &Shapes, memory: &mut Memory) -> Result<Workload, LaunchError> {
+    let elements = product(s.tokens, s.d);
+    let side = u64::from(s.tokens) * kernel.compact(s.d as usize).side_bytes() as u64;
+    let args = QuantiseArgs {
+        source: memory.noise(kernel.dtype, elements)?,
+        rows: DevicePtr::NULL,
+        codes: memory.output(elements)?,
+        side: memory.output(side)?,
+        source_stride: s.d.into(),
+        selected: s.tokens,
+        width: s.d,
+    };
+    let cost = Cost::bytes(elements * (kernel.dtype.bytes() as u64 + 1) + side);
+    Workload::new(by(s.tokens, s.d), &kernel, &args, cost)
 }
 
 fn edit(kernel: Edit, s: &Shapes, memory: &mut Memory) -> Result<Workload, LaunchError> {
