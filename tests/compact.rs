@@ -25,12 +25,7 @@ const TAPS: [&str; 4] = [
 
 /// 24 samples of 1 to 23 ids.
 fn dataset(dir: &Path) -> String {
-    let line = |i: usize| {
-        let ids: Vec<usize> = (0..1 + i * 7 % 23)
-            .map(|t| (t * 31 + i * 17) % 160)
-            .collect();
-        format!("{{\"tokens\": {ids:?}}}\n")
-    };
+    let line = |i: usize| format!("{{\"tokens\": {:?}}}\n", common::ids(i));
     let path = dir.join("data.jsonl");
     std::fs::write(&path, (0..24).map(line).collect::<String>()).unwrap();
     path.display().to_string()

@@ -24,9 +24,7 @@ const TAPS: [&str; 4] = [
 /// 40 samples of 1 to 23 ids; `n` is whole in the first half and has fractions in the second.
 fn dataset(dir: &Path) -> String {
     let line = |i: usize| {
-        let tokens: Vec<usize> = (0..1 + i * 7 % 23)
-            .map(|t| (t * 31 + i * 17) % 160)
-            .collect();
+        let tokens = common::ids(i);
         let n = if i < 20 { i as f64 } else { i as f64 + 0.5 };
         let n = if n.fract() == 0.0 {
             format!("{i}")

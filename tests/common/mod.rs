@@ -17,6 +17,12 @@ pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
+/// Token ids of sample `i` of a made-up dataset: 1 to 23 of them, below 160.
+pub fn ids(i: usize) -> Vec<usize> {
+    let tokens = 0..1 + i * 7 % 23;
+    tokens.map(|t| (t * 31 + i * 17) % 160).collect()
+}
+
 /// SmolLM2-135M-Instruct, which `scripts/fetch-model` makes; `scripts/test` runs that first.
 pub fn smollm2() -> PathBuf {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(".models/SmolLM2-135M-Instruct");
