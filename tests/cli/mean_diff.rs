@@ -90,11 +90,12 @@ fn mean_diff_refuses_what_it_cannot_compare_and_says_what_to_do() {
                 .arg("--out")
                 .arg(&out)
                 .args(flags),
-            1,
+            status,
         );
         assert!(!out.exists(), "{flags:?} left something");
         message
     };
+    let refused = |flags: &[&str]| refused_with(flags, 1);
     let several = refused(&[]);
     assert!(
         several.contains("several sites") && several.contains("--tap 'blocks.*.hook_resid_post'"),
@@ -117,7 +118,9 @@ fn mean_diff_refuses_what_it_cannot_compare_and_says_what_to_do() {
             .contains("data.jsonl:1: the label 'topic' is 't0'")
     );
     assert!(refused(&[&mlp[..], &["--group", "square"]].concat()).contains("--keep square"));
-    assert!(refused(&[&mlp[..], &["--test-share", "1.5"]].concat()).contains("between 0 and 1"));
+    assert!(
+        refused_with(&[&mlp[..], &["--test-share", "1.5"]].concat(), 2).contains("between 0 and 1")
+    );
     let said = done(
         streamgauge()
             .args(["analyze", "mean-diff"])
