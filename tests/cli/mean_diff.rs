@@ -81,7 +81,7 @@ fn mean_diff_refuses_what_it_cannot_compare_and_says_what_to_do() {
         "blocks.1.attn.hook_pattern@last",
     ];
     let store = bench.extract(&taps, &["--keep", "label,topic"]);
-    let refused = |flags: &[&str]| {
+    let refused_with = |flags: &[&str], status: i32| {
         let out = bench.path("out");
         let message = refused(
             streamgauge()
