@@ -125,9 +125,11 @@ fn rates_now(place: &Place, prepared: &Prepared) -> Result<Rates, Failure> {
     })
 }
 
+/// Rows are copied into registered memory wherever some can be: a store's files, or the ring that a disk is written from.
 fn of_device_rates(device: &DeviceCeilings, place: &Place) -> Option<(f64, f64)> {
     let flops = device.gemm_flops.get(place.dtype.word())?;
-    Some((*flops, device.copy_out_bytes_per_s))
+    let registered = device.copy_out_registered_bytes_per_s;
+    Some((*flops, registered.unwrap_or(device.copy_out_bytes_per_s)))
 }
 
 pub fn run(args: &PlanArgs) -> CliResult {
