@@ -25,7 +25,10 @@ pub fn why_not() -> Option<String> {
             "it is barred: set sysctl kernel.io_uring_disabled=0, or run the container with a seccomp profile that allows io_uring_setup"
                 .into()
         }
-        _ => format!("io_uring_setup says {error}"),
+        Some(libc::ENOMEM | libc::EMFILE) => {
+            format!("io_uring_setup says {error}: raise `ulimit -l` (memory) and `ulimit -n` (files)")
+        }
+        _ => format!("io_uring_setup says {error}: take Linux 5.6 or newer"),
     })
 }
 

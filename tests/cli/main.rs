@@ -16,6 +16,8 @@ mod lens;
 mod mean_diff;
 mod merge;
 mod model_info;
+#[cfg(feature = "interpreter")]
+mod no_io_uring;
 mod plan;
 mod resume;
 mod score;

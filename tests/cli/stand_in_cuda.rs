@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::{Bench, common, done, done_json, refused, streamgauge};
 
 /// A folder with the stand-in, compiled once.
-fn stand_in() -> &'static Path {
+pub fn stand_in() -> &'static Path {
     static MADE: OnceLock<TempDir> = OnceLock::new();
     MADE.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
@@ -49,7 +49,7 @@ fn kernels() -> String {
 }
 
 /// A command on a machine with that driver.
-fn on(setting: &[(&str, &str)], mut command: Command) -> Command {
+pub fn on(setting: &[(&str, &str)], mut command: Command) -> Command {
     command.env("LD_LIBRARY_PATH", stand_in());
     for (name, value) in setting {
         command.env(name, value);
@@ -117,7 +117,7 @@ fn a_driver_without_a_gpu_and_one_that_is_too_old_are_told_in_a_line() {
     for (mode, says) in [
         (
             "no-gpu",
-            &["finds no usable GPU", "CUDA_ERROR_NO_DEVICE"][..],
+            &["finds no usable GPU", "CUDA_ERROR_NO_DEVICE", "nvidia-smi"][..],
         ),
         ("none-listed", &["no cuda:0"]),
         ("old", &["up to 12.4", "install driver 580"]),
@@ -190,7 +190,60 @@ fn a_launch_that_fails_ends_the_run_and_the_shards_before_it_stay() {
             said.contains("of a partial store: every checksum agrees"),
             "{said}"
         );
-        // Another run does not take it for an empty directory.
+        // Another run does not take it for an empty directory, and --resume goes on with it.
         refused(&mut on(&[], extract(&bench, &store)), 1);
+        let mut again = on(&[], extract(&bench, &store));
+        done(again.arg("--resume"));
+        let held = done_json(streamgauge().arg("inspect").arg(&store).arg("--json"));
+        assert_eq!(held["state"], "complete");
+        done(streamgauge().arg("verify").arg(&store));
     }
+}
+
+#[test]
+fn memory_that_cannot_be_registered_slows_a_job_and_is_told_with_the_remedy() {
+    let (bench, store) = bench();
+    let none = [("STAND_IN_CUDA", "no-register")];
+    done(&mut on(&none, extract(&bench, &store)));
+    let manifest = std::fs::read(store.join("manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let why = &manifest["write_path"]["why_not_better"];
+    assert!(why.as_str().unwrap().contains("NOT_PERMITTED"), "{why}");
+    let found = doctor(&none);
+    let registers = found["cuda"]["registers"].as_array().unwrap();
+    assert_eq!(registers.len(), 5);
+    assert!(registers.iter().all(|r| r["why_not"].is_string()));
+    assert!(remedy(&found, "registration of memory").contains("ulimit -l"));
+    let well = doctor(&[]);
+    let registers = well["cuda"]["registers"].as_array().unwrap();
+    assert!(
+        registers.iter().all(|r| r["why_not"].is_null()),
+        "{registers:?}"
+    );
+    assert_eq!(remedy(&well, "registration of memory"), "");
+}
+
+#[test]
+fn a_gpu_that_others_have_is_told_with_the_remedy() {
+    let alone = doctor(&[("STAND_IN_CUDA", "in-use")]);
+    let told = remedy(&alone, "use of cuda:0");
+    for word in ["CUDA_ERROR_DEVICE_UNAVAILABLE", "nvidia-smi"] {
+        assert!(told.contains(word), "'{word}' in {told}");
+    }
+    let full = doctor(&[("STAND_IN_CUDA_TAKEN", "3000000000")]);
+    assert!(remedy(&full, "GPU memory").contains("nvidia-smi"));
+    assert_eq!(remedy(&doctor(&[]), "GPU memory"), "");
+}
+
+fn doctor(setting: &[(&str, &str)]) -> serde_json::Value {
+    let mut doctor = streamgauge();
+    doctor.args(["doctor", "--json"]);
+    done_json(&mut on(setting, doctor))
+}
+
+/// What doctor says to do about something that is missing; nothing if it is there.
+fn remedy(found: &serde_json::Value, what: &str) -> String {
+    let missing = found["missing"].as_array().unwrap();
+    let about = missing.iter().find(|m| m["what"] == what);
+    about.map_or(String::new(), |m| m["remedy"].as_str().unwrap().to_owned())
 }

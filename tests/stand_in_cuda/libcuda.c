@@ -5,7 +5,10 @@
  *   STAND_IN_CUDA=none-listed     cuInit succeeds, and there is no device to count
  *   STAND_IN_CUDA=old             a driver of CUDA 12.4
  *   STAND_IN_CUDA=out-of-memory   memory is said to be free, and cannot be allocated
+ *   STAND_IN_CUDA=no-register     no host memory can be registered
+ *   STAND_IN_CUDA=in-use          the GPU is another process's alone
  *   STAND_IN_CUDA_MEMORY=BYTES    what is free (512 MiB)
+ *   STAND_IN_CUDA_TAKEN=BYTES     what others have besides (0)
  *   STAND_IN_CUDA_LAUNCH=N        the Nth launch, counted from 1, fails; so does every call after it
  *   STAND_IN_CUDA_LATE=1          which is told only when something is waited for, as on a GPU
  *
@@ -23,8 +26,10 @@ enum {
     INVALID_VALUE = 1,
     OUT_OF_MEMORY = 2,
     NO_DEVICE = 100,
+    DEVICES_UNAVAILABLE = 46,
     NOT_FOUND = 500,
     LAUNCH_FAILED = 719,
+    NOT_PERMITTED = 800,
 };
 
 static CUresult broken = SUCCESS, breaks_when_waited_for = SUCCESS;
@@ -60,6 +65,8 @@ CUresult cuGetErrorName(CUresult e, const char **text) {
     *text = e == OUT_OF_MEMORY   ? "CUDA_ERROR_OUT_OF_MEMORY"
             : e == NO_DEVICE     ? "CUDA_ERROR_NO_DEVICE"
             : e == LAUNCH_FAILED ? "CUDA_ERROR_LAUNCH_FAILED"
+            : e == NOT_PERMITTED ? "CUDA_ERROR_NOT_PERMITTED"
+            : e == DEVICES_UNAVAILABLE ? "CUDA_ERROR_DEVICE_UNAVAILABLE"
             : e == NOT_FOUND     ? "CUDA_ERROR_NOT_FOUND"
                                  : "CUDA_ERROR_INVALID_VALUE";
     return SUCCESS;
@@ -69,6 +76,8 @@ CUresult cuGetErrorString(CUresult e, const char **text) {
     *text = e == OUT_OF_MEMORY   ? "out of memory"
             : e == NO_DEVICE     ? "no CUDA-capable device is detected"
             : e == LAUNCH_FAILED ? "unspecified launch failure"
+            : e == NOT_PERMITTED ? "operation not permitted"
+            : e == DEVICES_UNAVAILABLE ? "CUDA-capable device(s) is/are busy or unavailable"
             : e == NOT_FOUND     ? "named symbol not found"
                                  : "invalid argument";
     return SUCCESS;
@@ -92,7 +101,7 @@ CUresult cuDeviceGetName(char *name, int len, int device) {
 
 CUresult cuDeviceTotalMem_v2(size_t *bytes, int device) {
     (void)device;
-    *bytes = number("STAND_IN_CUDA_MEMORY", 512L << 20);
+    *bytes = number("STAND_IN_CUDA_MEMORY", 512L << 20) + number("STAND_IN_CUDA_TAKEN", 0);
     return SUCCESS;
 }
 
@@ -112,7 +121,7 @@ CUresult cuDeviceGetAttribute(int *value, int attribute, int device) {
 CUresult cuDevicePrimaryCtxRetain(void **context, int device) {
     (void)device;
     *context = &launches;
-    return SUCCESS;
+    return is("in-use") ? DEVICES_UNAVAILABLE : SUCCESS;
 }
 
 CUresult cuDevicePrimaryCtxRelease_v2(int device) {
@@ -174,8 +183,8 @@ CUresult cuEventElapsedTime_v2(float *milliseconds, void *start, void *end) {
 }
 
 CUresult cuMemGetInfo_v2(size_t *available, size_t *total) {
-    *total = number("STAND_IN_CUDA_MEMORY", 512L << 20);
-    *available = *total - allocated;
+    *available = number("STAND_IN_CUDA_MEMORY", 512L << 20) - allocated;
+    *total = *available + allocated + number("STAND_IN_CUDA_TAKEN", 0);
     return broken;
 }
 
@@ -198,6 +207,7 @@ CUresult cuMemFree_v2(CUdeviceptr at) {
 
 CUresult cuMemHostRegister_v2(void *at, size_t bytes, unsigned flags) {
     (void)at, (void)flags;
+    if (is("no-register")) return NOT_PERMITTED;
     return bytes ? broken : INVALID_VALUE;
 }
 

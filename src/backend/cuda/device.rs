@@ -73,7 +73,7 @@ fn open_driver() -> Result<(), LaunchError> {
     match cu::init() {
         Ok(()) => Ok(()),
         Err(e) => none(format!(
-            "the NVIDIA driver finds no usable GPU: {}",
+            "the NVIDIA driver finds no usable GPU ({}): see nvidia-smi, and CUDA_VISIBLE_DEVICES; a container must be given its GPUs",
             reason(e)
         )),
     }

@@ -26,6 +26,8 @@ pub struct Cuda {
     cublaslt: Option<String>,
     /// Of the first GPU's driver.
     registers: Vec<Registration>,
+    /// Why the first GPU cannot be opened, if it is there and cannot.
+    why_not_opened: Option<String>,
 }
 
 impl Cuda {
@@ -43,9 +45,10 @@ impl Cuda {
             }
             Err(e) => (Vec::new(), Some(e.to_string())),
         };
-        let registers = match gpus.is_empty() {
-            true => Vec::new(),
-            false => registrations(0, dir).unwrap_or_default(),
+        let (registers, why_not_opened) = match (!gpus.is_empty()).then(|| registrations(0, dir)) {
+            None => (Vec::new(), None),
+            Some(Ok(registers)) => (registers, None),
+            Some(Err(e)) => (Vec::new(), Some(e.to_string())),
         };
         Cuda {
             nvcc: images::NVCC.ok(),
@@ -56,6 +59,7 @@ impl Cuda {
             why_no_gpu,
             cublaslt: find_cublaslt(),
             registers,
+            why_not_opened,
         }
     }
 
@@ -92,21 +96,52 @@ impl Cuda {
             "products run on kernels of our own, which are slower: pip install nvidia-cublas, or put libcublasLt.so.13 on LD_LIBRARY_PATH"
                 .into(),
         );
-        for r in self
-            .registers
-            .iter()
-            .filter(|r| r.memory.starts_with("tmpfs"))
-        {
-            let why = r.why_not.as_deref().unwrap_or_default();
+        let why_not_opened = self.why_not_opened.as_deref().unwrap_or_default();
+        add(
+            self.why_not_opened.is_some(),
+            "use of cuda:0",
+            format!(
+                "{why_not_opened}: another process may have it to itself, see nvidia-smi -q -d COMPUTE"
+            ),
+        );
+        let own = self.refused("own memory");
+        add(
+            own.is_some(),
+            "registration of memory",
+            format!(
+                "every copy from the GPU makes the host wait ({}): raise `ulimit -l`",
+                own.unwrap_or_default()
+            ),
+        );
+        // Where nothing can be registered, tmpfs is no matter of its own.
+        let tmpfs = self.refused("tmpfs").filter(|_| own.is_none());
+        add(
+            tmpfs.is_some(),
+            "registration of tmpfs",
+            format!(
+                "the GPU cannot copy straight into stores there ({}): raise `ulimit -l`, or free memory in /dev/shm",
+                tmpfs.unwrap_or_default()
+            ),
+        );
+        for (ordinal, gpu) in self.gpus.iter().enumerate() {
+            let free = gpu.free_bytes.unwrap_or(gpu.memory_bytes);
             add(
-                r.why_not.is_some(),
-                "registration of tmpfs",
+                free < gpu.memory_bytes / 2,
+                "GPU memory",
                 format!(
-                    "the GPU cannot copy straight into stores there ({why}): raise `ulimit -l`, or free memory in /dev/shm"
+                    "{} of cuda:{ordinal}'s {} are free: see nvidia-smi for who has the rest",
+                    format::bytes(free),
+                    format::bytes(gpu.memory_bytes)
                 ),
             );
         }
         missing
+    }
+
+    /// Why the driver registers no memory of a kind, if it does not.
+    fn refused(&self, kind: &str) -> Option<&str> {
+        let tried = self.registers.iter().find(|r| r.memory.starts_with(kind))?;
+        tried.why_not.as_deref()
     }
 
     /// Its part of the text.
