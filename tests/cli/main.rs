@@ -22,6 +22,8 @@ mod plan;
 mod resume;
 mod score;
 #[cfg(feature = "interpreter")]
+mod stand_in_cublaslt;
+#[cfg(feature = "interpreter")]
 mod stand_in_cuda;
 mod statistics;
 mod statistics_directions;
