@@ -8,6 +8,7 @@ mod decode_attention;
 mod gemm;
 mod harness;
 mod layout;
+mod op_by_op;
 mod report;
 
 mod add;

@@ -21,7 +21,9 @@ mod machine;
 mod noise;
 
 pub use element::{Element, ulp, ulps, wide};
-pub use gates::{assert_op_by_op, assert_relative_l2, assert_rounded, relative_l2};
+pub use gates::{
+    assert_op_by_op, assert_op_by_op_within, assert_relative_l2, assert_rounded, relative_l2,
+};
 pub use noise::{Random, normal};
 
 use bytemuck::Pod;
