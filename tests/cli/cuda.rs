@@ -220,6 +220,53 @@ fn a_plan_for_a_device_names_its_dtype() {
     assert_eq!(plan["gemm_gflops"].as_f64().unwrap(), rate / 1e9);
 }
 
+#[test]
+fn what_a_run_waited_for_is_told_by_its_cause_and_kept() {
+    let bench = Bench::new(8);
+    let store = bench.path("store");
+    let done = done_json(
+        job(&bench, "extract", BF16)
+            .args(["--json", "--out"])
+            .arg(&store),
+    );
+    let manifest = std::fs::read(store.join("manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let wall = done["wall_s"].as_f64().unwrap();
+    for cause in ["gpu", "pcie", "disk", "tokeniser"] {
+        let field = format!("waited_for_{cause}_s");
+        let (told, kept) = (&done[&field], &manifest["stalls"][&field]);
+        let (told, kept) = (told.as_f64().unwrap(), kept.as_f64().unwrap());
+        // Nothing is computed or copied before somebody waits for it; the first shard is waited for, and then its files.
+        assert!(told > 0.0 && told < wall, "{cause}: {told} of {wall}");
+        assert!((told - kept).abs() < 1e-3, "{cause}: {told} {kept}");
+    }
+    // The interpreter takes its time over kernels; copies are quick.
+    assert!(done["waited_for_gpu_s"].as_f64() > done["waited_for_pcie_s"].as_f64());
+    let mut c = streamgauge();
+    c.args([
+        "extract",
+        "--device",
+        "interpreter",
+        "--tap",
+        "hook_embed",
+        "--model",
+    ])
+    .arg(common::fixtures().join("models").join(BF16))
+    .arg("--data")
+    .arg(bench.path("data.jsonl"))
+    .arg("--out")
+    .arg(bench.path("told"));
+    let said = self::done(&mut c);
+    for word in [
+        "waiting for the GPU",
+        "for PCIe",
+        "waiting for the tokeniser",
+        "waiting for the disk",
+    ] {
+        assert!(said.contains(word), "'{word}' in {said}");
+    }
+}
+
 /// A line of JSON for each prompt.
 fn generate(bench: &Bench, device: &str, flags: &[&str]) -> Vec<Value> {
     let mut c = streamgauge();

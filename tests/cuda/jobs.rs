@@ -15,11 +15,16 @@ pub struct Bench {
 
 impl Bench {
     pub fn job(&self, taps: &[&str], edits: &[&str]) -> Prepared {
+        self.job_of(BF16, taps, edits)
+    }
+
+    /// Of that model, over samples of 40, 1 and 9 tokens.
+    pub fn job_of(&self, model: &str, taps: &[&str], edits: &[&str]) -> Prepared {
         let data = self.dir.path().join("data.jsonl");
         let line = |(i, n): (u32, usize)| format!("{{\"tokens\": {:?}}}\n", noise(n, i));
         let lines: String = (0..).zip([40, 1, 9]).map(line).collect();
         std::fs::write(&data, lines).unwrap();
-        let model = common::fixtures().join("models").join(BF16);
+        let model = common::fixtures().join("models").join(model);
         Prepared::open(Job {
             edits: edits.iter().map(|e| e.to_string()).collect(),
             batch_tokens: 48,

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use streamgauge::backend::cuda::{CudaOptions, Dtype};
 use streamgauge::backend::{Batch, Change, Edit, EditSpec, Sink, SinkSpec};
-use streamgauge::engine::{Machine, Plan};
+use streamgauge::engine::{Job, Machine, Plan, Prepared, extract_on};
+use streamgauge::sys::disk::file_system;
 
 use crate::{BF16, common, gpu, model, open, options};
 
@@ -51,6 +52,7 @@ fn a_thousand_batches_take_no_more_than_the_first() {
         let receipts = cuda.run(&batch, sinks, edits, 2, &plan).unwrap();
         let now = (
             cuda.driver().allocated(),
+            cuda.driver().allocations(),
             cuda.bytes(),
             receipts,
             resid,
@@ -66,4 +68,49 @@ fn a_thousand_batches_take_no_more_than_the_first() {
     }
     let memory = first.unwrap().0;
     assert!(memory > 0);
+}
+
+#[test]
+fn a_thousand_batches_of_a_job_give_back_all_that_they_registered_and_every_event() {
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap());
+    let data = memory.path().join("data.jsonl");
+    let lines: String = (0..1000)
+        .map(|i| format!("{{\"tokens\": [{}]}}\n", i % 160))
+        .collect();
+    std::fs::write(&data, lines).unwrap();
+    let taps = ["blocks.0.hook_resid_pre", "blocks.0.ln1.hook_out"];
+    let prepared = Prepared::open(Job {
+        batch_tokens: 1,
+        // Some thirty shards.
+        shard_bytes: 32 * 2 * 64 * 2,
+        ..Job::new(
+            common::fixtures()
+                .join("models")
+                .join(BF16)
+                .display()
+                .to_string(),
+            vec![data.display().to_string()],
+            taps.map(String::from).to_vec(),
+        )
+    })
+    .unwrap();
+    let mut cuda = open(&prepared.model, gpu(), options(Dtype::BF16));
+    let opened = (cuda.driver().allocated(), cuda.driver().allocations());
+    let mut batches = 0;
+    let out = memory.path().join("store");
+    let done = extract_on(&prepared, &mut cuda, &out, &mut |_| batches += 1).unwrap();
+    assert!(
+        batches >= 1000 && done.shards > 20,
+        "{batches}, {}",
+        done.shards
+    );
+    let driver = cuda.driver();
+    assert_eq!((driver.allocated(), driver.allocations()), opened);
+    assert_eq!((driver.registrations(), driver.open_events()), (0, 0));
+    if file_system(memory.path()).is_memory() {
+        assert_eq!(done.write_path, "registered");
+        // A shard that is laid out ahead, one that is computed, one whose last batches land, one that is committed; and what was tried.
+        let most = driver.most_registrations();
+        assert!((2..=4 * taps.len() as u64 + 1).contains(&most), "{most}");
+    }
 }

@@ -151,23 +151,27 @@ impl<D: Driver> Cuda<D> {
             DeviceWeights::place(&mut cutter, &shape, options.dtype, weights);
             let weights = cutter.used();
             Places::cut(&mut cutter, &shape, &options, library);
-            (weights, cutter.used())
+            let ring = options.ring_bytes.unwrap_or(ring_least(&shape, &options));
+            (weights, cutter.used(), ring)
         };
-        let ring_least = options.ring_bytes.unwrap_or(ring_least(&shape, &options));
-        let room = free.saturating_sub(LEFT_FREE.min(free / 16) + ring_least);
-        while options.sequences > 1 && needed(options.rows, &options).1 > room {
+        let most = free - LEFT_FREE.min(free / 16);
+        let fit = |rows: usize, options: &CudaOptions| {
+            let (_, without_ring, ring) = needed(rows, options);
+            without_ring + ring <= most
+        };
+        while options.sequences > 1 && !fit(options.rows, &options) {
             options.sequences = options.sequences.div_ceil(2);
         }
-        let (weight_bytes, without_ring) = needed(options.rows, &options);
-        if without_ring > room {
-            let fits = (0..options.rows).rev().step_by(128);
-            let fits = fits
-                .skip(1)
-                .find(|&rows| rows > 0 && needed(rows, &options).1 <= room);
+        let (weight_bytes, without_ring, ring_bytes) = needed(options.rows, &options);
+        if without_ring + ring_bytes > most {
+            // A library's chunk is whole, however few rows a batch has.
+            let fewest = if library { options.gemm_chunk } else { 1 };
+            let mut fewer = (fewest..options.rows).rev().step_by(128);
+            let fits = fewer.find(|&rows| fit(rows, &options));
             return Err(Error::DeviceMemory {
                 device: driver.name(),
                 free,
-                needed: without_ring + ring_least,
+                needed: without_ring + ring_bytes,
                 weights: weight_bytes,
                 rows: options.rows,
                 fits,
@@ -175,7 +179,7 @@ impl<D: Driver> Cuda<D> {
         }
         let ring_bytes = options
             .ring_bytes
-            .unwrap_or((room + ring_least - without_ring).min(RING_MOST));
+            .unwrap_or((most - without_ring).min(RING_MOST));
         let allocation = driver.alloc(without_ring + ring_bytes)?;
         let mut cutter = Cutter::cut_from(allocation);
         let device_weights = DeviceWeights::place(&mut cutter, &shape, options.dtype, weights);

@@ -54,6 +54,7 @@ pub struct VirtualGpu {
     interpreted: Interpreted,
     options: VirtualGpuOptions,
     allocated: usize,
+    allocations: u64,
     sizes: Vec<(DevicePtr, usize)>,
     streams: Streams,
     /// What the fences not waited for yet stand for, in order.
@@ -62,7 +63,9 @@ pub struct VirtualGpu {
     calls: Arc<AtomicU64>,
     choices: u64,
     registered: Arc<Mutex<HashMap<usize, usize>>>,
+    most_registered: Arc<AtomicU64>,
     unregistered_copies: u64,
+    copied_out: u64,
     opened: Instant,
     stamps: Stamps,
     waited: Waited,
@@ -82,6 +85,7 @@ impl VirtualGpu {
             interpreted: Interpreted::new(options.how),
             options,
             allocated: 0,
+            allocations: 0,
             sizes: Vec::new(),
             streams: Streams::new(options.order),
             fences: HashMap::new(),
@@ -89,7 +93,9 @@ impl VirtualGpu {
             calls: Arc::new(AtomicU64::new(0)),
             choices: options.fickle_gemm.unwrap_or(0),
             registered: Arc::default(),
+            most_registered: Arc::default(),
             unregistered_copies: 0,
+            copied_out: 0,
             opened: Instant::now(),
             stamps: Stamps::default(),
             waited: Waited::default(),
@@ -106,9 +112,24 @@ impl VirtualGpu {
         self.allocated
     }
 
+    /// Allocations so far, whether they were given back or not.
+    pub fn allocations(&self) -> u64 {
+        self.allocations
+    }
+
     /// Registrations of host memory that are in force.
     pub fn registrations(&self) -> usize {
         lock(&self.registered).len()
+    }
+
+    /// The most that were in force at a time.
+    pub fn most_registrations(&self) -> u64 {
+        self.most_registered.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that were copied to the host by way of the copies out.
+    pub fn copied_out(&self) -> u64 {
+        self.copied_out
     }
 
     /// Copies out to memory that was not registered: on a GPU each would have made the host wait.
@@ -209,6 +230,7 @@ struct VirtualRegistrar {
     calls: Arc<AtomicU64>,
     options: VirtualGpuOptions,
     registered: Arc<Mutex<HashMap<usize, usize>>>,
+    most_registered: Arc<AtomicU64>,
 }
 
 impl Registrar for VirtualRegistrar {
@@ -221,7 +243,10 @@ impl Registrar for VirtualRegistrar {
                 reason: "the memory cannot be registered".into(),
             });
         }
-        lock(&self.registered).insert(at.addr(), bytes);
+        let mut registered = lock(&self.registered);
+        registered.insert(at.addr(), bytes);
+        let now = registered.len() as u64;
+        self.most_registered.fetch_max(now, Ordering::Relaxed);
         Ok(())
     }
 
@@ -241,6 +266,7 @@ impl Launcher for VirtualGpu {
         }
         let at = self.interpreted.alloc(bytes)?;
         self.allocated += bytes;
+        self.allocations += 1;
         self.sizes.push((at, bytes));
         Ok(at)
     }
@@ -344,6 +370,7 @@ impl Driver for VirtualGpu {
         let inside = |(&at, &len): (&usize, &usize)| at <= to && to + bytes <= at + len;
         self.unregistered_copies += u64::from(!registered.iter().any(inside));
         drop(registered);
+        self.copied_out += bytes as u64;
         self.streams.push_copy(Copy::Out { from, to, bytes });
         Ok(())
     }
@@ -403,6 +430,7 @@ impl Driver for VirtualGpu {
             calls: Arc::clone(&self.calls),
             options: self.options,
             registered: Arc::clone(&self.registered),
+            most_registered: Arc::clone(&self.most_registered),
         }))
     }
 
