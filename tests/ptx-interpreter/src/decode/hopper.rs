@@ -186,7 +186,7 @@ impl<'a> Decoder<'_, 'a> {
             (Ty::F32, Ty::F16, Ty::F16) => MmaTy::F16,
             _ => return Err(modifiers.unknown()),
         };
-        if !(8..=256).contains(&n) || n % 8 != 0 {
+        if !(8..=256).contains(&n) || !n.is_multiple_of(8) {
             return malformed("n is a multiple of 8, at most 256");
         }
         let [Operand::Vector(d), a, b, add, rest @ ..] = operands else {
