@@ -75,7 +75,8 @@ fn bits(store: &Store, tap: usize, positions: &[Vec<i32>]) -> BTreeMap<(u64, i32
 #[test]
 fn whatever_rows_are_selected_in_16_bits_they_have_the_bits_of_the_whole_tap_at_every_hook_point() {
     let lengths = [40, 1, 9];
-    let selections: [(&str, fn(i32) -> Vec<i32>); 4] = [
+    type Selected = fn(i32) -> Vec<i32>;
+    let selections: [(&str, Selected); 4] = [
         ("all", |n| (0..n).collect()),
         ("last", |n| vec![n - 1]),
         ("-5..-2", |n| ((n - 5).max(0)..n - 1).collect()),
