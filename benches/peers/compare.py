@@ -226,6 +226,7 @@ def measure(args, key, made):
     samples, right = truth(args, workload, data, lengths)
     # In bf16 candle-mi is 0.31 from float64 where the others are 0.02: not the same work.
     peers = [peer for peer in PEERS[workload] if (peer, args.dtype) != ("candle-mi", "bfloat16")]
+    peers = [peer for peer in peers if not args.peers or peer in args.peers.split(",")]
     sides = [Ours(args)] + [Peer(args, peer) for peer in peers]
     for side in sides[1:]:
         side.tune(workload, data)
@@ -281,6 +282,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtype", choices=tuple(NEAR), default="float32", help="of all sides, computing and storing")
     parser.add_argument("--only", default="abcde", help="workloads, as ace")
+    parser.add_argument("--peers", help="only these, as hf-hooks,candle-mi")
     parser.add_argument("--json", type=Path, help="write all measurements here")
     args = parser.parse_args()
     args.model = args.model.resolve()
