@@ -152,7 +152,7 @@ impl Prepared {
         })
     }
 
-    /// The fingerprint of the dataset's contents ([`Dataset::fingerprint`]; `None` where there is no dataset), for which its files are read through once however often it is
+    /// The fingerprint of the dataset's contents ([`Dataset::fingerprint`](crate::data::Dataset::fingerprint); `None` where there is no dataset), for which its files are read through once however often it is
     /// asked for.
     ///
     /// # Errors

@@ -107,7 +107,7 @@ pub struct TapInfo {
     /// `|top:K` and `|logprob:K`: a second tensor `index`, I32 [rows, K], holds which components the K values are.
     #[serde(default)]
     pub top_k: Option<usize>,
-    /// The seed that a random order of each shard's rows is drawn by: `order`, I32 [rows], then names them in it. The rows themselves lie
+    /// The seed that a random order of each shard's rows is drawn by: `order`, I32 `[rows]`, then names them in it. The rows themselves lie
     /// in the order of samples all the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order_seed: Option<u64>,
